@@ -1,0 +1,73 @@
+// From examples to TokenBatches: tokenise, order by seed, pack without padding, go on after a restart.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "data/task.h"
+#include "data/tokenizer.h"
+#include "runtime/token_batch.h"
+
+namespace hone::data {
+
+// One sequence: inputs are tokens[0 … n−2], targets tokens[1 … n−1]; weight_n[i] is the loss weight of
+// predicting tokens[i] (weight_n[0] is unused).
+struct TokenSequence {
+  std::vector<int32_t> tokens;
+  std::vector<float> weight;
+};
+// prompt, completion, eos; weight 1 on completion and eos. DataError when longer than `max_length`.
+TokenSequence Tokenize(const Tokenizer& tokenizer, const Example& example, int64_t max_length,
+                       const std::string& where);
+
+// Which sequences share a pack: best-fit decreasing into packs of at most `pack_tokens`; the result
+// depends on the lengths only.
+std::vector<std::vector<int64_t>> BestFitPack(const std::vector<int64_t>& lengths,
+                                              int64_t pack_tokens);
+// Lays sequences end to end. Weights are copied and not normalised.
+TokenBatch MakeBatch(const std::vector<const TokenSequence*>& sequences);
+// Packs split over `ranks` so that each has the same number (some may be empty) and nearly the same tokens;
+// a pure function of the lengths. Entry [rank][microbatch] lists packs.
+std::vector<std::vector<int64_t>> BalancePacks(const std::vector<int64_t>& pack_tokens, int ranks);
+
+// Scales the weights of a step's batches so that they sum to one over all of them: a token mean.
+void NormalizeLossWeights(std::vector<TokenBatch>* batches, double total_weight);
+
+struct LoaderState {
+  int64_t next_index = 0;  // of the seeded order
+  int64_t epoch = 0;
+};
+// Step batches of a global number of packs: order depends on the seed only, not on the layout.
+class DataLoader {
+ public:
+  struct Options {
+    int64_t packs = 16;          // per step, over all ranks
+    int64_t pack_tokens = 1024;
+    int64_t max_length = 1024;   // of a sequence
+    uint64_t seed = 0;
+    int dp = 1, dp_rank = 0;
+    bool repeat = true;          // epochs without end; else stops after `epochs`
+    int64_t epochs = 1;
+  };
+  DataLoader(std::shared_ptr<ExampleSource> source, std::shared_ptr<const Tokenizer> tokenizer,
+             Options options);
+  ~DataLoader();
+
+  struct StepData {
+    std::vector<TokenBatch> microbatches;  // this rank's; the same number on every rank
+    int64_t tokens = 0;                    // of the whole step, all ranks
+    bool end = false;                      // no more data: microbatches is empty
+  };
+  // Weights are normalised to a global token mean.
+  StepData Next();
+  LoaderState state() const;
+  void set_state(const LoaderState& state);
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace hone::data

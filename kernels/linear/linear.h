@@ -1,0 +1,21 @@
+// y = x · wᵀ + bias, and its two gradients.
+//
+// T rows (tokens), K input dim, N output dim. x, w, bias, y share one dtype (f32, bf16, f64); weight
+// gradients are f32 (f64 when the rest is f64).
+// Batch invariance: a row of y has the same bits whatever T is, however many threads run and wherever
+// the row stands. On the CPU each element is one fused-multiply-add chain over k in ascending order.
+// Gradient convention: input gradients are returned (=), weight and bias gradients are added (+=).
+#pragma once
+
+#include "runtime/context.h"
+
+namespace hone::kernels {
+
+Tensor Linear(Context& ctx, const Tensor& x_TK, const Tensor& w_NK, const Tensor* bias_N = nullptr);
+// dx = dy · w
+Tensor LinearInputGradient(Context& ctx, const Tensor& dy_TN, const Tensor& w_NK);
+// dw += dyᵀ · x ; dbias += Σ_t dy (dbias may be null)
+void LinearWeightGradient(Context& ctx, const Tensor& dy_TN, const Tensor& x_TK, const Tensor& dw_NK,
+                          const Tensor* dbias_N = nullptr);
+
+}  // namespace hone::kernels

@@ -1,0 +1,93 @@
+// R rows, D columns. Statistics of a row are lane sums (lanes.h), so a row's bits are its own.
+#include "kernels/norm/rms_norm_cpu.h"
+
+#include <vector>
+
+#include "kernels/dispatch.h"
+#include "kernels/lanes.h"
+
+namespace hone::kernels::cpu {
+namespace {
+
+// Rows whose share of dw is summed together before the blocks are added in order.
+constexpr int64_t kBlockRows = 64;
+
+template <class T>
+Acc<T> InverseRms(const T* x, int64_t cols, double eps) {
+  using A = Acc<T>;
+  A sum = LaneSum<A>(cols, [x](A acc, int64_t i) {
+    A v = Widen(x[i]);
+    return std::fma(v, v, acc);
+  });
+  return A(1) / std::sqrt(sum / static_cast<A>(cols) + static_cast<A>(eps));
+}
+
+// With r = 1/rms and n = x·r:  dx = r · (w·dy − n · mean(n · w·dy)),  dw += dy · n.
+template <class T>
+void BackwardRow(const T* dy, const T* x, const T* w, double eps, int64_t cols, T* dx,
+                 Acc<T>* dw) {
+  using A = Acc<T>;
+  A inverse = InverseRms(x, cols, eps);
+  A dot = LaneSum<A>(cols, [=](A acc, int64_t i) {
+    return std::fma(Widen(dy[i]) * Widen(w[i]), Widen(x[i]), acc);
+  });
+  A mean = dot * inverse / static_cast<A>(cols);
+  for (int64_t i = 0; i < cols; ++i) {
+    A normed = Widen(x[i]) * inverse;
+    A g = Widen(dy[i]);
+    dw[i] = std::fma(g, normed, dw[i]);
+    dx[i] = Narrow<T>(inverse * std::fma(-normed, mean, g * Widen(w[i])));
+  }
+}
+
+}  // namespace
+
+template <class T>
+void RmsNorm(Context& ctx, const Tensor& x_RD, const Tensor& w_D, double eps, const Tensor& y_RD) {
+  Rows<T> x(x_RD), y(y_RD);
+  const T* w = w_D.data<T>();
+  int64_t cols = x_RD.cols();
+  ctx.pool().ParallelFor(x_RD.rows(), RowGrain(cols), [&](int64_t begin, int64_t end) {
+    for (int64_t r = begin; r < end; ++r) {
+      Acc<T> inverse = InverseRms(x[r], cols, eps);
+      const T* from = x[r];
+      T* to = y[r];
+      for (int64_t i = 0; i < cols; ++i) {
+        to[i] = Narrow<T>(Widen(from[i]) * inverse * Widen(w[i]));
+      }
+    }
+  });
+}
+
+template <class T>
+void RmsNormBackward(Context& ctx, const Tensor& dy_RD, const Tensor& x_RD, const Tensor& w_D,
+                     const Tensor& dw_D, double eps, const Tensor& dx_RD) {
+  using A = Acc<T>;
+  Rows<T> dy(dy_RD), x(x_RD), dx(dx_RD);
+  const T* w = w_D.data<T>();
+  int64_t rows = x_RD.rows(), cols = x_RD.cols();
+  int64_t blocks = (rows + kBlockRows - 1) / kBlockRows;
+  std::vector<A> partial(blocks * cols, A(0));
+  ctx.pool().ParallelFor(blocks, RowGrain(cols * kBlockRows), [&](int64_t begin, int64_t end) {
+    for (int64_t b = begin; b < end; ++b) {
+      for (int64_t r = b * kBlockRows; r < std::min(rows, (b + 1) * kBlockRows); ++r) {
+        BackwardRow<T>(dy[r], x[r], w, eps, cols, dx[r], partial.data() + b * cols);
+      }
+    }
+  });
+  A* dw = dw_D.data<A>();
+  for (int64_t b = 0; b < blocks; ++b) {
+    for (int64_t i = 0; i < cols; ++i) dw[i] += partial[b * cols + i];
+  }
+}
+
+#define HONE_INSTANTIATE(T)                                                                \
+  template void RmsNorm<T>(Context&, const Tensor&, const Tensor&, double, const Tensor&); \
+  template void RmsNormBackward<T>(Context&, const Tensor&, const Tensor&, const Tensor&,  \
+                                   const Tensor&, double, const Tensor&);
+HONE_INSTANTIATE(float)
+HONE_INSTANTIATE(double)
+HONE_INSTANTIATE(BF16)
+#undef HONE_INSTANTIATE
+
+}  // namespace hone::kernels::cpu

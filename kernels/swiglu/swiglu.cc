@@ -1,0 +1,38 @@
+#include "kernels/swiglu/swiglu.h"
+
+#include "kernels/dispatch.h"
+#include "kernels/swiglu/swiglu_cpu.h"
+
+namespace hone::kernels {
+namespace {
+
+constexpr std::string_view kOp = "swiglu";
+
+void CheckInputs(const Context& ctx, const Tensor& gate_TF, const Tensor& up_TF) {
+  RequireCpu(kOp, ctx);
+  CheckTensor(kOp, "gate", ctx, gate_TF, gate_TF.dtype());
+  CheckTensor(kOp, "up", ctx, up_TF, gate_TF.dtype(), gate_TF.shape());
+}
+
+}  // namespace
+
+Tensor SwiGlu(Context& ctx, const Tensor& gate_TF, const Tensor& up_TF) {
+  CheckInputs(ctx, gate_TF, up_TF);
+  Tensor h_TF = ctx.EmptyLike(gate_TF);
+  SwitchFloat(kOp, gate_TF.dtype(),
+              [&](auto t) { cpu::SwiGlu<decltype(t)>(ctx, gate_TF, up_TF, h_TF); });
+  return h_TF;
+}
+
+std::pair<Tensor, Tensor> SwiGluBackward(Context& ctx, const Tensor& dh_TF, const Tensor& gate_TF,
+                                         const Tensor& up_TF) {
+  CheckInputs(ctx, gate_TF, up_TF);
+  CheckTensor(kOp, "dh", ctx, dh_TF, gate_TF.dtype(), gate_TF.shape());
+  Tensor dgate_TF = ctx.EmptyLike(gate_TF), dup_TF = ctx.EmptyLike(gate_TF);
+  SwitchFloat(kOp, gate_TF.dtype(), [&](auto t) {
+    cpu::SwiGluBackward<decltype(t)>(ctx, dh_TF, gate_TF, up_TF, dgate_TF, dup_TF);
+  });
+  return {dgate_TF, dup_TF};
+}
+
+}  // namespace hone::kernels

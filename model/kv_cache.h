@@ -1,0 +1,44 @@
+// A paged cache of keys and values for every layer of a model (or of one stage of it).
+//
+// Pages of `page_size` tokens are numbered; a sequence is a list of page numbers kept by its owner (the
+// inference engine). Pages are reference counted so that a group shares its prompt's pages. GQA keeps
+// keys and values; MLA keeps the normalised latent and the rotated shared key ("expand" and "absorb" both
+// decode from those).
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "model/model_config.h"
+#include "runtime/context.h"
+
+namespace hone::model {
+
+class KvCache {
+ public:
+  KvCache(Context& ctx, const ModelConfig& config, int64_t layers, int64_t pages, int64_t page_size,
+          DType dtype);
+
+  int64_t page_size() const { return page_size_; }
+  int64_t pages() const { return static_cast<int64_t>(references_.size()); }
+  int64_t free_pages() const { return static_cast<int64_t>(free_.size()); }
+  static int64_t BytesPerPage(const ModelConfig& config, int64_t layers, int64_t page_size,
+                              DType dtype);
+
+  int32_t TakePage();               // refcount 1; Error when none is free
+  void Share(int32_t page);         // refcount + 1
+  void Release(int32_t page);       // refcount − 1; free at 0
+  void CopyPage(Context& ctx, int32_t from, int32_t to);  // every layer
+  void Clear();                     // all pages free: new weights, no old keys
+
+  // First and second pool of a layer: [pages, page_size, heads, dim].
+  const Tensor& first(int64_t layer) const { return first_[layer]; }    // k, or the latent c
+  const Tensor& second(int64_t layer) const { return second_[layer]; }  // v, or the rotated key
+
+ private:
+  int64_t page_size_;
+  std::vector<Tensor> first_, second_;
+  std::vector<int32_t> references_, free_;
+};
+
+}  // namespace hone::model

@@ -1,0 +1,74 @@
+// One optimizer step over any layout: runs the schedule, reduces gradients, clips, updates.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <vector>
+
+#include "parallel/gradient_reducer.h"
+#include "parallel/mesh.h"
+#include "parallel/pipeline_schedule.h"
+#include "parallel/pipeline_stage.h"
+#include "parallel/sharded_optimizer.h"
+
+namespace hone::parallel {
+
+struct PipelineConfig {
+  ScheduleKind schedule = ScheduleKind::k1F1B;
+  int chunks = 1;  // stages a rank with `interleaved`
+  void Read(ConfigReader& reader);
+  int chunks_per_rank() const;  // 2 for DualPipe-V
+};
+
+class TrainEngine {
+ public:
+  struct Options {
+    PipelineConfig pipeline;
+    AdamWConfig optimizer;
+    GradientReducer::Options reducer;
+  };
+  // `chunks` are this rank's stages, in chunk order. Not owned: context, mesh, chunks.
+  TrainEngine(Context& ctx, const Mesh& mesh, std::vector<PipelineStage*> chunks, Options options);
+  ~TrainEngine();
+
+  struct StepResult {
+    double loss = 0;          // Σ w ℓ over the whole step, the same on every rank
+    double gradient_norm = 0;
+    bool skipped = false;     // a gradient was not finite
+    MetricSums metrics;       // summed over the whole step, the same on every rank
+  };
+  // `microbatches`: this dp rank's; every dp rank passes the same number (empty batches are allowed: a
+  // batch of zero tokens) and every pp rank of a pipeline the same batches.
+  StepResult Step(const std::vector<TokenBatch>& microbatches, const LossFunction& loss, double lr);
+
+  // Forward only. Outcomes of this rank's microbatches, in order, on the rank with the last stage
+  // (empty elsewhere); `loss` may be null: then log-probabilities only, at `temperature`.
+  std::vector<PipelineStage::Outcome> Evaluate(const std::vector<TokenBatch>& microbatches,
+                                               const LossFunction& loss, bool keep_head_output);
+
+  ShardedOptimizer& optimizer();
+  std::vector<Parameter*> Parameters();
+
+  // Proves at start-up, with known inputs, that gradients are summed over dp and that all ranks hold the
+  // same weights and config digest; CommError names the first rank that differs.
+  void SelfCheck(const std::string& config_digest);
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+// Runs one rank's list of actions. Sends do not wait; receives are posted when an action needs them.
+class PipelineExecutor {
+ public:
+  PipelineExecutor(const PipelineShape& shape, GroupPtr pp, std::vector<PipelineStage*> chunks);
+  void Run(Context& ctx, const std::vector<Action>& actions,
+           const std::vector<TokenBatch>& microbatches, const LossFunction* loss, bool train);
+
+ private:
+  PipelineShape shape_;
+  GroupPtr pp_;
+  std::vector<PipelineStage*> chunks_;
+};
+
+}  // namespace hone::parallel

@@ -1,0 +1,52 @@
+// What an operation needs to run: device, stream, allocator, threads. Passed to every kernel and
+// layer; one per rank (or per thread of control), never shared between threads.
+#pragma once
+
+#include <deque>
+#include <functional>
+#include <memory>
+
+#include "runtime/allocator.h"
+#include "runtime/device.h"
+#include "runtime/tensor.h"
+#include "runtime/thread_pool.h"
+
+namespace hone::runtime {
+
+// Work that a pipeline schedule may run later: the weight-gradient half of a backward pass. Entries
+// own what they read. Only Linear and GroupedExperts push.
+using WeightGradientQueue = std::deque<std::function<void()>>;
+
+class Context {
+ public:
+  // `threads` counts the calling thread. The allocator may be shared between contexts.
+  explicit Context(Device device = Device::Cpu(), int threads = 1,
+                   std::shared_ptr<Allocator> allocator = nullptr);
+
+  Device device() const { return device_; }
+  Stream& stream() { return *stream_; }
+  ThreadPool& pool() { return *pool_; }
+  const std::shared_ptr<Allocator>& allocator() const { return allocator_; }
+
+  Tensor Empty(Shape shape, DType dtype, MemoryCategory category = MemoryCategory::kActivations);
+  Tensor Zeros(Shape shape, DType dtype, MemoryCategory category = MemoryCategory::kActivations);
+  Tensor EmptyLike(const Tensor& t) { return Empty(t.shape(), t.dtype()); }
+  Tensor ZerosLike(const Tensor& t) { return Zeros(t.shape(), t.dtype()); }
+  Tensor Clone(const Tensor& t, MemoryCategory category = MemoryCategory::kActivations);
+
+  // When set, layers push weight-gradient work here instead of doing it at once.
+  WeightGradientQueue* weight_gradients = nullptr;
+
+ private:
+  Device device_;
+  std::shared_ptr<Allocator> allocator_;
+  std::shared_ptr<Stream> stream_;
+  std::shared_ptr<ThreadPool> pool_;
+};
+
+}  // namespace hone::runtime
+
+namespace hone {
+using runtime::Context;
+using runtime::WeightGradientQueue;
+}  // namespace hone
