@@ -1,0 +1,123 @@
+// Row helpers whose bits do not depend on the instruction set, on alignment, or on whether the
+// compiler vectorised a loop.
+//
+// Exp is branch-free and built from explicit fused multiply-adds, so a loop over it vectorises and
+// each element has the bits of the scalar call. Reductions use kLanes partial results, element i
+// going to lane i mod kLanes, folded by one fixed tree; bf16 rows are read as f32.
+#pragma once
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <cstdint>
+#include <limits>
+
+#include "runtime/dtype.h"
+
+namespace hone::kernels {
+
+inline float Fma(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
+inline double Fma(double a, double b, double c) { return __builtin_fma(a, b, c); }
+
+// e^x to 1 ulp or so. Results below the smallest normal number are 0; NaN stays NaN.
+// x = n ln2 + r with n an integer and |r| ≤ ln2 / 2; e^r by its Taylor polynomial of degree 7.
+inline float Exp(float x) {
+  constexpr float kLowest = -87.33654f, kHighest = 88.72283f;
+  constexpr float kRound = 12582912.0f;  // 1.5 · 2^23: adding it rounds to an integer
+  float c = x < kLowest ? kLowest : x;
+  c = c > kHighest ? kHighest : c;
+  float shifted = Fma(c, 1.44269504f, kRound);
+  float n = shifted - kRound;
+  float r = Fma(n, -0.693145752f, c);
+  r = Fma(n, -1.42860677e-6f, r);
+  float p = Fma(r, 1.0f / 5040, 1.0f / 720);
+  p = Fma(p, r, 1.0f / 120);
+  p = Fma(p, r, 1.0f / 24);
+  p = Fma(p, r, 1.0f / 6);
+  p = Fma(p, r, 0.5f);
+  p = Fma(p, r, 1.0f);
+  p = Fma(p, r, 1.0f);
+  uint32_t exponent = std::bit_cast<uint32_t>(shifted) << 23;
+  float y = std::bit_cast<float>(std::bit_cast<uint32_t>(p) + exponent);
+  y = x < kLowest ? 0.0f : y;
+  y = x > kHighest ? std::numeric_limits<float>::infinity() : y;
+  return x != x ? x : y;
+}
+inline double Exp(double x) { return std::exp(x); }
+
+template <class T>
+inline Acc<T> Load(T x) {
+  return static_cast<Acc<T>>(x);
+}
+template <class T, class A>
+inline T Store(A x) {
+  return T(static_cast<Acc<T>>(x));
+}
+template <class T>
+inline void LoadRow(const T* from, Acc<T>* to, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) to[i] = Load(from[i]);
+}
+template <class T>
+inline void StoreRow(const Acc<T>* from, T* to, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) to[i] = Store<T>(from[i]);
+}
+
+inline constexpr int kLanes = 16;
+
+// Folds lane i + h into lane i for h = 8, 4, 2, 1.
+template <class A, class Op>
+inline A FoldLanes(A* lane, Op op) {
+  for (int half = kLanes / 2; half > 0; half /= 2) {
+    for (int i = 0; i < half; ++i) lane[i] = op(lane[i], lane[i + half]);
+  }
+  return lane[0];
+}
+
+// Σ term(i) for i in [0, n); `term` is called once an index.
+template <class A, class Term>
+inline A SumOver(int64_t n, Term term) {
+  A lane[kLanes] = {};
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+    for (int l = 0; l < kLanes; ++l) lane[l] += term(i + l);
+  }
+  for (int l = 0; i + l < n; ++l) lane[l] += term(i + l);
+  return FoldLanes(lane, [](A a, A b) { return a + b; });
+}
+
+template <class T>
+inline Acc<T> SumLanes(const T* x, int64_t n) {
+  return SumOver<Acc<T>>(n, [x](int64_t i) { return Load(x[i]); });
+}
+
+// Σ x[i] y[i], fused.
+template <class T, class U>
+inline Acc<T> Dot(const T* x, const U* y, int64_t n) {
+  using A = Acc<T>;
+  A lane[kLanes] = {};
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+    for (int l = 0; l < kLanes; ++l) lane[l] = Fma(Load(x[i + l]), A(Load(y[i + l])), lane[l]);
+  }
+  for (int l = 0; i + l < n; ++l) lane[l] = Fma(Load(x[i + l]), A(Load(y[i + l])), lane[l]);
+  return FoldLanes(lane, [](A a, A b) { return a + b; });
+}
+
+// The greatest element; -inf when n = 0. NaN is skipped.
+template <class T>
+inline Acc<T> MaxLanes(const T* x, int64_t n) {
+  using A = Acc<T>;
+  A lane[kLanes];
+  std::fill(lane, lane + kLanes, -std::numeric_limits<A>::infinity());
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+    for (int l = 0; l < kLanes; ++l) {
+      A v = Load(x[i + l]);
+      lane[l] = v > lane[l] ? v : lane[l];
+    }
+  }
+  for (int l = 0; i + l < n; ++l) lane[l] = std::max(lane[l], A(Load(x[i + l])));
+  return FoldLanes(lane, [](A a, A b) { return a > b ? a : b; });
+}
+
+}  // namespace hone::kernels
