@@ -1,0 +1,62 @@
+// Weights from learner ranks to workers, each rank serving its own slabs.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "parallel/comm/process_group.h"
+#include "rl/rollout/coordinator.h"
+#include "runtime/slab.h"
+
+namespace hone::rl {
+
+// A 128-bit digest of named tensors that does not depend on how they are cut along dim 0 nor on their order:
+// the sum over rows of XXH3(row bytes, seed = (name, global row)). Hex.
+std::string WeightDigest(const SlabIndex& slabs);
+// Sum of the ranks' partial digests; ranks that hold replicas pass only what they own.
+std::string CombineDigests(const std::vector<std::string>& partial);
+
+// One on each learner rank. Serves immutable snapshots over gRPC, and through shared memory (a file in
+// /dev/shm, mode 0600) to workers on the same host. Keeps the two newest; an older one is "gone".
+class WeightPublisher {
+ public:
+  struct Options {
+    std::string listen = "127.0.0.1:0";
+    std::string secret;
+    std::string tls_certificate, tls_key, tls_ca;
+    bool shared_memory = true;
+  };
+  explicit WeightPublisher(Options options);
+  ~WeightPublisher();
+  std::string address() const;
+
+  // Collective over `world`: copies `slabs` (this rank's; replicas are dropped so that each slab is served
+  // once), and returns the version with its digest and everyone's endpoints, the same on all ranks.
+  WeightVersion Publish(parallel::ProcessGroup& world, int64_t version, const SlabIndex& slabs);
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+// The worker's side: fetches every slab of `version` into `target` and checks the digest before returning it
+// usable; CommError names what failed ("gone", digest, endpoint).
+class WeightSync {
+ public:
+  struct Options {
+    std::string secret;
+    std::string tls_certificate, tls_key, tls_ca;
+    bool shared_memory = true;
+  };
+  explicit WeightSync(Options options);
+  ~WeightSync();
+  void Fetch(const WeightVersion& version, const SlabIndex& target);
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace hone::rl
