@@ -1,9 +1,9 @@
 // Collectives and messages between ranks.
 //
-// Every rank of a group calls the same collectives in the same order. Reductions add in rank order, so
-// thread and MPI groups give the same bits. An operation is asynchronous: it may read and write its
-// tensors until Wait returns. Waiting past the group's deadline throws TimeoutError naming group, rank,
-// operation and peers; a waiting rank sleeps.
+// Every rank of a group calls the same collectives in the same order. Reductions add in rank order,
+// so thread and MPI groups give the same bits. An operation is asynchronous: it may read and write
+// its tensors until Wait returns. Waiting past the group's deadline throws TimeoutError naming
+// group, rank, operation and peers; a waiting rank sleeps.
 #pragma once
 
 #include <chrono>
@@ -45,8 +45,8 @@ class ProcessGroup {
   virtual WorkPtr AllToAll(const Tensor& send, const std::vector<int64_t>& send_rows,
                            const Tensor& recv, const std::vector<int64_t>& recv_rows) = 0;
   virtual WorkPtr Broadcast(const Tensor& tensor, int root) = 0;
-  // Messages between two ranks are matched by tag, in order within a tag. Sending does not wait for the
-  // receiver.
+  // Messages between two ranks are matched by tag, in order within a tag. Sending does not wait for
+  // the receiver.
   virtual WorkPtr Send(const Tensor& tensor, int peer, int tag) = 0;
   virtual WorkPtr Receive(const Tensor& tensor, int peer, int tag) = 0;
 
@@ -66,11 +66,11 @@ struct GroupOptions {
 
 // A group of one: every operation is a copy or nothing.
 GroupPtr MakeSingleGroup();
-// Runs fn(group) on `size` threads, each a rank; returns when all have returned and rethrows the first
-// error (after which the other ranks' operations fail rather than hang).
+// Runs fn(group) on `size` threads, each a rank; returns when all have returned and rethrows the
+// first error (after which the other ranks' operations fail rather than hang).
 void RunThreadRanks(int size, const std::function<void(GroupPtr)>& fn, GroupOptions options = {});
-// MPI_COMM_WORLD. Initialises MPI (MPI_THREAD_MULTIPLE not needed: one communication thread makes every
-// call and sleeps between tests). Call once; destroy before exit.
+// MPI_COMM_WORLD. Initialises MPI (MPI_THREAD_MULTIPLE not needed: one communication thread makes
+// every call and sleeps between tests). Call once; destroy before exit.
 GroupPtr MakeMpiGroup(GroupOptions options = {});
 // True when started by mpirun or srun with PMI: MakeMpiGroup would have more than this process.
 bool StartedByMpi();
