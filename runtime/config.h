@@ -48,6 +48,9 @@ class ConfigReader {
   explicit ConfigReader(const Config& config);
 
   bool Has(std::string_view key) const;
+  // What stands at a key that may hold more than one form; false when absent.
+  bool IsList(std::string_view key) const;
+  bool IsMap(std::string_view key) const;
   // T: bool, int, int64_t, double, std::string, std::vector of those.
   template <class T>
   void Required(std::string_view key, T* value);

@@ -11,7 +11,8 @@
 
 namespace hone::runtime {
 
-// Random access. Not thread safe. All methods throw IoError naming the path and the system's reason.
+// Random access. Not thread safe. All methods throw IoError naming the path and the system's
+// reason.
 class File {
  public:
   virtual ~File() = default;
@@ -34,12 +35,15 @@ class FileSystem {
   virtual std::vector<std::string> List(const std::string& dir) = 0;  // names, sorted
   virtual void MakeDirs(const std::string& dir) = 0;
   virtual void Rename(const std::string& from, const std::string& to) = 0;  // then syncs the parent
-  virtual void Remove(const std::string& path) = 0;      // a file
+  // Swaps two folders in one step where the file system can; else through a third name. Then syncs.
+  virtual void Exchange(const std::string& a, const std::string& b) = 0;
+  virtual void Remove(const std::string& path) = 0;  // a file
   virtual void RemoveAll(const std::string& dir) = 0;
   virtual void SyncDir(const std::string& dir) = 0;
 
   std::string ReadAll(const std::string& path);
-  // Writes path.tmp, syncs, renames over `path`: a reader sees the old bytes or the new, never a mix.
+  // Writes path.tmp, syncs, renames over `path`: a reader sees the old bytes or the new, never a
+  // mix.
   void WriteAtomically(const std::string& path, const std::string& bytes);
 };
 
@@ -48,8 +52,10 @@ FileSystem& LocalFileSystem();
 // Wraps another file system and fails on purpose.
 class FaultyFileSystem : public FileSystem {
  public:
-  // Called before each operation ("open", "write", "sync", "rename", …) with the path and, for writes,
-  // the total bytes written so far; returns the error text to throw as IoError, or "".
+  // Called before each operation ("open", "read", "write", "truncate", "sync", "close", "rename",
+  // …) with the path and, for writes, the total bytes written so far, these included; returns the
+  // error text to throw as IoError, or "". A write that fails leaves its first half in the file, as
+  // a full disk does.
   using Fault =
       std::function<std::string(const std::string& op, const std::string& path, int64_t bytes)>;
   FaultyFileSystem(FileSystem& base, Fault fault) : base_(base), fault_(std::move(fault)) {}
@@ -59,11 +65,12 @@ class FaultyFileSystem : public FileSystem {
   std::vector<std::string> List(const std::string& dir) override;
   void MakeDirs(const std::string& dir) override;
   void Rename(const std::string& from, const std::string& to) override;
+  void Exchange(const std::string& a, const std::string& b) override;
   void Remove(const std::string& path) override;
   void RemoveAll(const std::string& dir) override;
   void SyncDir(const std::string& dir) override;
 
-  // Used by this class's files.
+  // Used by this class's files: counts `bytes`, then throws if the fault says so.
   void MaybeFail(const std::string& op, const std::string& path, int64_t bytes = 0);
 
  private:

@@ -12,7 +12,8 @@
 namespace hone::runtime {
 
 // Appends JSON lines. Rank 0 only. Flushed line by line; synced with `Offset`, which a checkpoint
-// records, so that a resumed run cuts the file back and goes on as if never stopped.
+// records, so that a resumed run cuts the file back and goes on as if never stopped. A torn last
+// line is cut off; a file shorter than the offset is appended to where it ends.
 class MetricsWriter {
  public:
   MetricsWriter(FileSystem& fs, const std::string& path, int64_t resume_offset = -1 /* keep all */);
