@@ -1,9 +1,8 @@
 #include "parallel/mesh.h"
 
-#include <fmt/ranges.h>
-
 #include <utility>
 
+#include "parallel/comm/list_text.h"
 #include "runtime/error.h"
 
 namespace hone::parallel {
@@ -30,12 +29,12 @@ void MeshConfig::Validate(int world_size) const {
     Check<ConfigError>(size >= 1, "[mesh] {} = {}; an axis has at least one rank", axis, size);
   }
   Check<ConfigError>(dp % ep == 0, "[mesh] ep = {} does not divide dp = {}; choose ep from {{{}}}",
-                     ep, dp, fmt::join(Divisors(dp), ", "));
+                     ep, dp, ListText(Divisors(dp)));
   Check<ConfigError>(
       ranks() == world_size,
       "[mesh] pp · dp = {} · {} = {} ranks, but {} were started; start {}, or choose "
       "pp from {{{}}} and dp = {} / pp",
-      pp, dp, ranks(), world_size, ranks(), fmt::join(Divisors(world_size), ", "), world_size);
+      pp, dp, ranks(), world_size, ranks(), ListText(Divisors(world_size)), world_size);
 }
 
 std::string MeshConfig::ToString() const { return fmt::format("pp{}·dp{}·ep{}", pp, dp, ep); }

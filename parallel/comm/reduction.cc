@@ -1,10 +1,9 @@
 #include "parallel/comm/reduction.h"
 
-#include <fmt/ranges.h>
-
 #include <algorithm>
 #include <cstring>
 
+#include "parallel/comm/list_text.h"
 #include "runtime/error.h"
 
 namespace hone::parallel {
@@ -111,8 +110,8 @@ void CheckAllToAll(const ProcessGroup& group, const Tensor& send,
   CheckShape(fits(send, send_rows) && fits(recv, recv_rows) && send.dtype() == recv.dtype() &&
                  RowBytes(send) == RowBytes(recv),
              "[all_to_all] {}: rows [{}] of {} {} out, rows [{}] of {} {} in", Place(group),
-             fmt::join(send_rows, ", "), runtime::DTypeName(send.dtype()),
-             runtime::ShapeToString(send.shape()), fmt::join(recv_rows, ", "),
+             ListText(send_rows), runtime::DTypeName(send.dtype()),
+             runtime::ShapeToString(send.shape()), ListText(recv_rows),
              runtime::DTypeName(recv.dtype()), runtime::ShapeToString(recv.shape()));
 }
 

@@ -7,7 +7,6 @@
 //
 // All ranks share one lock and have a condition variable each. When one rank fails, the world is
 // marked failed and every wait, present or later, throws.
-#include <fmt/ranges.h>
 
 #include <algorithm>
 #include <condition_variable>
@@ -21,6 +20,7 @@
 #include <tuple>
 #include <utility>
 
+#include "parallel/comm/list_text.h"
 #include "parallel/comm/process_group.h"
 #include "parallel/comm/reduction.h"
 #include "runtime/error.h"
@@ -160,7 +160,7 @@ class CollectiveWork : public ThreadWork {
     for (int r = 0; r < group_->size(); ++r) {
       if (!collective_->arrived[r]) missing.push_back(r);
     }
-    return fmt::format("{}", fmt::join(missing, ", "));
+    return ListText(missing);
   }
   // Who comes later must not find this rank's tensors gone: it gets the same error.
   void GiveUp(const TimeoutError& error) override {
