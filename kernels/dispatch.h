@@ -1,5 +1,5 @@
-// How op.cc reaches its backend: one switch on the device, one on the dtype; and the checks that every
-// op makes of its tensors.
+// How op.cc reaches its backend: one switch on the device, one on the dtype; and the checks that
+// every op makes of its tensors.
 #pragma once
 
 #include <algorithm>
@@ -31,8 +31,8 @@ decltype(auto) SwitchFloat(std::string_view op, DType dtype, Fn&& fn) {
     case DType::kF64:
       return fn(double{});
     default:
-      throw ShapeError(fmt::format("[{}] dtype {} is not one of f32, bf16, f64", op,
-                                   runtime::DTypeName(dtype)));
+      throw ShapeError(
+          fmt::format("[{}] dtype {} is not one of f32, bf16, f64", op, runtime::DTypeName(dtype)));
   }
 }
 

@@ -1,4 +1,5 @@
-// AdamW (Loshchilov & Hutter, arXiv 1711.05101, alg. 2; decay decoupled and scaled by lr, as PyTorch).
+// AdamW (Loshchilov & Hutter, arXiv 1711.05101, alg. 2; decay decoupled and scaled by lr, as
+// PyTorch).
 #pragma once
 
 #include <cstdint>
@@ -10,15 +11,15 @@ namespace hone::kernels {
 
 struct AdamWStep {
   double lr = 0, beta1 = 0.9, beta2 = 0.95, eps = 1e-8, weight_decay = 0;
-  int64_t step = 1;            // counts from 1: bias correction
-  double gradient_scale = 1;   // clip factor, applied to the gradient as it is read
+  int64_t step = 1;           // counts from 1: bias correction
+  double gradient_scale = 1;  // clip factor, applied to the gradient as it is read
 };
 // One tensor's worth; all of the same size, contiguous.
 struct AdamWTensor {
-  Tensor master;      // f32 or f64, updated
-  Tensor gradient;    // f32 or f64
+  Tensor master;               // f32 or f64, updated
+  Tensor gradient;             // f32 or f64
   Tensor exp_avg, exp_avg_sq;  // f32, f64 or bf16, updated
-  Tensor value;       // compute dtype, written from master; may be undefined or the same as master
+  Tensor value;  // compute dtype, written from master; may be undefined or the same as master
   bool decay = true;
 };
 void AdamW(Context& ctx, const std::vector<AdamWTensor>& tensors, const AdamWStep& step);

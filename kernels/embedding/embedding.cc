@@ -25,7 +25,8 @@ void CheckTokens(const Context& ctx, const Tensor& table_VD, std::span<const int
 Tensor Embedding(Context& ctx, const Tensor& table_VD, std::span<const int32_t> token_T) {
   CheckTensor(kOp, "table", ctx, table_VD, table_VD.dtype());
   CheckTokens(ctx, table_VD, token_T);
-  Tensor y_TD = ctx.Empty({static_cast<int64_t>(token_T.size()), table_VD.dim(1)}, table_VD.dtype());
+  Tensor y_TD =
+      ctx.Empty({static_cast<int64_t>(token_T.size()), table_VD.dim(1)}, table_VD.dtype());
   SwitchFloat(kOp, table_VD.dtype(),
               [&](auto t) { cpu::Embedding<decltype(t)>(ctx, table_VD, token_T, y_TD); });
   return y_TD;

@@ -3,7 +3,7 @@
 #include <cstring>
 
 #include "kernels/dispatch.h"
-#include "kernels/lanes.h"
+#include "kernels/vec_math.h"
 
 namespace hone::kernels::cpu {
 
@@ -28,14 +28,14 @@ void EmbeddingBackward(Context& ctx, const Tensor& dy_TD, std::span<const int32_
     for (int64_t t = 0; t < dy_TD.rows(); ++t) {
       const T* from = dy[t];
       Acc<T>* to = dtable[token_T[t]];
-      for (int64_t i = begin; i < end; ++i) to[i] += Widen(from[i]);
+      for (int64_t i = begin; i < end; ++i) to[i] += Load(from[i]);
     }
   });
 }
 
-#define HONE_INSTANTIATE(T)                                                                        \
-  template void Embedding<T>(Context&, const Tensor&, std::span<const int32_t>, const Tensor&);    \
-  template void EmbeddingBackward<T>(Context&, const Tensor&, std::span<const int32_t>,            \
+#define HONE_INSTANTIATE(T)                                                                     \
+  template void Embedding<T>(Context&, const Tensor&, std::span<const int32_t>, const Tensor&); \
+  template void EmbeddingBackward<T>(Context&, const Tensor&, std::span<const int32_t>,         \
                                      const Tensor&);
 HONE_INSTANTIATE(float)
 HONE_INSTANTIATE(double)

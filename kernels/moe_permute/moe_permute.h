@@ -1,7 +1,7 @@
 // Sorting tokens by expert and back. T tokens, K experts a token, R = T·K rows.
 //
-// Rows are ordered by (expert, token). Combining adds a token's K rows in ascending expert order, so
-// the result does not depend on the batch.
+// Rows are ordered by (expert, token). Combining adds a token's K rows in ascending expert order,
+// so the result does not depend on the batch.
 #pragma once
 
 #include <cstdint>
@@ -21,8 +21,8 @@ struct Permutation {
 Permutation MakePermutation(std::span<const int32_t> index_TK, int64_t top_k, int64_t experts);
 
 Tensor Permute(Context& ctx, const Tensor& x_TD, const Permutation& permutation);
-// y_t = Σ_k weight[t, k] · rows[row[t, k]]; without weights (undefined tensor) a plain sum, which is the
-// backward of Permute.
+// y_t = Σ_k weight[t, k] · rows[row[t, k]]; without weights (undefined tensor) a plain sum, which
+// is the backward of Permute.
 Tensor Unpermute(Context& ctx, const Tensor& rows_RD, const Tensor& weight_TK,
                  const Permutation& permutation);
 struct UnpermuteGradients {

@@ -1,6 +1,6 @@
-// RMSNorm (Zhang & Sennrich, arXiv 1910.07467, eq. 4): y = x / sqrt(mean(x²) + eps) · w, along the last
-// dim; every leading dim is a row. Statistics in f32 (f64 for f64).
-// Gradient convention: dx is returned (=); dw is added (+=), f32 or f64.
+// RMSNorm (Zhang & Sennrich, arXiv 1910.07467, eq. 4): y = x / sqrt(mean(x²) + eps) · w, along the
+// last dim; every leading dim is a row. Statistics in f32 (f64 for f64). Gradient convention: dx is
+// returned (=); dw is added (+=), f32 or f64.
 #pragma once
 
 #include "runtime/context.h"

@@ -1,10 +1,10 @@
-// R rows, D columns. Statistics of a row are lane sums (lanes.h), so a row's bits are its own.
+// R rows, D columns. Statistics of a row are lane sums (vec_math.h), so a row's bits are its own.
 #include "kernels/norm/rms_norm_cpu.h"
 
 #include <vector>
 
 #include "kernels/dispatch.h"
-#include "kernels/lanes.h"
+#include "kernels/vec_math.h"
 
 namespace hone::kernels::cpu {
 namespace {
@@ -15,28 +15,21 @@ constexpr int64_t kBlockRows = 64;
 template <class T>
 Acc<T> InverseRms(const T* x, int64_t cols, double eps) {
   using A = Acc<T>;
-  A sum = LaneSum<A>(cols, [x](A acc, int64_t i) {
-    A v = Widen(x[i]);
-    return std::fma(v, v, acc);
-  });
-  return A(1) / std::sqrt(sum / static_cast<A>(cols) + static_cast<A>(eps));
+  return A(1) / std::sqrt(Dot(x, x, cols) / static_cast<A>(cols) + static_cast<A>(eps));
 }
 
 // With r = 1/rms and n = x·r:  dx = r · (w·dy − n · mean(n · w·dy)),  dw += dy · n.
 template <class T>
-void BackwardRow(const T* dy, const T* x, const T* w, double eps, int64_t cols, T* dx,
-                 Acc<T>* dw) {
+void BackwardRow(const T* dy, const T* x, const T* w, double eps, int64_t cols, T* dx, Acc<T>* dw) {
   using A = Acc<T>;
   A inverse = InverseRms(x, cols, eps);
-  A dot = LaneSum<A>(cols, [=](A acc, int64_t i) {
-    return std::fma(Widen(dy[i]) * Widen(w[i]), Widen(x[i]), acc);
-  });
+  A dot = SumOver<A>(cols, [=](int64_t i) { return Load(dy[i]) * Load(w[i]) * Load(x[i]); });
   A mean = dot * inverse / static_cast<A>(cols);
   for (int64_t i = 0; i < cols; ++i) {
-    A normed = Widen(x[i]) * inverse;
-    A g = Widen(dy[i]);
-    dw[i] = std::fma(g, normed, dw[i]);
-    dx[i] = Narrow<T>(inverse * std::fma(-normed, mean, g * Widen(w[i])));
+    A normed = Load(x[i]) * inverse;
+    A g = Load(dy[i]);
+    dw[i] = Fma(g, normed, dw[i]);
+    dx[i] = Store<T>(inverse * Fma(-normed, mean, g * Load(w[i])));
   }
 }
 
@@ -53,7 +46,7 @@ void RmsNorm(Context& ctx, const Tensor& x_RD, const Tensor& w_D, double eps, co
       const T* from = x[r];
       T* to = y[r];
       for (int64_t i = 0; i < cols; ++i) {
-        to[i] = Narrow<T>(Widen(from[i]) * inverse * Widen(w[i]));
+        to[i] = Store<T>(Load(from[i]) * inverse * Load(w[i]));
       }
     }
   });

@@ -1,7 +1,8 @@
 // Drawing tokens from logits. B rows, V vocabulary.
 //
-// The recorded log-probability is always of softmax(z / temperature) untruncated (temperature 1 where
-// decoding is greedy), with the same bits as token_logprob. Top-k, then top-p, restrict what can be drawn.
+// The recorded log-probability is always of softmax(z / temperature) untruncated (temperature 1
+// where decoding is greedy), with the same bits as token_logprob. Top-k, then top-p, restrict what
+// can be drawn.
 #pragma once
 
 #include <cstdint>

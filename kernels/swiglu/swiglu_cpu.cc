@@ -1,7 +1,6 @@
 #include "kernels/swiglu/swiglu_cpu.h"
 
 #include "kernels/dispatch.h"
-#include "kernels/lanes.h"
 #include "kernels/vec_math.h"
 
 namespace hone::kernels::cpu {
@@ -11,8 +10,8 @@ template <class T>
 void ForwardRow(const T* gate, const T* up, T* h, int64_t n) {
   using A = Acc<T>;
   for (int64_t i = 0; i < n; ++i) {
-    A g = Widen(gate[i]);
-    h[i] = Narrow<T>(g / (A(1) + Exp(-g)) * Widen(up[i]));
+    A g = Load(gate[i]);
+    h[i] = Store<T>(g / (A(1) + Exp(-g)) * Load(up[i]));
   }
 }
 
@@ -21,10 +20,10 @@ template <class T>
 void BackwardRow(const T* dh, const T* gate, const T* up, T* dgate, T* dup, int64_t n) {
   using A = Acc<T>;
   for (int64_t i = 0; i < n; ++i) {
-    A g = Widen(gate[i]), d = Widen(dh[i]);
+    A g = Load(gate[i]), d = Load(dh[i]);
     A sigmoid = A(1) / (A(1) + Exp(-g));
-    dgate[i] = Narrow<T>(d * Widen(up[i]) * sigmoid * std::fma(g, A(1) - sigmoid, A(1)));
-    dup[i] = Narrow<T>(d * g * sigmoid);
+    dgate[i] = Store<T>(d * Load(up[i]) * sigmoid * Fma(g, A(1) - sigmoid, A(1)));
+    dup[i] = Store<T>(d * g * sigmoid);
   }
 }
 

@@ -1,8 +1,9 @@
-// Log-probability and entropy of given tokens under softmax(x · wᵀ / temperature), without ever holding
-// T×V logits: rows are worked in blocks.
+// Log-probability and entropy of given tokens under softmax(x · wᵀ / temperature), without ever
+// holding T×V logits: rows are worked in blocks.
 //
 // T tokens, D model dim, V vocabulary. A target of TokenBatch::kNoTarget gives 0 and no gradient.
-// Results in f32 (f64 for f64). Batch invariant; the same bits as sampling/ gives for the token it draws.
+// Results in f32 (f64 for f64). Batch invariant; the same bits as sampling/ gives for the token it
+// draws.
 #pragma once
 
 #include <cstdint>
@@ -23,7 +24,8 @@ TokenLogprobResult TokenLogprob(Context& ctx, const Tensor& x_TD, const Tensor& 
 // Recomputes the logits a block at a time. dx is returned (=), dw is added (+=).
 // dentropy_T may be undefined.
 Tensor TokenLogprobBackward(Context& ctx, const Tensor& dlogp_T, const Tensor& dentropy_T,
-                            const Tensor& x_TD, const Tensor& w_VD, std::span<const int32_t> target_T,
-                            double temperature, const TokenLogprobResult& saved, const Tensor& dw_VD);
+                            const Tensor& x_TD, const Tensor& w_VD,
+                            std::span<const int32_t> target_T, double temperature,
+                            const TokenLogprobResult& saved, const Tensor& dw_VD);
 
 }  // namespace hone::kernels

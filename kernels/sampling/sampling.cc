@@ -1,0 +1,56 @@
+#include "kernels/sampling/sampling.h"
+
+#include <cmath>
+
+#include "kernels/dispatch.h"
+#include "kernels/sampling/sampling_cpu.h"
+
+namespace hone::kernels {
+namespace {
+
+constexpr std::string_view kOp = "sampling";
+
+void CheckRow(const SamplingParams& p, double uniform, size_t row) {
+  CheckShape(p.temperature >= 0 && std::isfinite(p.temperature),
+             "[{}] temperature {} of row {} must be 0 (greedy) or positive", kOp, p.temperature,
+             row);
+  CheckShape(p.top_p > 0 && p.top_p <= 1, "[{}] top_p {} of row {} must lie in (0, 1]", kOp,
+             p.top_p, row);
+  CheckShape(p.top_k >= 0, "[{}] top_k {} of row {} must be 0 (all) or positive", kOp, p.top_k,
+             row);
+  CheckShape(uniform >= 0 && uniform < 1, "[{}] uniform draw {} of row {} must lie in [0, 1)", kOp,
+             uniform, row);
+}
+
+}  // namespace
+
+std::vector<SampledToken> Sample(Context& ctx, const Tensor& logits_BV,
+                                 std::span<const SamplingParams> params_B,
+                                 std::span<const double> uniform_B) {
+  RequireCpu(kOp, ctx);
+  CheckTensor(kOp, "logits", ctx, logits_BV, logits_BV.dtype());
+  CheckShape(logits_BV.ndim() == 2 && logits_BV.cols() > 0,
+             "[{}] logits have shape {}, expected [rows, vocabulary]", kOp,
+             runtime::ShapeToString(logits_BV.shape()));
+  CheckShape(static_cast<int64_t>(params_B.size()) == logits_BV.rows() &&
+                 params_B.size() == uniform_B.size(),
+             "[{}] {} parameters and {} draws for {} rows", kOp, params_B.size(), uniform_B.size(),
+             logits_BV.rows());
+  for (size_t b = 0; b < params_B.size(); ++b) CheckRow(params_B[b], uniform_B[b], b);
+  std::vector<SampledToken> out(params_B.size());
+  SwitchFloat(kOp, logits_BV.dtype(), [&](auto t) {
+    using T = decltype(t);
+    Rows<T> logits(logits_BV);
+    ctx.pool().ParallelFor(
+        logits_BV.rows(), RowGrain(logits_BV.cols()), [&](int64_t begin, int64_t end) {
+          cpu::SampleScratch<T> scratch;
+          for (int64_t b = begin; b < end; ++b) {
+            out[b] =
+                cpu::SampleRow<T>(logits[b], logits_BV.cols(), params_B[b], uniform_B[b], scratch);
+          }
+        });
+  });
+  return out;
+}
+
+}  // namespace hone::kernels

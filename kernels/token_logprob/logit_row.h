@@ -1,0 +1,64 @@
+// The softmax of one row of logits, shared by token_logprob/, cross_entropy/ and sampling/, so that
+// a token's log-probability has the same bits wherever it is computed.
+//
+// z: the row, V its length. Everything is in the accumulation type A (float or double).
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+
+#include "kernels/vec_math.h"
+
+namespace hone::kernels {
+
+// z / temperature, from a row of any dtype. The only place where a temperature is applied.
+template <class T>
+inline void LoadLogits(const T* logits, double temperature, Acc<T>* z, int64_t vocab) {
+  if (temperature == 1.0) {
+    LoadRow(logits, z, vocab);
+    return;
+  }
+  Acc<T> t = static_cast<Acc<T>>(temperature);
+  for (int64_t v = 0; v < vocab; ++v) z[v] = Load(logits[v]) / t;
+}
+
+template <class A>
+struct RowSoftmax {
+  A max;  // the greatest logit
+  A sum;  // Σ exp(z − max)
+  A lse;  // max + log(sum)
+  A Logp(A z) const { return z - lse; }
+};
+
+// `exp_z` gets exp(z − max), which may be written over z; null when not wanted. Same bits either
+// way.
+template <class A>
+inline RowSoftmax<A> SoftmaxOf(const A* z, int64_t vocab, A* exp_z = nullptr) {
+  RowSoftmax<A> row;
+  row.max = MaxLanes(z, vocab);
+  A max = row.max;
+  if (exp_z) {
+    row.sum = SumOver<A>(vocab, [=](int64_t v) { return exp_z[v] = Exp(z[v] - max); });
+  } else {
+    row.sum = SumOver<A>(vocab, [=](int64_t v) { return Exp(z[v] - max); });
+  }
+  row.lse = row.max + std::log(row.sum);
+  return row;
+}
+
+// −Σ p log p, in nats: log(sum) − Σ exp(z − max)·(z − max) / sum.
+template <class A>
+inline A EntropyOf(const A* z, int64_t vocab, const RowSoftmax<A>& row) {
+  A max = row.max;
+  A weighted = SumOver<A>(vocab, [=](int64_t v) { return Exp(z[v] - max) * (z[v] - max); });
+  return std::log(row.sum) - weighted / row.sum;
+}
+
+// Rows of logits worked at once: about 4 MB of f32, so that a block stays near the cores. Depends
+// on the vocabulary only.
+inline int64_t LogitBlockRows(int64_t vocab) {
+  constexpr int64_t kElements = int64_t{1} << 20;
+  return std::clamp<int64_t>(kElements / std::max<int64_t>(1, vocab) / 64 * 64, 64, 1024);
+}
+
+}  // namespace hone::kernels
