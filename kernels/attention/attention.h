@@ -1,13 +1,13 @@
 // Causal softmax attention over packed sequences, and over a paged KV cache.
 //
-// T tokens, H query heads, G key/value heads (G divides H; head h reads group h / (H/G)), C the dim of
-// queries and keys, V the dim of values (V ≠ C for MLA). Sequence s is tokens
-// [cu_seqlens[s], cu_seqlens[s+1]); token t sees the tokens of its own sequence up to itself.
+// T tokens, H query heads, G key/value heads (G divides H; head h reads group h / (H/G)), C the dim
+// of queries and keys, V the dim of values (V ≠ C for MLA). Sequence s is tokens [cu_seqlens[s],
+// cu_seqlens[s+1]); token t sees the tokens of its own sequence up to itself.
 //   out[t, h] = Σ_u softmax_u(scale · q[t, h] · k[u, g]) v[u, g]
-// Tiled with a running maximum (Dao et al., FlashAttention, arXiv 2205.14135): no T×T matrix in memory.
-// Batch invariance: keys are visited in tiles of kKeyTile from the start of the sequence, in one fixed
-// order, so a query row's bits depend on its sequence up to it and on nothing else; packed, chunked and
-// token-by-token runs give the same bits.
+// Tiled with a running maximum (Dao et al., FlashAttention, arXiv 2205.14135): no T×T matrix in
+// memory. Batch invariance: keys are visited in tiles of kKeyTile from the start of the sequence,
+// in one fixed order, so a query row's bits depend on its sequence up to it and on nothing else;
+// packed, chunked and token-by-token runs give the same bits.
 #pragma once
 
 #include <cstdint>
@@ -25,18 +25,18 @@ struct AttentionResult {
   Tensor lse_TH;  // log Σ exp(scale · q·k), in the accumulation dtype; what Backward needs
 };
 
-// q [T, H, C], k [T, G, C], v [T, G, V]; any row strides between (token, head) rows are not supported:
-// last dims contiguous, rows as Tensor defines them.
-AttentionResult Attention(Context& ctx, const Tensor& q_THC, const Tensor& k_TGC, const Tensor& v_TGV,
-                          std::span<const int32_t> cu_seqlens, double scale);
+// q [T, H, C], k [T, G, C], v [T, G, V]; any row strides between (token, head) rows are not
+// supported: last dims contiguous, rows as Tensor defines them.
+AttentionResult Attention(Context& ctx, const Tensor& q_THC, const Tensor& k_TGC,
+                          const Tensor& v_TGV, std::span<const int32_t> cu_seqlens, double scale);
 
 struct AttentionGradients {
   Tensor dq_THC, dk_TGC, dv_TGV;
 };
 AttentionGradients AttentionBackward(Context& ctx, const Tensor& dout_THV, const Tensor& q_THC,
                                      const Tensor& k_TGC, const Tensor& v_TGV,
-                                     const AttentionResult& saved, std::span<const int32_t> cu_seqlens,
-                                     double scale);
+                                     const AttentionResult& saved,
+                                     std::span<const int32_t> cu_seqlens, double scale);
 
 // Keys and values in pages of `page_size` tokens (a multiple of kKeyTile or a divisor of it).
 struct PagedKv {
@@ -46,8 +46,8 @@ struct PagedKv {
   std::vector<std::span<const int32_t>> pages_S;
   std::vector<int32_t> length_S;
 };
-// The queries of sequence s are its last cu_seqlens[s+1] − cu_seqlens[s] tokens, whose keys and values
-// are already in the pages. Same bits as Attention over the whole sequence.
+// The queries of sequence s are its last cu_seqlens[s+1] − cu_seqlens[s] tokens, whose keys and
+// values are already in the pages. Same bits as Attention over the whole sequence.
 Tensor PagedAttention(Context& ctx, const Tensor& q_THC, const PagedKv& kv,
                       std::span<const int32_t> cu_seqlens, double scale);
 

@@ -1,8 +1,8 @@
 // Linear layers of E experts over rows sorted by expert.
 //
-// R rows, K input dim, N output dim; `offset_E` has E + 1 host entries: rows [offset[e], offset[e+1])
-// belong to expert e. Empty groups are allowed. dtypes, batch invariance and gradient convention as in
-// linear.h: a row's result does not depend on what else is in its group.
+// R rows, K input dim, N output dim; `offset_E` has E + 1 host entries: rows [offset[e],
+// offset[e+1]) belong to expert e. Empty groups are allowed. dtypes, batch invariance and gradient
+// convention as in linear.h: a row's result does not depend on what else is in its group.
 #pragma once
 
 #include <cstdint>

@@ -1,10 +1,12 @@
 // y = x · wᵀ + bias, and its two gradients.
 //
-// T rows (tokens), K input dim, N output dim. x, w, bias, y share one dtype (f32, bf16, f64); weight
-// gradients are f32 (f64 when the rest is f64).
-// Batch invariance: a row of y has the same bits whatever T is, however many threads run and wherever
-// the row stands. On the CPU each element is one fused-multiply-add chain over k in ascending order.
-// Gradient convention: input gradients are returned (=), weight and bias gradients are added (+=).
+// T rows (tokens), K input dim, N output dim. x, w, bias, y share one dtype (f32, bf16, f64);
+// weight gradients are f32 (f64 when the rest is f64). Batch invariance: a row of y has the same
+// bits whatever T is, however many threads run and wherever the row stands. On the CPU each element
+// is one fused-multiply-add chain over k in ascending order that starts from the bias; a weight
+// gradient is one chain over the tokens that starts from what is there, so splitting a batch into
+// microbatches of consecutive tokens changes no bit of it. Gradient convention: input gradients are
+// returned (=), weight and bias gradients are added (+=).
 #pragma once
 
 #include "runtime/context.h"
@@ -15,7 +17,7 @@ Tensor Linear(Context& ctx, const Tensor& x_TK, const Tensor& w_NK, const Tensor
 // dx = dy · w
 Tensor LinearInputGradient(Context& ctx, const Tensor& dy_TN, const Tensor& w_NK);
 // dw += dyᵀ · x ; dbias += Σ_t dy (dbias may be null)
-void LinearWeightGradient(Context& ctx, const Tensor& dy_TN, const Tensor& x_TK, const Tensor& dw_NK,
-                          const Tensor* dbias_N = nullptr);
+void LinearWeightGradient(Context& ctx, const Tensor& dy_TN, const Tensor& x_TK,
+                          const Tensor& dw_NK, const Tensor* dbias_N = nullptr);
 
 }  // namespace hone::kernels

@@ -1,0 +1,131 @@
+#include "kernels/attention/attention.h"
+
+#include "kernels/attention/attention_cpu.h"
+#include "kernels/dispatch.h"
+#include "kernels/elementwise/elementwise.h"
+
+namespace hone::kernels {
+namespace {
+
+void CheckSequences(std::string_view op, std::span<const int32_t> cu_seqlens, int64_t tokens) {
+  CheckShape(!cu_seqlens.empty() && cu_seqlens.front() == 0 && cu_seqlens.back() == tokens,
+             "[{}] {} offsets do not go from 0 to the {} tokens", op, cu_seqlens.size(), tokens);
+  for (size_t s = 0; s + 1 < cu_seqlens.size(); ++s) {
+    CheckShape(cu_seqlens[s] <= cu_seqlens[s + 1], "[{}] offsets fall from {} to {} at sequence {}",
+               op, cu_seqlens[s], cu_seqlens[s + 1], s);
+  }
+}
+
+void CheckHeads(std::string_view op, int64_t heads, int64_t groups) {
+  CheckShape(groups > 0 && heads % groups == 0,
+             "[{}] {} query heads are no multiple of {} key/value heads", op, heads, groups);
+}
+
+void CheckInputs(std::string_view op, const Context& ctx, const Tensor& q_THC, const Tensor& k_TGC,
+                 const Tensor& v_TGV, std::span<const int32_t> cu_seqlens) {
+  RequireCpu(op, ctx);
+  CheckTensor(op, "q_THC", ctx, q_THC, q_THC.dtype());
+  CheckShape(q_THC.ndim() == 3 && k_TGC.ndim() == 3 && v_TGV.ndim() == 3,
+             "[{}] shapes {}, {}, {}: expected three dims each", op,
+             runtime::ShapeToString(q_THC.shape()), runtime::ShapeToString(k_TGC.shape()),
+             runtime::ShapeToString(v_TGV.shape()));
+  int64_t tokens = q_THC.dim(0), groups = k_TGC.dim(1);
+  CheckTensor(op, "k_TGC", ctx, k_TGC, q_THC.dtype(), {tokens, groups, q_THC.dim(2)});
+  CheckTensor(op, "v_TGV", ctx, v_TGV, q_THC.dtype(), {tokens, groups, v_TGV.dim(2)});
+  CheckHeads(op, q_THC.dim(1), groups);
+  CheckSequences(op, cu_seqlens, tokens);
+}
+
+void CheckPages(std::string_view op, const Context& ctx, const Tensor& q_THC, const PagedKv& kv,
+                std::span<const int32_t> cu_seqlens) {
+  RequireCpu(op, ctx);
+  CheckTensor(op, "q_THC", ctx, q_THC, q_THC.dtype());
+  CheckShape(q_THC.ndim() == 3 && kv.k_PSGC.ndim() == 4 && kv.v_PSGV.ndim() == 4,
+             "[{}] shapes {}, {}, {}: expected three dims of q, four of the pages", op,
+             runtime::ShapeToString(q_THC.shape()), runtime::ShapeToString(kv.k_PSGC.shape()),
+             runtime::ShapeToString(kv.v_PSGV.shape()));
+  int64_t pages = kv.k_PSGC.dim(0), page_size = kv.k_PSGC.dim(1), groups = kv.k_PSGC.dim(2);
+  CheckTensor(op, "k_PSGC", ctx, kv.k_PSGC, q_THC.dtype(),
+              {pages, page_size, groups, q_THC.dim(2)});
+  CheckTensor(op, "v_PSGV", ctx, kv.v_PSGV, q_THC.dtype(),
+              {pages, page_size, groups, kv.v_PSGV.dim(3)});
+  CheckHeads(op, q_THC.dim(1), groups);
+  CheckSequences(op, cu_seqlens, q_THC.dim(0));
+  CheckShape(page_size > 0 && (page_size % kKeyTile == 0 || kKeyTile % page_size == 0),
+             "[{}] a page of {} tokens is neither a multiple nor a divisor of the key tile {}", op,
+             page_size, kKeyTile);
+  size_t sequences = cu_seqlens.size() - 1;
+  CheckShape(kv.length_S.size() == sequences && kv.pages_S.size() == sequences,
+             "[{}] {} lengths and {} page lists for {} sequences", op, kv.length_S.size(),
+             kv.pages_S.size(), sequences);
+  for (size_t s = 0; s < sequences; ++s) {
+    int32_t queries = cu_seqlens[s + 1] - cu_seqlens[s], length = kv.length_S[s];
+    int64_t room = static_cast<int64_t>(kv.pages_S[s].size()) * page_size;
+    CheckShape(queries <= length && length <= room,
+               "[{}] sequence {} has {} queries, {} tokens and room for {}; expected them to rise",
+               op, s, queries, length, room);
+    for (int32_t page : kv.pages_S[s]) {
+      CheckShape(page >= 0 && page < pages, "[{}] sequence {} names page {} of {}", op, s, page,
+                 pages);
+    }
+  }
+}
+
+// float or double for a dtype already widened.
+template <class Fn>
+void SwitchAcc(DType dtype, Fn&& fn) {
+  dtype == DType::kF64 ? fn(double{}) : fn(float{});
+}
+
+}  // namespace
+
+AttentionResult Attention(Context& ctx, const Tensor& q_THC, const Tensor& k_TGC,
+                          const Tensor& v_TGV, std::span<const int32_t> cu_seqlens, double scale) {
+  CheckInputs("attention", ctx, q_THC, k_TGC, v_TGV, cu_seqlens);
+  int64_t tokens = q_THC.dim(0), heads = q_THC.dim(1);
+  DType acc = AccDType(q_THC.dtype());
+  Tensor out_THV = ctx.Empty({tokens, heads, v_TGV.dim(2)}, acc);
+  Tensor lse_TH = ctx.Empty({tokens, heads}, acc);
+  Tensor q = Cast(ctx, q_THC, acc), k = Cast(ctx, k_TGC, acc), v = Cast(ctx, v_TGV, acc);
+  SwitchAcc(acc, [&](auto a) {
+    cpu::Attention<decltype(a)>(ctx, q, k, v, cu_seqlens, scale, out_THV, lse_TH);
+  });
+  return {Cast(ctx, out_THV, q_THC.dtype()), lse_TH};
+}
+
+AttentionGradients AttentionBackward(Context& ctx, const Tensor& dout_THV, const Tensor& q_THC,
+                                     const Tensor& k_TGC, const Tensor& v_TGV,
+                                     const AttentionResult& saved,
+                                     std::span<const int32_t> cu_seqlens, double scale) {
+  constexpr std::string_view kOp = "attention_backward";
+  CheckInputs(kOp, ctx, q_THC, k_TGC, v_TGV, cu_seqlens);
+  int64_t tokens = q_THC.dim(0), heads = q_THC.dim(1);
+  DType dtype = q_THC.dtype(), acc = AccDType(dtype);
+  Shape out_shape = {tokens, heads, v_TGV.dim(2)};
+  CheckTensor(kOp, "dout_THV", ctx, dout_THV, dtype, out_shape);
+  CheckTensor(kOp, "out_THV", ctx, saved.out_THV, dtype, out_shape);
+  CheckTensor(kOp, "lse_TH", ctx, saved.lse_TH, acc, {tokens, heads});
+  AttentionGradients sum{ctx.Zeros(q_THC.shape(), acc), ctx.Zeros(k_TGC.shape(), acc),
+                         ctx.Zeros(v_TGV.shape(), acc)};
+  AttentionResult wide{Cast(ctx, saved.out_THV, acc), saved.lse_TH};
+  Tensor q = Cast(ctx, q_THC, acc), k = Cast(ctx, k_TGC, acc), v = Cast(ctx, v_TGV, acc);
+  Tensor dout = Cast(ctx, dout_THV, acc);
+  SwitchAcc(acc, [&](auto a) {
+    cpu::AttentionBackward<decltype(a)>(ctx, dout, q, k, v, wide, cu_seqlens, scale, sum);
+  });
+  return {Cast(ctx, sum.dq_THC, dtype), Cast(ctx, sum.dk_TGC, dtype), Cast(ctx, sum.dv_TGV, dtype)};
+}
+
+Tensor PagedAttention(Context& ctx, const Tensor& q_THC, const PagedKv& kv,
+                      std::span<const int32_t> cu_seqlens, double scale) {
+  CheckPages("paged_attention", ctx, q_THC, kv, cu_seqlens);
+  DType acc = AccDType(q_THC.dtype());
+  Tensor out_THV = ctx.Empty({q_THC.dim(0), q_THC.dim(1), kv.v_PSGV.dim(3)}, acc);
+  Tensor q = Cast(ctx, q_THC, acc);
+  SwitchFloat("paged_attention", q_THC.dtype(), [&](auto t) {
+    cpu::PagedAttention<decltype(t)>(ctx, q, kv, cu_seqlens, scale, out_THV);
+  });
+  return Cast(ctx, out_THV, q_THC.dtype());
+}
+
+}  // namespace hone::kernels

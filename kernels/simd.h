@@ -1,0 +1,88 @@
+// The widest vector this build may use, for code that a compiler would not vectorise by itself.
+//
+// Lanes never mix, and Fma is fused in each form, so the width changes speed and no bit.
+#pragma once
+
+#include <utility>
+
+#if defined(__AVX512F__) || (defined(__AVX2__) && defined(__FMA__))
+#include <immintrin.h>
+#endif
+
+namespace hone::kernels {
+
+template <class A>
+struct Simd;
+
+#if defined(__AVX512F__)
+inline constexpr int kSimdRegisters = 32;
+template <>
+struct Simd<float> {
+  using Vector = __m512;
+  static constexpr int kWidth = 16;
+  static Vector Zero() { return _mm512_setzero_ps(); }
+  static Vector Load(const float* p) { return _mm512_loadu_ps(p); }
+  static Vector Broadcast(float x) { return _mm512_set1_ps(x); }
+  static void Store(float* p, Vector v) { _mm512_storeu_ps(p, v); }
+  static Vector Fma(Vector a, Vector b, Vector c) { return _mm512_fmadd_ps(a, b, c); }
+};
+template <>
+struct Simd<double> {
+  using Vector = __m512d;
+  static constexpr int kWidth = 8;
+  static Vector Zero() { return _mm512_setzero_pd(); }
+  static Vector Load(const double* p) { return _mm512_loadu_pd(p); }
+  static Vector Broadcast(double x) { return _mm512_set1_pd(x); }
+  static void Store(double* p, Vector v) { _mm512_storeu_pd(p, v); }
+  static Vector Fma(Vector a, Vector b, Vector c) { return _mm512_fmadd_pd(a, b, c); }
+};
+#elif defined(__AVX2__) && defined(__FMA__)
+inline constexpr int kSimdRegisters = 16;
+template <>
+struct Simd<float> {
+  using Vector = __m256;
+  static constexpr int kWidth = 8;
+  static Vector Zero() { return _mm256_setzero_ps(); }
+  static Vector Load(const float* p) { return _mm256_loadu_ps(p); }
+  static Vector Broadcast(float x) { return _mm256_set1_ps(x); }
+  static void Store(float* p, Vector v) { _mm256_storeu_ps(p, v); }
+  static Vector Fma(Vector a, Vector b, Vector c) { return _mm256_fmadd_ps(a, b, c); }
+};
+template <>
+struct Simd<double> {
+  using Vector = __m256d;
+  static constexpr int kWidth = 4;
+  static Vector Zero() { return _mm256_setzero_pd(); }
+  static Vector Load(const double* p) { return _mm256_loadu_pd(p); }
+  static Vector Broadcast(double x) { return _mm256_set1_pd(x); }
+  static void Store(double* p, Vector v) { _mm256_storeu_pd(p, v); }
+  static Vector Fma(Vector a, Vector b, Vector c) { return _mm256_fmadd_pd(a, b, c); }
+};
+#else
+// No vectors the compiler is told of: one lane, fused by the library where the machine cannot.
+inline constexpr int kSimdRegisters = 16;
+template <class A>
+struct Simd {
+  using Vector = A;
+  static constexpr int kWidth = 1;
+  static A Zero() { return 0; }
+  static A Load(const A* p) { return *p; }
+  static A Broadcast(A x) { return x; }
+  static void Store(A* p, A v) { *p = v; }
+  static A Fma(A a, A b, A c) {
+    if constexpr (sizeof(A) == 4) return __builtin_fmaf(a, b, c);
+    return __builtin_fma(a, b, c);
+  }
+};
+#endif
+
+// Calls fn(integral_constant<int, i>) for i in [0, n), unrolled.
+template <int n, class Fn>
+inline __attribute__((always_inline)) void Unroll(Fn&& fn) {
+  [&]<int... i>(std::integer_sequence<int, i...>) __attribute__((always_inline)) {
+    (fn(std::integral_constant<int, i>{}), ...);
+  }
+  (std::make_integer_sequence<int, n>{});
+}
+
+}  // namespace hone::kernels
