@@ -1,12 +1,13 @@
 // A paged cache of keys and values for every layer of a model (or of one stage of it).
 //
-// Pages of `page_size` tokens are numbered; a sequence is a list of page numbers kept by its owner (the
-// inference engine). Pages are reference counted so that a group shares its prompt's pages. GQA keeps
-// keys and values; MLA keeps the normalised latent and the rotated shared key ("expand" and "absorb" both
-// decode from those).
+// Pages of `page_size` tokens are numbered; a sequence is a list of page numbers kept by its owner
+// (the inference engine). Pages are reference counted so that a group shares its prompt's pages.
+// GQA keeps keys and values; MLA keeps the normalised latent and the rotated shared key ("expand"
+// and "absorb" both decode from those).
 #pragma once
 
 #include <cstdint>
+#include <span>
 #include <vector>
 
 #include "model/model_config.h"
@@ -25,19 +26,29 @@ class KvCache {
   static int64_t BytesPerPage(const ModelConfig& config, int64_t layers, int64_t page_size,
                               DType dtype);
 
-  int32_t TakePage();               // refcount 1; Error when none is free
-  void Share(int32_t page);         // refcount + 1
-  void Release(int32_t page);       // refcount − 1; free at 0
+  int32_t TakePage();                                     // refcount 1; Error when none is free
+  void Share(int32_t page);                               // refcount + 1
+  void Release(int32_t page);                             // refcount − 1; free at 0
   void CopyPage(Context& ctx, int32_t from, int32_t to);  // every layer
-  void Clear();                     // all pages free: new weights, no old keys
+  void Clear();  // all pages free: new weights, no old keys
 
   // First and second pool of a layer: [pages, page_size, heads, dim].
   const Tensor& first(int64_t layer) const { return first_[layer]; }    // k, or the latent c
   const Tensor& second(int64_t layer) const { return second_[layer]; }  // v, or the rotated key
+  // MLA only: [pages, page_size, 1, kv_lora_rank + rope dim], of which first and second are views.
+  const Tensor& joint(int64_t layer) const { return joint_[layer]; }
+
+  // Where the new tokens of a decode step go: rows of a pool seen as [pages · page_size, …].
+  std::vector<int64_t> NewTokenRows(std::span<const int32_t> cu_seqlens,
+                                    const std::vector<std::vector<int32_t>>& pages_S,
+                                    std::span<const int32_t> length_S) const;
+  // Writes token t of first and second ([T, heads, dim] or [T, heads · dim]) to row row_T[t].
+  void Write(Context& ctx, int64_t layer, const Tensor& first, const Tensor& second,
+             std::span<const int64_t> row_T);
 
  private:
   int64_t page_size_;
-  std::vector<Tensor> first_, second_;
+  std::vector<Tensor> first_, second_, joint_;
   std::vector<int32_t> references_, free_;
 };
 

@@ -1,0 +1,139 @@
+#include "model/kv_cache.h"
+
+#include <algorithm>
+
+#include "runtime/error.h"
+
+namespace hone::model {
+
+namespace {
+
+// Elements of one token: of the first pool, of the second, over all heads.
+struct TokenWidth {
+  int64_t heads, first, second;
+};
+TokenWidth WidthOf(const ModelConfig& config) {
+  if (config.is_mla()) return {1, config.kv_lora_rank, config.qk_rope_head_dim};
+  return {config.num_key_value_heads, config.head_dim, config.head_dim};
+}
+
+Tensor TokenRows(const Tensor& pool) {
+  const Shape& s = pool.shape();
+  return s[2] == 1 ? pool.Reshape({s[0] * s[1], s[3]}) : pool.Reshape({s[0] * s[1], s[2] * s[3]});
+}
+
+}  // namespace
+
+KvCache::KvCache(Context& ctx, const ModelConfig& config, int64_t layers, int64_t pages,
+                 int64_t page_size, DType dtype)
+    : page_size_(page_size), references_(pages, 0) {
+  Check<ConfigError>(pages > 0 && page_size > 0,
+                     "[kv_cache] {} pages of {} tokens; both must be > 0", pages, page_size);
+  TokenWidth width = WidthOf(config);
+  for (int64_t layer = 0; layer < layers; ++layer) {
+    if (config.is_mla()) {
+      Tensor joint = ctx.Zeros({pages, page_size, 1, width.first + width.second}, dtype,
+                               MemoryCategory::kKvCache);
+      first_.push_back(joint.Columns(0, width.first));
+      second_.push_back(joint.Columns(width.first, width.first + width.second));
+      joint_.push_back(joint);
+    } else {
+      Shape shape = {pages, page_size, width.heads, width.first};
+      first_.push_back(ctx.Zeros(shape, dtype, MemoryCategory::kKvCache));
+      second_.push_back(ctx.Zeros(shape, dtype, MemoryCategory::kKvCache));
+    }
+  }
+  Clear();
+}
+
+int64_t KvCache::BytesPerPage(const ModelConfig& config, int64_t layers, int64_t page_size,
+                              DType dtype) {
+  TokenWidth width = WidthOf(config);
+  return layers * page_size * width.heads * (width.first + width.second) *
+         runtime::DTypeSize(dtype);
+}
+
+int32_t KvCache::TakePage() {
+  Check<Error>(!free_.empty(), "[kv_cache] none of {} pages is free", pages());
+  int32_t page = free_.back();
+  free_.pop_back();
+  references_[page] = 1;
+  return page;
+}
+
+void KvCache::Share(int32_t page) {
+  Check<Error>(page >= 0 && page < pages() && references_[page] > 0,
+               "[kv_cache] page {} of {} is not in use and cannot be shared", page, pages());
+  ++references_[page];
+}
+
+void KvCache::Release(int32_t page) {
+  Check<Error>(page >= 0 && page < pages() && references_[page] > 0,
+               "[kv_cache] page {} of {} is not in use and cannot be released", page, pages());
+  if (--references_[page] == 0) free_.push_back(page);
+}
+
+void KvCache::CopyPage(Context& ctx, int32_t from, int32_t to) {
+  CheckShape(from >= 0 && from < pages() && to >= 0 && to < pages(),
+             "[kv_cache] copy of page {} to {}; there are {}", from, to, pages());
+  auto copy = [&](const Tensor& pool) {
+    CopyTo(pool.Slice(from, from + 1), pool.Slice(to, to + 1), &ctx.stream());
+  };
+  for (size_t layer = 0; layer < first_.size(); ++layer) {
+    copy(first_[layer]);
+    copy(second_[layer]);
+  }
+}
+
+void KvCache::Clear() {
+  std::fill(references_.begin(), references_.end(), 0);
+  free_.resize(references_.size());
+  for (size_t i = 0; i < free_.size(); ++i) free_[i] = static_cast<int32_t>(free_.size() - 1 - i);
+}
+
+std::vector<int64_t> KvCache::NewTokenRows(std::span<const int32_t> cu_seqlens,
+                                           const std::vector<std::vector<int32_t>>& pages_S,
+                                           std::span<const int32_t> length_S) const {
+  std::vector<int64_t> row_T;
+  for (size_t s = 0; s + 1 < cu_seqlens.size(); ++s) {
+    int64_t length = length_S[s], fresh = cu_seqlens[s + 1] - cu_seqlens[s];
+    CheckShape(fresh <= length && length <= static_cast<int64_t>(pages_S[s].size()) * page_size_,
+               "[kv_cache] sequence {} has {} new of {} tokens in {} pages of {}", s, fresh, length,
+               pages_S[s].size(), page_size_);
+    for (int64_t i = length - fresh; i < length; ++i) {
+      row_T.push_back(pages_S[s][i / page_size_] * page_size_ + i % page_size_);
+    }
+  }
+  return row_T;
+}
+
+namespace {
+
+// Calls fn(begin, end, first row) for each run of consecutive rows.
+template <class Fn>
+void ForEachRun(std::span<const int64_t> row_T, Fn&& fn) {
+  int64_t n = static_cast<int64_t>(row_T.size());
+  for (int64_t begin = 0; begin < n;) {
+    int64_t end = begin + 1;
+    while (end < n && row_T[end] == row_T[begin] + (end - begin)) ++end;
+    fn(begin, end, row_T[begin]);
+    begin = end;
+  }
+}
+
+}  // namespace
+
+void KvCache::Write(Context& ctx, int64_t layer, const Tensor& first, const Tensor& second,
+                    std::span<const int64_t> row_T) {
+  auto write = [&](const Tensor& source, const Tensor& pool) {
+    Tensor rows = TokenRows(pool);
+    Tensor from = source.Reshape({static_cast<int64_t>(row_T.size()), rows.cols()});
+    ForEachRun(row_T, [&](int64_t begin, int64_t end, int64_t row) {
+      CopyTo(from.Slice(begin, end), rows.Slice(row, row + end - begin), &ctx.stream());
+    });
+  };
+  write(first, first_[layer]);
+  write(second, second_[layer]);
+}
+
+}  // namespace hone::model
