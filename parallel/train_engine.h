@@ -32,13 +32,13 @@ class TrainEngine {
   ~TrainEngine();
 
   struct StepResult {
-    double loss = 0;          // Σ w ℓ over the whole step, the same on every rank
+    double loss = 0;  // Σ w ℓ over the whole step, the same on every rank
     double gradient_norm = 0;
-    bool skipped = false;     // a gradient was not finite
-    MetricSums metrics;       // summed over the whole step, the same on every rank
+    bool skipped = false;  // a gradient was not finite
+    MetricSums metrics;    // summed over the whole step, the same on every rank
   };
-  // `microbatches`: this dp rank's; every dp rank passes the same number (empty batches are allowed: a
-  // batch of zero tokens) and every pp rank of a pipeline the same batches.
+  // `microbatches`: this dp rank's; every dp rank passes the same number (empty batches are
+  // allowed: a batch of zero tokens) and every pp rank of a pipeline the same batches.
   StepResult Step(const std::vector<TokenBatch>& microbatches, const LossFunction& loss, double lr);
 
   // Forward only. Outcomes of this rank's microbatches, in order, on the rank with the last stage
@@ -49,8 +49,8 @@ class TrainEngine {
   ShardedOptimizer& optimizer();
   std::vector<Parameter*> Parameters();
 
-  // Proves at start-up, with known inputs, that gradients are summed over dp and that all ranks hold the
-  // same weights and config digest; CommError names the first rank that differs.
+  // Proves at start-up, with known inputs, that gradients are summed over dp and that all ranks
+  // hold the same weights and config digest; CommError names the first rank that differs.
   void SelfCheck(const std::string& config_digest);
 
  private:
@@ -58,12 +58,18 @@ class TrainEngine {
   std::unique_ptr<Impl> impl_;
 };
 
-// Runs one rank's list of actions. Sends do not wait; receives are posted when an action needs them.
+// Runs one rank's list of actions. Sends do not wait; receives are posted when an action needs
+// them.
 class PipelineExecutor {
  public:
+  // `chunks`: this rank's stages, in chunk order; not owned.
   PipelineExecutor(const PipelineShape& shape, GroupPtr pp, std::vector<PipelineStage*> chunks);
+  // Returns when every action has run and every message has left. With `on_gradient` set it is
+  // called once for each parameter of the chunks, when nothing more is added to its gradient in
+  // this run.
   void Run(Context& ctx, const std::vector<Action>& actions,
-           const std::vector<TokenBatch>& microbatches, const LossFunction* loss, bool train);
+           const std::vector<TokenBatch>& microbatches, const LossFunction* loss, bool train,
+           const PipelineStage::GradientListener& on_gradient = nullptr);
 
  private:
   PipelineShape shape_;
