@@ -1,0 +1,253 @@
+#include "kernels/attention/attention.h"
+
+#include <gtest/gtest.h>
+
+#include <array>
+#include <limits>
+#include <numeric>
+
+#include "tests/kernels/tensors.h"
+
+namespace hone::kernels {
+namespace {
+
+struct Dims {
+  int64_t H, G, C, V;
+};
+constexpr Dims kDims[] = {{4, 4, 64, 64}, {4, 2, 24, 16}, {6, 1, 13, 7}, {2, 2, 40, 33}};
+const std::vector<std::vector<int32_t>> kLengths = {{1},      {0},  {}, {64}, {65, 0, 1, 63},
+                                                    {130, 7}, {200}};
+
+std::vector<int32_t> Offsets(const std::vector<int32_t>& lengths) {
+  std::vector<int32_t> cu = {0};
+  for (int32_t n : lengths) cu.push_back(cu.back() + n);
+  return cu;
+}
+
+struct Inputs {
+  Tensor q, k, v;
+  std::vector<int32_t> cu;
+  double scale;
+};
+Inputs Make(Context& ctx, Dims d, const std::vector<int32_t>& lengths, DType dtype) {
+  std::vector<int32_t> cu = Offsets(lengths);
+  int64_t T = cu.back();
+  return {Random(ctx, {T, d.H, d.C}, dtype, 1), Random(ctx, {T, d.G, d.C}, dtype, 2),
+          Random(ctx, {T, d.G, d.V}, dtype, 3), cu, 1 / std::sqrt(static_cast<double>(d.C))};
+}
+Tensor Forward(Context& ctx, const Inputs& in) {
+  return Attention(ctx, in.q, in.k, in.v, in.cu, in.scale).out_THV;
+}
+
+// Straight from the formula, in doubles: out and log-sum-exp.
+AttentionResult Reference(Context& ctx, const Inputs& in) {
+  Tensor q = As(ctx, in.q, DType::kF64), k = As(ctx, in.k, DType::kF64);
+  Tensor v = As(ctx, in.v, DType::kF64);
+  int64_t H = q.dim(1), G = k.dim(1), C = q.dim(2), V = v.dim(2);
+  AttentionResult result{ctx.Zeros({q.dim(0), H, V}, DType::kF64),
+                         ctx.Zeros({q.dim(0), H}, DType::kF64)};
+  for (size_t s = 0; s + 1 < in.cu.size(); ++s) {
+    for (int64_t t = in.cu[s]; t < in.cu[s + 1]; ++t) {
+      for (int64_t h = 0; h < H; ++h) {
+        int64_t g = h / (H / G);
+        std::vector<double> weight;
+        for (int64_t u = in.cu[s]; u <= t; ++u) {
+          const double *a = q.row<double>(t * H + h), *b = k.row<double>(u * G + g);
+          weight.push_back(std::exp(in.scale * std::inner_product(a, a + C, b, 0.0)));
+        }
+        double sum = std::accumulate(weight.begin(), weight.end(), 0.0);
+        result.lse_TH.data<double>()[t * H + h] = std::log(sum);
+        for (size_t u = 0; u < weight.size(); ++u) {
+          for (int64_t i = 0; i < V; ++i) {
+            result.out_THV.row<double>(t * H + h)[i] +=
+                weight[u] / sum * v.row<double>((in.cu[s] + u) * G + g)[i];
+          }
+        }
+      }
+    }
+  }
+  return result;
+}
+
+TEST(Attention, AgreesWithTheFormula) {
+  Context ctx(Device::Cpu(), 2);
+  for (Dims d : kDims) {
+    for (const auto& lengths : kLengths) {
+      for (DType dtype : {DType::kF64, DType::kF32, DType::kBF16}) {
+        Inputs in = Make(ctx, d, lengths, dtype);
+        AttentionResult got = Attention(ctx, in.q, in.k, in.v, in.cu, in.scale);
+        AttentionResult expected = Reference(ctx, in);
+        double bound = dtype == DType::kF64 ? 1e-13 : dtype == DType::kF32 ? 1e-5 : 1e-2;
+        EXPECT_EQ(got.out_THV.dtype(), dtype);
+        EXPECT_LT(Gap(got.out_THV, expected.out_THV), bound);
+        EXPECT_LT(Gap(got.lse_TH, expected.lse_TH), std::min(bound, 1e-5));
+      }
+    }
+  }
+}
+
+TEST(Attention, GivesASequenceTheSameBitsInEveryPackAndOnAnyThreads) {
+  for (Dims d : kDims) {
+    Context one(Device::Cpu(), 1), three(Device::Cpu(), 3);
+    Inputs in = Make(one, d, {65, 0, 1, 130, 63}, DType::kF32);
+    Tensor packed = Forward(three, in);
+    EXPECT_TRUE(SameBits(packed, Forward(one, in)));
+    for (size_t s = 0; s + 1 < in.cu.size(); ++s) {
+      int32_t a = in.cu[s], b = in.cu[s + 1];
+      Inputs alone{in.q.Slice(a, b), in.k.Slice(a, b), in.v.Slice(a, b), {0, b - a}, in.scale};
+      EXPECT_TRUE(SameBits(Forward(one, alone), packed.Slice(a, b))) << s;
+    }
+  }
+}
+
+// A cache in which page i of a sequence stands somewhere else than at i, and the rest is rubbish.
+struct Cache {
+  Tensor k, v;
+  std::vector<std::vector<int32_t>> pages;
+  std::vector<int32_t> cu;
+
+  Cache(Context& ctx, const Inputs& in, int64_t page_size) : cu(in.cu) {
+    int32_t count = 1;
+    for (size_t s = 0; s + 1 < cu.size(); ++s) {
+      pages.emplace_back();
+      for (int64_t t = 0; t < cu[s + 1] - cu[s]; t += page_size) pages.back().push_back(count++);
+    }
+    for (auto& list : pages) {
+      for (auto& page : list) page = count - page;
+    }
+    int64_t G = in.k.dim(1), C = in.k.dim(2), V = in.v.dim(2);
+    k = Random(ctx, {count, page_size, G, C}, in.k.dtype(), 77);
+    v = Random(ctx, {count, page_size, G, V}, in.k.dtype(), 78);
+    for (size_t s = 0; s + 1 < cu.size(); ++s) {
+      for (int64_t t = 0; t < cu[s + 1] - cu[s]; ++t) {
+        int64_t slot = pages[s][t / page_size] * page_size + t % page_size, from = cu[s] + t;
+        CopyTo(in.k.Slice(from, from + 1),
+               k.Reshape({count * page_size, G, C}).Slice(slot, slot + 1));
+        CopyTo(in.v.Slice(from, from + 1),
+               v.Reshape({count * page_size, G, V}).Slice(slot, slot + 1));
+      }
+    }
+  }
+
+  // Queries [from, to) of every sequence, cut off at its end; out receives their rows.
+  void Run(Context& ctx, const Inputs& in, int32_t from, int32_t to, const Tensor& out) const {
+    PagedKv kv{k, v, {}, {}};
+    std::vector<int32_t> chunk_cu = {0}, rows;
+    for (size_t s = 0; s + 1 < cu.size(); ++s) {
+      int32_t length = cu[s + 1] - cu[s], a = std::min(from, length), b = std::min(to, length);
+      kv.pages_S.push_back(pages[s]);
+      kv.length_S.push_back(b);
+      chunk_cu.push_back(chunk_cu.back() + b - a);
+      for (int32_t t = a; t < b; ++t) rows.push_back(cu[s] + t);
+    }
+    Tensor q = ctx.Empty({chunk_cu.back(), in.q.dim(1), in.q.dim(2)}, in.q.dtype());
+    for (size_t i = 0; i < rows.size(); ++i) {
+      CopyTo(in.q.Slice(rows[i], rows[i] + 1), q.Slice(i, i + 1));
+    }
+    Tensor part = PagedAttention(ctx, q, kv, chunk_cu, in.scale);
+    for (size_t i = 0; i < rows.size(); ++i) {
+      CopyTo(part.Slice(i, i + 1), out.Slice(rows[i], rows[i] + 1));
+    }
+  }
+};
+
+TEST(PagedAttention, GivesTheBitsOfAttentionForEveryChunkingAndPageSize) {
+  for (Dims d : kDims) {
+    for (DType dtype : {DType::kF32, DType::kBF16, DType::kF64}) {
+      for (int threads : {1, 2}) {
+        Context ctx(Device::Cpu(), threads);
+        Inputs in = Make(ctx, d, {150, 0, 1, 64, 70}, dtype);
+        Tensor whole = Forward(ctx, in);
+        for (auto [page_size, chunk] : {std::pair{64, 1}, {16, 1}, {16, 37}, {128, 64}, {1, 200}}) {
+          Cache cache(ctx, in, page_size);
+          Tensor out = ctx.Zeros(whole.shape(), dtype);
+          for (int32_t t = 0; t < 150; t += chunk) cache.Run(ctx, in, t, t + chunk, out);
+          EXPECT_TRUE(SameBits(out, whole)) << "pages of " << page_size << ", chunks of " << chunk;
+        }
+      }
+    }
+  }
+}
+
+TEST(Attention, BackwardAgreesWithFiniteDifferences) {
+  Context ctx(Device::Cpu(), 2);
+  for (auto [d, lengths] : {std::pair{Dims{2, 2, 5, 3}, std::vector<int32_t>{3, 0, 70}},
+                            {Dims{4, 2, 6, 4}, {5, 9}},
+                            {Dims{3, 1, 2, 7}, {66}}}) {
+    Inputs in = Make(ctx, d, lengths, DType::kF64);
+    AttentionResult saved = Attention(ctx, in.q, in.k, in.v, in.cu, in.scale);
+    Tensor dout = Random(ctx, saved.out_THV.shape(), DType::kF64, 9);
+    auto [dq, dk, dv] = AttentionBackward(ctx, dout, in.q, in.k, in.v, saved, in.cu, in.scale);
+    auto loss = [&] { return Inner(dout, Forward(ctx, in)); };
+    EXPECT_LT(Gap(dq, NumericGradient(ctx, in.q, loss)), 1e-6);
+    EXPECT_LT(Gap(dk, NumericGradient(ctx, in.k, loss)), 1e-6);
+    EXPECT_LT(Gap(dv, NumericGradient(ctx, in.v, loss)), 1e-6);
+  }
+}
+
+TEST(Attention, BackwardInF32AndBf16FollowsF64OnAnyThreads) {
+  Context one(Device::Cpu(), 1), three(Device::Cpu(), 3);
+  for (Dims d : kDims) {
+    for (DType dtype : {DType::kF32, DType::kBF16}) {
+      auto gradients = [&](Context& ctx, DType type) {
+        Inputs in = Make(ctx, d, {130, 0, 70, 1}, dtype);
+        Tensor dout = Random(ctx, {201, d.H, d.V}, dtype, 9);
+        in.q = As(ctx, in.q, type), in.k = As(ctx, in.k, type), in.v = As(ctx, in.v, type);
+        AttentionResult saved = Attention(ctx, in.q, in.k, in.v, in.cu, in.scale);
+        auto [dq, dk, dv] =
+            AttentionBackward(ctx, As(ctx, dout, type), in.q, in.k, in.v, saved, in.cu, in.scale);
+        return std::array{dq, dk, dv};
+      };
+      auto narrow = gradients(three, dtype), alone = gradients(one, dtype);
+      auto wide = gradients(three, DType::kF64);
+      for (int i = 0; i < 3; ++i) {
+        EXPECT_TRUE(SameBits(narrow[i], alone[i]));
+        EXPECT_LT(Gap(narrow[i], wide[i]), dtype == DType::kF32 ? 1e-5 : 2e-2);
+      }
+    }
+  }
+}
+
+TEST(Attention, SurvivesScoresThatWouldOverflow) {
+  Context ctx;
+  Inputs in = Make(ctx, {2, 2, 16, 8}, {100}, DType::kF32);
+  in.scale = 100;
+  Inputs wide = in;
+  wide.q = As(ctx, in.q, DType::kF64), wide.k = As(ctx, in.k, DType::kF64);
+  wide.v = As(ctx, in.v, DType::kF64);
+  EXPECT_LT(Gap(Forward(ctx, in), Forward(ctx, wide)), 1e-2);
+}
+
+TEST(Attention, ReadsViewsOfWiderRows) {
+  Context ctx(Device::Cpu(), 2);
+  Inputs in = Make(ctx, {4, 2, 24, 16}, {90}, DType::kF32);
+  Tensor both = ctx.Zeros({90, 2, 50}, DType::kF32);
+  CopyTo(in.k, both.Columns(3, 27));
+  CopyTo(in.v, both.Columns(30, 46));
+  Inputs views = in;
+  views.k = both.Columns(3, 27), views.v = both.Columns(30, 46);
+  EXPECT_TRUE(SameBits(Forward(ctx, views), Forward(ctx, in)));
+}
+
+TEST(Attention, RefusesWhatDoesNotFit) {
+  Context ctx;
+  Inputs in = Make(ctx, {4, 2, 8, 8}, {10}, DType::kF32);
+  in.cu = {0, 9};
+  EXPECT_THROW(Forward(ctx, in), ShapeError);
+  in.cu = {0, 12, 10};
+  EXPECT_THROW(Forward(ctx, in), ShapeError);
+  in = Make(ctx, {4, 3, 8, 8}, {10}, DType::kF32);
+  EXPECT_THROW(Forward(ctx, in), ShapeError);
+  in = Make(ctx, {4, 2, 8, 8}, {10}, DType::kF32);
+  PagedKv kv{ctx.Zeros({4, 48, 2, 8}, DType::kF32), ctx.Zeros({4, 48, 2, 8}, DType::kF32), {}, {}};
+  std::vector<int32_t> pages = {0};
+  kv.pages_S = {pages};
+  kv.length_S = {10};
+  EXPECT_THROW(PagedAttention(ctx, in.q, kv, in.cu, 1), ShapeError)
+      << "48 does not fit tiles of 64";
+  kv.k_PSGC = kv.v_PSGV = ctx.Zeros({4, 4, 2, 8}, DType::kF32);
+  EXPECT_THROW(PagedAttention(ctx, in.q, kv, in.cu, 1), ShapeError) << "10 tokens in a page of 4";
+}
+
+}  // namespace
+}  // namespace hone::kernels

@@ -1,0 +1,147 @@
+#include "kernels/linear/linear.h"
+
+#include <gtest/gtest.h>
+
+#include "kernels/gemm.h"
+#include "tests/kernels/tensors.h"
+
+namespace hone::kernels {
+namespace {
+
+// x · wᵀ + bias as the contract words it: one scalar chain an element.
+template <class T>
+Tensor Chain(Context& ctx, const Tensor& x, const Tensor& w, const Tensor* bias) {
+  Tensor y = ctx.Empty({x.dim(0), w.dim(0)}, x.dtype());
+  for (int64_t t = 0; t < x.dim(0); ++t) {
+    for (int64_t n = 0; n < w.dim(0); ++n) {
+      T sum = bias ? bias->data<T>()[n] : T(0);
+      for (int64_t k = 0; k < x.dim(1); ++k) sum = std::fma(x.row<T>(t)[k], w.row<T>(n)[k], sum);
+      y.row<T>(t)[n] = sum;
+    }
+  }
+  return y;
+}
+
+class LinearShapes : public ::testing::TestWithParam<std::array<int64_t, 3>> {};
+
+TEST_P(LinearShapes, IsOneChainAnElementWhateverTheThreads) {
+  auto [T, N, K] = GetParam();
+  for (int threads : {1, 2, 3}) {
+    Context ctx(Device::Cpu(), threads);
+    Tensor x = Random(ctx, {T, K}, DType::kF32, 1), w = Random(ctx, {N, K}, DType::kF32, 2);
+    Tensor bias = Random(ctx, {N}, DType::kF32, 3);
+    EXPECT_TRUE(SameBits(Linear(ctx, x, w), Chain<float>(ctx, x, w, nullptr))) << threads;
+    EXPECT_TRUE(SameBits(Linear(ctx, x, w, &bias), Chain<float>(ctx, x, w, &bias))) << threads;
+    Tensor x64 = As(ctx, x, DType::kF64), w64 = As(ctx, w, DType::kF64);
+    EXPECT_TRUE(SameBits(Linear(ctx, x64, w64), Chain<double>(ctx, x64, w64, nullptr))) << threads;
+  }
+}
+INSTANTIATE_TEST_SUITE_P(
+    All, LinearShapes,
+    ::testing::Values(std::array<int64_t, 3>{1, 1, 1}, std::array<int64_t, 3>{1, 333, 257},
+                      std::array<int64_t, 3>{3, 48, 256}, std::array<int64_t, 3>{7, 31, 17},
+                      std::array<int64_t, 3>{64, 97, 300}, std::array<int64_t, 3>{15, 1030, 40},
+                      std::array<int64_t, 3>{1100, 33, 70}, std::array<int64_t, 3>{0, 5, 3},
+                      std::array<int64_t, 3>{5, 4, 0}));
+
+TEST(Linear, GivesARowTheSameBitsInEveryBatch) {
+  Context one(Device::Cpu(), 1), two(Device::Cpu(), 2);
+  for (DType dtype : {DType::kF32, DType::kBF16}) {
+    Tensor x = Random(one, {1024, 203}, dtype, 1), w = Random(one, {131, 203}, dtype, 2);
+    Tensor all = Linear(two, x, w);
+    for (int64_t rows : {1, 3, 7, 64}) {
+      for (int64_t at : {int64_t{0}, int64_t{5}, 1024 - rows}) {
+        for (Context* ctx : {&one, &two}) {
+          Tensor some = Linear(*ctx, x.Slice(at, at + rows), w);
+          EXPECT_TRUE(SameBits(some, all.Slice(at, at + rows))) << rows << " rows at " << at;
+        }
+      }
+    }
+  }
+}
+
+TEST(Linear, AgreesWithDoubles) {
+  Context ctx(Device::Cpu(), 2);
+  Tensor x = Random(ctx, {37, 600}, DType::kF32, 1), w = Random(ctx, {45, 600}, DType::kF32, 2);
+  Tensor wide = Linear(ctx, As(ctx, x, DType::kF64), As(ctx, w, DType::kF64));
+  EXPECT_LT(Gap(Linear(ctx, x, w), wide), 1e-6);
+}
+
+TEST(Linear, RoundsBf16OnceAfterAccumulatingInF32) {
+  Context ctx(Device::Cpu(), 2);
+  DType bf16 = DType::kBF16, f32 = DType::kF32;
+  Tensor x = Random(ctx, {19, 333}, bf16, 1), w = Random(ctx, {50, 333}, bf16, 2);
+  Tensor bias = Random(ctx, {50}, bf16, 3), wide_bias = As(ctx, bias, f32);
+  Tensor wide = Linear(ctx, As(ctx, x, f32), As(ctx, w, f32), &wide_bias);
+  EXPECT_TRUE(SameBits(Linear(ctx, x, w, &bias), As(ctx, wide, bf16)));
+
+  Tensor dy = Random(ctx, {19, 50}, bf16, 4);
+  Tensor wide_dx = LinearInputGradient(ctx, As(ctx, dy, f32), As(ctx, w, f32));
+  EXPECT_TRUE(SameBits(LinearInputGradient(ctx, dy, w), As(ctx, wide_dx, bf16)));
+  Tensor dw = ctx.Zeros({50, 333}, f32), wide_dw = ctx.Zeros({50, 333}, f32);
+  LinearWeightGradient(ctx, dy, x, dw);
+  LinearWeightGradient(ctx, As(ctx, dy, f32), As(ctx, x, f32), wide_dw);
+  EXPECT_TRUE(SameBits(dw, wide_dw));
+}
+
+TEST(Linear, GradientsAgreeWithFiniteDifferences) {
+  Context ctx(Device::Cpu(), 2);
+  DType f64 = DType::kF64;
+  Tensor x = Random(ctx, {9, 13}, f64, 1), w = Random(ctx, {17, 13}, f64, 2);
+  Tensor bias = Random(ctx, {17}, f64, 3), dy = Random(ctx, {9, 17}, f64, 4);
+  auto loss = [&] { return Inner(dy, Linear(ctx, x, w, &bias)); };
+  EXPECT_LT(Gap(LinearInputGradient(ctx, dy, w), NumericGradient(ctx, x, loss)), 1e-6);
+  Tensor dw = ctx.Zeros({17, 13}, f64), dbias = ctx.Zeros({17}, f64);
+  LinearWeightGradient(ctx, dy, x, dw, &dbias);
+  EXPECT_LT(Gap(dw, NumericGradient(ctx, w, loss)), 1e-6);
+  EXPECT_LT(Gap(dbias, NumericGradient(ctx, bias, loss)), 1e-6);
+}
+
+TEST(Linear, WeightGradientAddsAndDoesNotSeeHowTokensAreSplit) {
+  for (int threads : {1, 2}) {
+    Context ctx(Device::Cpu(), threads);
+    Tensor x = Random(ctx, {700, 61}, DType::kF32, 1), dy = Random(ctx, {700, 43}, DType::kF32, 2);
+    Tensor whole = Random(ctx, {43, 61}, DType::kF32, 3), whole_bias = ctx.Zeros({43}, DType::kF32);
+    Tensor parts = ctx.Clone(whole), parts_bias = ctx.Zeros({43}, DType::kF32);
+    Tensor before = ctx.Clone(whole), zero = ctx.Zeros({43, 61}, DType::kF64);
+    LinearWeightGradient(ctx, dy, x, whole, &whole_bias);
+    int64_t at = 0;
+    for (int64_t end : {1, 257, 257, 300, 700}) {
+      LinearWeightGradient(ctx, dy.Slice(at, end), x.Slice(at, end), parts, &parts_bias);
+      at = end;
+    }
+    EXPECT_TRUE(SameBits(whole, parts));
+    EXPECT_TRUE(SameBits(whole_bias, parts_bias));
+    LinearWeightGradient(ctx, As(ctx, dy, DType::kF64), As(ctx, x, DType::kF64), zero);
+    for (int64_t i = 0; i < zero.size(); ++i) zero.data<double>()[i] += before.data<float>()[i];
+    EXPECT_LT(Gap(whole, zero), 1e-5);
+  }
+}
+
+TEST(Linear, ReadsViews) {
+  Context ctx(Device::Cpu(), 2);
+  Tensor wide_x = Random(ctx, {40, 90}, DType::kF32, 1), x = wide_x.Columns(7, 71);
+  Tensor wide_w = Random(ctx, {33, 100}, DType::kF32, 2), w = wide_w.Columns(30, 94);
+  EXPECT_TRUE(SameBits(Linear(ctx, x, w), Linear(ctx, ctx.Clone(x), ctx.Clone(w))));
+  Tensor dy = Random(ctx, {40, 80}, DType::kF32, 3).Columns(40, 73);
+  EXPECT_TRUE(SameBits(LinearInputGradient(ctx, dy, w),
+                       LinearInputGradient(ctx, ctx.Clone(dy), ctx.Clone(w))));
+  Tensor wide_dw = ctx.Zeros({33, 128}, DType::kF32), dw = ctx.Zeros({33, 64}, DType::kF32);
+  LinearWeightGradient(ctx, dy, x, wide_dw.Columns(10, 74));
+  LinearWeightGradient(ctx, dy, x, dw);
+  EXPECT_TRUE(SameBits(wide_dw.Columns(10, 74), dw));
+  EXPECT_EQ(wide_dw.row<float>(3)[9], 0) << "written outside of the view";
+  EXPECT_EQ(wide_dw.row<float>(3)[74], 0) << "written outside of the view";
+}
+
+TEST(Linear, RefusesWhatDoesNotFit) {
+  Context ctx;
+  Tensor x = ctx.Zeros({4, 8}, DType::kF32), w = ctx.Zeros({3, 9}, DType::kF32);
+  EXPECT_THROW(Linear(ctx, x, w), ShapeError);
+  EXPECT_THROW(Linear(ctx, x, ctx.Zeros({3, 8}, DType::kF64)), ShapeError);
+  EXPECT_THROW(LinearInputGradient(ctx, x, w), ShapeError);
+  EXPECT_THROW(LinearWeightGradient(ctx, x, x, ctx.Zeros({8, 9}, DType::kF32)), ShapeError);
+}
+
+}  // namespace
+}  // namespace hone::kernels
