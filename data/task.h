@@ -12,13 +12,13 @@ namespace hone::data {
 
 // A prompt for RL, rejection sampling or evaluation.
 struct Problem {
-  std::string id;         // stable: family/hash or file:line
-  std::string prompt;     // text as the model sees it (template applied)
-  std::string answer;     // gold
-  std::string verifier;   // "math" "exact" "choice" "none"; which rule checks the answer
-  std::string language;   // target language of the thinking: "en" "zh" "ko" "ja" or "" for none
-  std::string kind;       // "reasoning" or "general"
-  int level = 0;          // difficulty of generated ones
+  std::string id;        // stable: family/hash or file:line
+  std::string prompt;    // text as the model sees it (template applied)
+  std::string answer;    // gold
+  std::string verifier;  // "math" "exact" "choice" "none"; which rule checks the answer
+  std::string language;  // target language of the thinking: "en" "zh" "ko" "ja" or "" for none
+  std::string kind;      // "reasoning" or "general"
+  int level = 0;         // difficulty of generated ones
 };
 
 // Text for SFT and pretraining: loss on `completion` only (pretraining text: prompt empty).
@@ -29,7 +29,7 @@ struct Example {
 class ProblemSource {
  public:
   virtual ~ProblemSource() = default;
-  virtual int64_t size() const = 0;          // −1: endless
+  virtual int64_t size() const = 0;             // −1: endless
   virtual Problem At(int64_t index) const = 0;  // a pure function of index
 };
 class ExampleSource {
@@ -42,10 +42,10 @@ class ExampleSource {
 // Sources are built from a config map such as
 //   {family: chain, split: train, levels: [2, 5]}                       generated problems
 //   {family: chain, text: thinking, fine: 0.5, mixed_language: 0.5, …}  generated text
-//   {jsonl: "${HONE_DATA}/gsm8k/gsm8k_train.jsonl", prompt: question, answer: answer, answer_after: "#### "}
-//   {mixture: [{weight: 0.2, …}, …]}
-// Everything generated is keyed by `seed`; train and held-out problems are disjoint by hash. A malformed
-// JSONL line is a DataError with file:line.
+//   {jsonl: "${HONE_DATA}/gsm8k/gsm8k_train.jsonl", prompt: question, answer: answer, answer_after:
+//   "#### "} {mixture: [{weight: 0.2, …}, …]}
+// Everything generated is keyed by `seed`; train and held-out problems are disjoint by hash. A
+// malformed JSONL line is a DataError with file:line.
 std::unique_ptr<ProblemSource> MakeProblemSource(ConfigReader& config, uint64_t seed);
 std::unique_ptr<ExampleSource> MakeExampleSource(ConfigReader& config, uint64_t seed);
 

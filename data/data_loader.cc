@@ -1,0 +1,183 @@
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <numeric>
+
+#include "data/packing.h"
+#include "data/permutation.h"
+#include "runtime/error.h"
+
+namespace hone::data {
+namespace {
+
+constexpr int64_t kCheckedWhole = 50'000;
+constexpr int64_t kDroppedInARow = 100'000;
+
+int64_t Inputs(const TokenSequence& sequence) {
+  return static_cast<int64_t>(sequence.tokens.size()) - 1;
+}
+
+TokenBatch WeightlessBatch(int32_t token) {
+  TokenSequence one{{token, token}, {0.0f, 0.0f}};
+  return MakeBatch({&one});
+}
+
+// Halves the packs with most sequences until there are `count`, or every pack holds one.
+void SplitUpTo(size_t count, std::vector<std::vector<int64_t>>* packs) {
+  while (packs->size() < count) {
+    auto largest = std::max_element(packs->begin(), packs->end(), [](const auto& a, const auto& b) {
+      return a.size() < b.size();
+    });
+    if (largest == packs->end() || largest->size() < 2) return;
+    auto middle = largest->begin() + static_cast<std::ptrdiff_t>(largest->size() / 2);
+    std::vector<int64_t> second(middle, largest->end());
+    largest->erase(middle, largest->end());
+    packs->push_back(std::move(second));
+  }
+}
+
+}  // namespace
+
+struct DataLoader::Impl {
+  std::shared_ptr<ExampleSource> source;
+  std::shared_ptr<const Tokenizer> tokenizer;
+  Options options;
+  LoaderState state;
+
+  int64_t limit() const { return std::min(options.max_length, options.pack_tokens + 1); }
+  bool finite() const { return source->size() >= 0; }
+
+  bool AtEnd(const LoaderState& at) const {
+    return finite() && (source->size() == 0 || (!options.repeat && at.epoch >= options.epochs));
+  }
+  LoaderState After(LoaderState at) const {
+    if (++at.next_index == source->size()) return {0, at.epoch + 1};
+    return at;
+  }
+  int64_t IndexOf(const LoaderState& at) const {
+    if (!finite()) return at.next_index;
+    SeededPermutation order(static_cast<uint64_t>(source->size()), options.seed,
+                            static_cast<uint64_t>(at.epoch));
+    return static_cast<int64_t>(order(static_cast<uint64_t>(at.next_index)));
+  }
+
+  // An empty sequence stands for one that was dropped.
+  TokenSequence Load(int64_t index) const {
+    std::string where = fmt::format("example {}", index);
+    if (!options.drop_too_long) return Tokenize(*tokenizer, source->At(index), limit(), where);
+    TokenSequence sequence = Tokenize(*tokenizer, source->At(index), INT64_MAX, where);
+    return static_cast<int64_t>(sequence.tokens.size()) <= limit() ? sequence : TokenSequence{};
+  }
+
+  void CheckSource() const {
+    if (!finite()) return;
+    Check<DataError>(source->size() > 0, "[data_loader] the source has no examples");
+    if (source->size() > kCheckedWhole) return;
+    int64_t kept = 0;
+    for (int64_t i = 0; i < source->size(); ++i) kept += Load(i).tokens.empty() ? 0 : 1;
+    Check<DataError>(kept > 0, "[data_loader] none of the {} examples fits into {} tokens",
+                     source->size(), limit());
+  }
+
+  // The sequences of a step: as many as fit into `packs` packs when packed best-fit.
+  struct Draw {
+    std::vector<TokenSequence> sequences;
+    std::vector<LoaderState> after;  // where the order stands behind each sequence
+    std::vector<std::vector<int64_t>> packs;
+  };
+  Draw DrawStep() const {
+    Draw draw;
+    int64_t room = options.packs * options.pack_tokens, dropped = 0;
+    for (LoaderState at = state; !AtEnd(at); at = After(at)) {
+      TokenSequence sequence = Load(IndexOf(at));
+      if (sequence.tokens.empty()) {
+        Check<DataError>(++dropped < kDroppedInARow,
+                         "[data_loader] {} examples in a row exceed {} tokens", dropped, limit());
+        continue;
+      }
+      dropped = 0;
+      room -= Inputs(sequence);
+      if (room < 0) break;
+      draw.sequences.push_back(std::move(sequence));
+      draw.after.push_back(After(at));
+    }
+    while (true) {
+      std::vector<int64_t> lengths;
+      for (const auto& sequence : draw.sequences) lengths.push_back(Inputs(sequence));
+      draw.packs = BestFitPack(lengths, options.pack_tokens);
+      if (static_cast<int64_t>(draw.packs.size()) <= options.packs) break;
+      GiveBack(&draw, lengths);
+    }
+    SplitUpTo(static_cast<size_t>(options.packs), &draw.packs);
+    return draw;
+  }
+  // Leaves the last sequences for the next step: as many tokens as the surplus packs hold.
+  void GiveBack(Draw* draw, const std::vector<int64_t>& lengths) const {
+    int64_t surplus = 0;
+    for (size_t p = static_cast<size_t>(options.packs); p < draw->packs.size(); ++p) {
+      for (int64_t i : draw->packs[p]) surplus += lengths[static_cast<size_t>(i)];
+    }
+    for (size_t last = lengths.size(); last-- > 0 && surplus > 0;) {
+      surplus -= lengths[last];
+      draw->sequences.pop_back();
+      draw->after.pop_back();
+    }
+  }
+
+  TokenBatch Batch(const Draw& draw, int64_t pack) const {
+    if (pack < 0) return WeightlessBatch(tokenizer->eos_id());
+    std::vector<const TokenSequence*> members;
+    for (int64_t i : draw.packs[static_cast<size_t>(pack)]) {
+      members.push_back(&draw.sequences[static_cast<size_t>(i)]);
+    }
+    return MakeBatch(members);
+  }
+};
+
+DataLoader::DataLoader(std::shared_ptr<ExampleSource> source,
+                       std::shared_ptr<const Tokenizer> tokenizer, Options options)
+    : impl_(std::make_unique<Impl>(Impl{std::move(source), std::move(tokenizer), options, {}})) {
+  Check<ConfigError>(options.packs >= 1 && options.pack_tokens >= 1 && options.max_length >= 2,
+                     "[data_loader] packs {}, pack_tokens {} and max_length {} must be positive",
+                     options.packs, options.pack_tokens, options.max_length);
+  Check<ConfigError>(options.dp >= 1 && options.packs % options.dp == 0,
+                     "[data_loader] {} packs do not split over dp = {}; choose a multiple of it",
+                     options.packs, options.dp);
+  Check<ConfigError>(options.dp_rank >= 0 && options.dp_rank < options.dp,
+                     "[data_loader] dp_rank {} is not below dp = {}", options.dp_rank, options.dp);
+  impl_->CheckSource();
+}
+
+DataLoader::~DataLoader() = default;
+
+DataLoader::StepData DataLoader::Next() {
+  StepData step;
+  Impl::Draw draw = impl_->DrawStep();
+  if (draw.sequences.empty()) {
+    step.end = true;
+    return step;
+  }
+  impl_->state = draw.after.back();
+  double weight = 0;
+  for (const TokenSequence& sequence : draw.sequences) {
+    step.tokens += Inputs(sequence);
+    for (size_t i = 1; i < sequence.weight.size(); ++i) weight += sequence.weight[i];
+  }
+  std::vector<int64_t> pack_tokens;
+  for (const auto& pack : draw.packs) {
+    int64_t tokens = 0;
+    for (int64_t i : pack) tokens += Inputs(draw.sequences[static_cast<size_t>(i)]);
+    pack_tokens.push_back(tokens);
+  }
+  auto assigned = BalancePacks(pack_tokens, impl_->options.dp);
+  for (int64_t pack : assigned[static_cast<size_t>(impl_->options.dp_rank)]) {
+    step.microbatches.push_back(impl_->Batch(draw, pack));
+  }
+  NormalizeLossWeights(&step.microbatches, weight);
+  return step;
+}
+
+LoaderState DataLoader::state() const { return impl_->state; }
+void DataLoader::set_state(const LoaderState& state) { impl_->state = state; }
+
+}  // namespace hone::data

@@ -1,0 +1,152 @@
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+
+#include "data/families/family.h"
+#include "data/jsonl.h"
+#include "data/permutation.h"
+#include "data/task.h"
+#include "runtime/error.h"
+
+namespace hone::data {
+namespace {
+
+// The same code makes sources of problems and of examples.
+template <class Base>
+using ItemOf = decltype(std::declval<const Base&>().At(0));
+template <class Base>
+using Parts = std::vector<std::unique_ptr<Base>>;
+
+// One after the other; all finite.
+template <class Base>
+class Concatenation : public Base {
+ public:
+  explicit Concatenation(Parts<Base> parts) : parts_(std::move(parts)) {
+    for (const auto& part : parts_) size_ += part->size();
+  }
+  int64_t size() const override { return size_; }
+  ItemOf<Base> At(int64_t index) const override {
+    for (const auto& part : parts_) {
+      if (index < part->size()) return part->At(index);
+      index -= part->size();
+    }
+    throw Error("[concat] index past the end");
+  }
+
+ private:
+  Parts<Base> parts_;
+  int64_t size_ = 0;
+};
+
+// A weighted choice, in rounds of kRound items: in each round every part has its exact share (to
+// within one item), in an order drawn once from the seed. So a part's items are met one by one: an
+// endless part in its own order, a finite one in a new seeded order each time through.
+template <class Base>
+class Mixture : public Base {
+ public:
+  Mixture(Parts<Base> parts, const std::vector<double>& weights, uint64_t seed)
+      : parts_(std::move(parts)), seed_(seed), quota_(parts_.size(), 0) {
+    std::vector<size_t> part_of;
+    double total = std::accumulate(weights.begin(), weights.end(), 0.0), upto = 0;
+    for (size_t p = 0; p < parts_.size(); ++p) {
+      upto += weights[p];
+      size_t end = static_cast<size_t>(std::llround(upto / total * kRound));
+      while (part_of.size() < end) part_of.push_back(p);
+    }
+    SeededPermutation order(kRound, seed, HashName("mixture"));
+    for (uint64_t i = 0; i < kRound; ++i) {
+      size_t part = part_of[order(i)];
+      slots_.push_back({part, quota_[part]++});
+    }
+  }
+  int64_t size() const override { return -1; }
+  ItemOf<Base> At(int64_t index) const override {
+    const Slot& slot = slots_[static_cast<size_t>(index % kRound)];
+    const Base& part = *parts_[slot.part];
+    int64_t rank = index / kRound * quota_[slot.part] + slot.rank;
+    if (part.size() < 0) return part.At(rank);
+    SeededPermutation order(static_cast<uint64_t>(part.size()), seed_ + slot.part,
+                            static_cast<uint64_t>(rank / part.size()));
+    return part.At(static_cast<int64_t>(order(static_cast<uint64_t>(rank % part.size()))));
+  }
+
+ private:
+  static constexpr int64_t kRound = 1000;
+  struct Slot {
+    size_t part;
+    int64_t rank;  // among the part's items of a round
+  };
+  Parts<Base> parts_;
+  uint64_t seed_;
+  std::vector<int64_t> quota_;
+  std::vector<Slot> slots_;
+};
+
+template <class Base>
+std::unique_ptr<Base> Make(ConfigReader& config, uint64_t seed);
+
+template <>
+std::unique_ptr<ProblemSource> Make<ProblemSource>(ConfigReader& config, uint64_t seed) {
+  return MakeProblemSource(config, seed);
+}
+template <>
+std::unique_ptr<ExampleSource> Make<ExampleSource>(ConfigReader& config, uint64_t seed) {
+  return MakeExampleSource(config, seed);
+}
+
+template <class Base>
+std::unique_ptr<Base> MakeMixture(ConfigReader& config, uint64_t seed) {
+  Parts<Base> parts;
+  std::vector<double> weights;
+  for (ConfigReader* part : config.List("mixture")) {
+    double weight = 0;
+    part->Required("weight", &weight);
+    if (!(weight > 0) || !std::isfinite(weight)) part->Fail("weight", "must be positive");
+    weights.push_back(weight);
+    // Parts of the same kind must not repeat each other's items.
+    parts.push_back(Make<Base>(*part, seed + 0x9E3779B97F4A7C15 * parts.size()));
+  }
+  if (parts.empty()) config.Fail("mixture", "is empty");
+  return std::make_unique<Mixture<Base>>(std::move(parts), weights, seed);
+}
+
+template <class Base>
+std::unique_ptr<Base> MakeConcatenation(ConfigReader& config, uint64_t seed) {
+  Parts<Base> parts;
+  for (ConfigReader* part : config.List("concat")) {
+    parts.push_back(Make<Base>(*part, seed + 0x9E3779B97F4A7C15 * parts.size()));
+    if (parts.back()->size() < 0) part->Fail("count", "is needed: only finite parts can be joined");
+  }
+  if (parts.empty()) config.Fail("concat", "is empty");
+  return std::make_unique<Concatenation<Base>>(std::move(parts));
+}
+
+// Which of the four kinds of source a map describes.
+std::string KindOf(ConfigReader& config) {
+  std::string kind;
+  for (const char* key : {"family", "jsonl", "mixture", "concat"}) {
+    if (!config.Has(key)) continue;
+    if (!kind.empty()) config.Fail(key, "stands beside '" + kind + "': a source has one of them");
+    kind = key;
+  }
+  if (kind.empty()) config.Fail("", "a source needs one of: family, jsonl, mixture, concat");
+  return kind;
+}
+
+}  // namespace
+
+std::unique_ptr<ProblemSource> MakeProblemSource(ConfigReader& config, uint64_t seed) {
+  std::string kind = KindOf(config);
+  if (kind == "mixture") return MakeMixture<ProblemSource>(config, seed);
+  if (kind == "concat") return MakeConcatenation<ProblemSource>(config, seed);
+  return kind == "jsonl" ? MakeJsonlProblems(config) : MakeGeneratedProblems(config, seed);
+}
+
+std::unique_ptr<ExampleSource> MakeExampleSource(ConfigReader& config, uint64_t seed) {
+  std::string kind = KindOf(config);
+  if (kind == "mixture") return MakeMixture<ExampleSource>(config, seed);
+  if (kind == "concat") return MakeConcatenation<ExampleSource>(config, seed);
+  return kind == "jsonl" ? MakeJsonlExamples(config) : MakeGeneratedExamples(config, seed);
+}
+
+}  // namespace hone::data
