@@ -120,4 +120,12 @@ void CheckPeer(const ProcessGroup& group, const char* op, int peer) {
                    Place(group), peer);
 }
 
+void CheckMessage(const ProcessGroup& group, const char* op, const Tensor& tensor, int peer,
+                  int tag, int tags) {
+  CheckContiguous(group, op, tensor);
+  CheckPeer(group, op, peer);
+  Check<CommError>(tag >= 0 && tag < tags, "[{}] {}: tag {} is not in [0, {})", op, Place(group),
+                   tag, tags);
+}
+
 }  // namespace hone::parallel

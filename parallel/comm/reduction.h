@@ -30,5 +30,8 @@ void CheckAllToAll(const ProcessGroup& group, const Tensor& send,
                    const std::vector<int64_t>& send_rows, const Tensor& recv,
                    const std::vector<int64_t>& recv_rows);
 void CheckPeer(const ProcessGroup& group, const char* op, int peer);
+// A peer, and a tag in [0, tags).
+void CheckMessage(const ProcessGroup& group, const char* op, const Tensor& tensor, int peer,
+                  int tag, int tags);
 
 }  // namespace hone::parallel

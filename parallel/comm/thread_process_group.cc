@@ -28,6 +28,8 @@
 namespace hone::parallel {
 namespace {
 
+constexpr int kTags = 1 << 16;  // as many as Open MPI leaves to a group
+
 struct World {
   World(int size, GroupOptions group_options) : options(group_options), wake(size) {}
 
@@ -307,8 +309,7 @@ class ThreadProcessGroup : public ProcessGroup {
   }
 
   WorkPtr Send(const Tensor& tensor, int peer, int tag) override {
-    CheckContiguous(*this, "send", tensor);
-    CheckPeer(*this, "send", peer);
+    CheckMessage(*this, "send", tensor, peer, tag, kTags);
     std::lock_guard lock(world().mutex);
     GroupState::Route route{rank_, peer, tag};
     auto& waiting = state_->receipts[route];
@@ -323,8 +324,7 @@ class ThreadProcessGroup : public ProcessGroup {
   }
 
   WorkPtr Receive(const Tensor& tensor, int peer, int tag) override {
-    CheckContiguous(*this, "receive", tensor);
-    CheckPeer(*this, "receive", peer);
+    CheckMessage(*this, "receive", tensor, peer, tag, kTags);
     auto receipt = std::make_shared<Receipt>();
     receipt->into = tensor;
     std::lock_guard lock(world().mutex);
@@ -455,17 +455,20 @@ void RunThreadRanks(int size, const std::function<void(GroupPtr)>& fn, GroupOpti
   std::exception_ptr first;
   auto run = [&](int rank) {
     std::string reason;
+    std::exception_ptr failure;
     try {
       fn(std::make_shared<ThreadProcessGroup>(state, rank));
       return;
     } catch (const std::exception& error) {
       reason = error.what();
+      failure = std::current_exception();
     } catch (...) {
       reason = "an unknown error";
+      failure = std::current_exception();
     }
     {
       std::lock_guard lock(mutex);
-      if (!first) first = std::current_exception();
+      if (!first) first = failure;
     }
     state->world->Fail(fmt::format("rank {} failed: {}", rank, reason));
   };
