@@ -59,6 +59,9 @@ struct ModelConfig {
   void Validate(const std::string& where) const;
   int64_t ParameterCount(bool with_mtp) const;
   int64_t ActiveParameterCount(bool with_embedding) const;
+
+  // head_dim and rope.dim from the others, where the source did not say.
+  void FillDerived();
 };
 
 }  // namespace hone::model

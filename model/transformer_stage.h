@@ -1,5 +1,5 @@
-// A chunk of consecutive layers of a decoder, with the embedding in front if it is the first and the norm
-// and heads behind if it is the last. The same code trains, evaluates and decodes.
+// A chunk of consecutive layers of a decoder, with the embedding in front if it is the first and
+// the norm and heads behind if it is the last. The same code trains, evaluates and decodes.
 #pragma once
 
 #include <functional>
@@ -19,11 +19,11 @@ struct StageOptions {
   int64_t first_layer = 0, end_layer = 0;  // [first, end)
   bool has_embedding = true, has_head = true;
   DType dtype = DType::kF32;
-  bool activation_checkpointing = false;   // keep only each layer's input, run its forward again
-  bool with_gradients = true;              // false: inference and reference models
-  bool record_routing = false;             // keep expert choices for replay
+  bool activation_checkpointing = false;  // keep only each layer's input, run its forward again
+  bool with_gradients = true;             // false: inference and reference models
+  bool record_routing = false;            // keep expert choices for replay
   MlaDecode mla_decode = MlaDecode::kExpand;
-  std::vector<std::string> frozen;         // prefixes of parameter names that are not trained
+  std::vector<std::string> frozen;  // prefixes of parameter names that are not trained
 };
 
 // How `layers` are cut into `stages`: as even as can be, the first stages one more.
@@ -33,9 +33,9 @@ std::vector<StageOptions> SplitLayers(const ModelConfig& config, int stages,
 
 // One step of decoding: sequences of new tokens whose past is in the cache.
 struct DecodeBatch {
-  std::vector<int32_t> token_T, position_T, cu_seqlens;   // new tokens, S sequences
-  std::vector<std::vector<int32_t>> pages_S;              // pages that hold past and new tokens
-  std::vector<int32_t> logits_rows;                       // rows of T whose logits are wanted
+  std::vector<int32_t> token_T, position_T, cu_seqlens;  // new tokens, S sequences
+  std::vector<std::vector<int32_t>> pages_S;             // pages that hold past and new tokens
+  std::vector<int32_t> logits_rows;                      // rows of T whose logits are wanted
 };
 
 class TransformerStage : public parallel::PipelineStage {
@@ -48,8 +48,8 @@ class TransformerStage : public parallel::PipelineStage {
   const ModelConfig& config() const;
   const StageOptions& options() const;
 
-  // Sets every parameter as a function of (seed, tensor name, element): the same in any layout. Normal with
-  // initializer_range; norms 1, biases 0, output projections scaled by 1/√(2·layers).
+  // Sets every parameter as a function of (seed, tensor name, element): the same in any layout.
+  // Normal with initializer_range; norms 1, biases 0, output projections scaled by 1/√(2·layers).
   void Initialize(uint64_t seed);
   // Names and slabs of all parameters and buffers: for checkpoints, publication, import.
   SlabIndex State();
@@ -63,15 +63,19 @@ class TransformerStage : public parallel::PipelineStage {
   parallel::StageIO Backward(Context& ctx, int microbatch, parallel::StageIO doutput) override;
   std::pair<parallel::StageIO, parallel::StageIO> ForwardBackward(
       Context& ctx, int forward_microbatch, const TokenBatch& batch, parallel::StageIO in,
-      const parallel::LossFunction* loss, int backward_microbatch, parallel::StageIO doutput) override;
+      const parallel::LossFunction* loss, int backward_microbatch,
+      parallel::StageIO doutput) override;
   Outcome TakeOutcome(int microbatch) override;
+  // Expert choices of a forward with `record_routing`: [T, MoE layers of this stage, K], MTP's
+  // last.
+  std::vector<int32_t> TakeRouting(int microbatch);
   bool is_last() const override;
   void BeginStep(bool keep_head_output) override;
   void EndStep(Context& ctx, const std::function<void(std::vector<double>&)>& sum) override;
 
-  // Inference on one stage that holds the whole model: writes new keys and values into the cache and
-  // returns the logits [rows, V] of the wanted rows (f32 for f32 and bf16 models). Same bits as Forward.
-  // With `routing_TLK` not null the experts chosen are appended there.
+  // Inference on one stage that holds the whole model: writes new keys and values into the cache
+  // and returns the logits [rows, V] of the wanted rows (f32 for f32 and bf16 models). Same bits as
+  // Forward. With `routing_TLK` not null the experts chosen are appended there.
   Tensor Decode(Context& ctx, const DecodeBatch& batch, KvCache& cache,
                 std::vector<int32_t>* routing_TLK = nullptr);
 

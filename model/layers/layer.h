@@ -1,8 +1,10 @@
-// What every layer is made of: parameters from a builder, explicit Forward and Backward, typed records.
+// What every layer is made of: parameters from a builder, explicit Forward and Backward, typed
+// records.
 //
-// T tokens, D model dim. Forward(ctx, x, saved): `saved` null means inference, nothing is kept. Backward
-// takes the record by value (so it is freed as it is used), returns the input gradient (=) and adds (+=)
-// to the parameters' gradients. A record belongs to one microbatch; a layer itself has no such state.
+// T tokens, D model dim. Forward(ctx, x, saved): `saved` null means inference, nothing is kept.
+// Backward takes the record by value (so it is freed as it is used), returns the input gradient (=)
+// and adds (+=) to the parameters' gradients. A record belongs to one microbatch; a layer itself
+// has no such state.
 #pragma once
 
 #include <cstdint>
@@ -49,6 +51,8 @@ class ParameterBuilder {
   const std::vector<Entry>& entries() const { return entries_; }
 
  private:
+  Parameter* AddSlab(Slab slab, Init init, bool decay);
+
   Context& ctx_;
   Options options_;
   std::vector<Entry> entries_;
@@ -93,9 +97,9 @@ struct PackView {
 struct DecodeView {
   std::span<const int32_t> position_T, cu_seqlens;
   const std::vector<std::vector<int32_t>>& pages_S;
-  std::span<const int32_t> length_S;       // tokens of each sequence, new ones included
+  std::span<const int32_t> length_S;  // tokens of each sequence, new ones included
   KvCache& cache;
-  int64_t layer;                           // index in the cache
+  int64_t layer;  // index in the cache
 };
 
 // GroupedQueryAttention or MultiHeadLatentAttention.
@@ -118,24 +122,29 @@ std::unique_ptr<AttentionLayer> MakeMultiHeadLatentAttention(ParameterBuilder& b
                                                              const kernels::RopeTable& rope,
                                                              MlaDecode decode);
 
-// The feed-forward half of a block: SwiGluMlp or MoeBlock. MoE works in phases so that a schedule can run
-// one block's exchange under another's compute; a dense one does everything in Experts.
+// The feed-forward half of a block: SwiGluMlp or MoeBlock. MoE works in phases so that a schedule
+// can run one block's exchange under another's compute; a dense one does everything in Experts.
 class FeedForward {
  public:
   struct MoeInput {
-    std::span<const int32_t> replay_TK;      // experts to use instead of routing; empty: route
-    std::span<const int32_t> cu_seqlens;     // for the balance loss
-    std::span<const float> loss_weight_T;    // its share of the step
+    std::span<const int32_t> replay_TK;          // experts to use instead of routing; empty: route
+    std::span<const int32_t> cu_seqlens;         // for the balance loss
+    std::span<const float> loss_weight_T;        // its share of the step
     std::vector<int32_t>* routing_TK = nullptr;  // where choices are recorded
+    // Whether this forward adds to the expert counts and the balance loss: once a step for each
+    // token. With activation checkpointing the first forward counts, the recomputation (saved !=
+    // null) not.
+    enum class Count { kIfSaved, kYes, kNo };
+    Count count = Count::kIfSaved;
   };
-  struct State {                 // between the phases of one direction
+  struct State {  // between the phases of one direction
     virtual ~State() = default;
   };
   using StatePtr = std::unique_ptr<State>;
 
   virtual ~FeedForward() = default;
-  // Phase 1: route and start sending rows. Phase 2: wait, run the experts, start sending back. Phase 3:
-  // wait, combine, add what needs no exchange.
+  // Phase 1: route and start sending rows. Phase 2: wait, run the experts, start sending back.
+  // Phase 3: wait, combine, add what needs no exchange.
   virtual StatePtr ForwardDispatch(Context& ctx, const Tensor& x_TD, const MoeInput& input,
                                    RecordPtr* saved) = 0;
   virtual void ForwardExperts(Context& ctx, State& state) = 0;

@@ -1,0 +1,76 @@
+#include <cmath>
+
+#include "kernels/dispatch.h"
+#include "model/transformer_stage_impl.h"
+#include "runtime/philox.h"
+
+namespace hone::model {
+namespace {
+
+// fn(index in the global tensor, index in the slab) for each row of the last dim.
+template <class Fn>
+void ForEachRow(const Slab& slab, Fn&& fn) {
+  const int64_t dims = static_cast<int64_t>(slab.extent.size());
+  const int64_t cols = slab.extent.back(), rows = slab.size() / std::max<int64_t>(cols, 1);
+  for (int64_t row = 0; row < rows; ++row) {
+    int64_t rest = row, global = slab.offset.back(), stride = slab.global_shape.back();
+    for (int64_t d = dims - 2; d >= 0; --d) {
+      global += (slab.offset[d] + rest % slab.extent[d]) * stride;
+      rest /= slab.extent[d];
+      stride *= slab.global_shape[d];
+    }
+    fn(global, row * cols, cols);
+  }
+}
+
+template <class T>
+T FromDouble(double value) {
+  if constexpr (std::is_same_v<T, BF16>) {
+    return BF16(static_cast<float>(value));
+  } else {
+    return static_cast<T>(value);
+  }
+}
+
+template <class T>
+void FillNormal(Context& ctx, const Slab& slab, const Tensor& value, double std, uint64_t seed) {
+  const RandomStream stream{seed, HashName(slab.name)};
+  T* out = value.data<T>();
+  ForEachRow(slab, [&](int64_t global, int64_t local, int64_t cols) {
+    ctx.pool().ParallelFor(cols, 1024, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        out[local + i] = FromDouble<T>(std * stream.Normal(static_cast<uint64_t>(global + i)));
+      }
+    });
+  });
+}
+
+template <class T>
+void FillConstant(const Tensor& value, double constant) {
+  std::fill_n(value.data<T>(), value.size(), FromDouble<T>(constant));
+}
+
+}  // namespace
+
+void TransformerStage::Initialize(uint64_t seed) {
+  using Init = ParameterBuilder::Init;
+  Context ctx;  // fills on the host
+  const double depth = std::sqrt(2.0 * static_cast<double>(config().num_hidden_layers));
+  for (const auto& [parameter, init] : impl_->builder.entries()) {
+    const Tensor& value = parameter->value;
+    Tensor host = value.device().is_cpu() ? value : ctx.Empty(value.shape(), value.dtype());
+    kernels::SwitchFloat("initialize", value.dtype(), [&](auto zero) {
+      using T = decltype(zero);
+      if (init == Init::kOnes || init == Init::kZeros) {
+        FillConstant<T>(host, init == Init::kOnes ? 1.0 : 0.0);
+      } else {
+        const double std =
+            config().initializer_range / (init == Init::kNormalScaledByDepth ? depth : 1.0);
+        FillNormal<T>(ctx, parameter->spec.slab, host, std, seed);
+      }
+    });
+    if (host.raw() != value.raw()) CopyTo(host, value);
+  }
+}
+
+}  // namespace hone::model

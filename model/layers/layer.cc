@@ -1,0 +1,119 @@
+#include "model/layers/layer.h"
+
+#include <utility>
+
+#include "kernels/dispatch.h"
+#include "kernels/linear/linear.h"
+#include "kernels/norm/rms_norm.h"
+
+namespace hone::model {
+namespace {
+
+bool IsFrozen(const std::string& name, const std::vector<std::string>& prefixes) {
+  for (const std::string& prefix : prefixes) {
+    if (name.starts_with(prefix)) {
+      return true;
+    }
+  }
+  return false;
+}
+
+// A place for a gradient that a kernel makes but nobody wants.
+Tensor GradientOrScratch(Context& ctx, const Parameter& p) {
+  return p.gradient.defined() ? p.gradient
+                              : ctx.Zeros(p.value.shape(), kernels::AccDType(p.value.dtype()));
+}
+
+}  // namespace
+
+Parameter* ParameterBuilder::Add(const std::string& name, Shape shape, Init init, bool decay) {
+  return AddSlab(Slab::Whole(name, std::move(shape)), init, decay);
+}
+
+Parameter* ParameterBuilder::AddExperts(const std::string& name, Shape global_shape, int64_t begin,
+                                        int64_t count, Init init) {
+  Slab slab = Slab::Whole(name, std::move(global_shape));
+  CheckShape(begin >= 0 && begin + count <= slab.global_shape[0],
+             "[parameter] {}: experts [{}, {}) of {}", name, begin, begin + count,
+             slab.global_shape[0]);
+  slab.offset[0] = begin;
+  slab.extent[0] = count;
+  Parameter* p = AddSlab(std::move(slab), init, true);
+  p->spec.reduce = parallel::ReduceGroup::kExpert;
+  return p;
+}
+
+Parameter* ParameterBuilder::AddSlab(Slab slab, Init init, bool decay) {
+  auto p = std::make_unique<Parameter>();
+  const DType accumulated = kernels::AccDType(options_.dtype);
+  p->spec.name = slab.name;
+  p->spec.storage = options_.dtype;
+  p->spec.gradient = accumulated;
+  p->spec.master = accumulated;
+  p->spec.trainable = options_.with_gradients && !IsFrozen(slab.name, options_.frozen);
+  p->spec.decay = decay;
+  p->value = ctx_.Zeros(slab.extent, options_.dtype, MemoryCategory::kWeights);
+  if (p->spec.trainable) {
+    p->gradient = ctx_.Zeros(slab.extent, accumulated, MemoryCategory::kGradients);
+  }
+  p->spec.slab = std::move(slab);
+  entries_.push_back({std::move(p), init});
+  return entries_.back().parameter.get();
+}
+
+Parameter* ParameterBuilder::AddBuffer(const std::string& name, Shape shape) {
+  auto p = std::make_unique<Parameter>();
+  const DType dtype = kernels::AccDType(options_.dtype);
+  p->spec.name = name;
+  p->spec.slab = Slab::Whole(name, std::move(shape));
+  p->spec.storage = p->spec.gradient = p->spec.master = dtype;
+  p->spec.trainable = false;
+  p->spec.decay = false;
+  p->spec.buffer = true;
+  p->value = ctx_.Zeros(p->spec.slab.extent, dtype, MemoryCategory::kWeights);
+  entries_.push_back({std::move(p), Init::kZeros});
+  return entries_.back().parameter.get();
+}
+
+Linear::Linear(ParameterBuilder& builder, const std::string& name, int64_t in, int64_t out,
+               bool bias, ParameterBuilder::Init init)
+    : weight_(builder.Add(name + ".weight", {out, in}, init)) {
+  if (bias) {
+    bias_ = builder.Add(name + ".bias", {out}, ParameterBuilder::Init::kZeros, false);
+  }
+}
+
+Tensor Linear::Forward(Context& ctx, const Tensor& x_TI) const {
+  return kernels::Linear(ctx, x_TI, weight_->value, bias_ ? &bias_->value : nullptr);
+}
+
+Tensor Linear::Backward(Context& ctx, const Tensor& dy_TO, const Tensor& x_TI) const {
+  const bool bias_trains = bias_ && bias_->gradient.defined();
+  if (weight_->gradient.defined() || bias_trains) {
+    auto work = [&ctx, dy_TO, x_TI, weight = weight_, bias = bias_trains ? bias_ : nullptr] {
+      kernels::LinearWeightGradient(ctx, dy_TO, x_TI, GradientOrScratch(ctx, *weight),
+                                    bias ? &bias->gradient : nullptr);
+    };
+    if (ctx.weight_gradients) {
+      ctx.weight_gradients->push_back(std::move(work));
+    } else {
+      work();
+    }
+  }
+  return kernels::LinearInputGradient(ctx, dy_TO, weight_->value);
+}
+
+RmsNorm::RmsNorm(ParameterBuilder& builder, const std::string& name, int64_t dim, double eps)
+    : weight_(builder.Add(name + ".weight", {dim}, ParameterBuilder::Init::kOnes, false)),
+      eps_(eps) {}
+
+Tensor RmsNorm::Forward(Context& ctx, const Tensor& x_TD) const {
+  return kernels::RmsNorm(ctx, x_TD, weight_->value, eps_);
+}
+
+Tensor RmsNorm::Backward(Context& ctx, const Tensor& dy_TD, const Tensor& x_TD) const {
+  return kernels::RmsNormBackward(ctx, dy_TD, x_TD, weight_->value,
+                                  GradientOrScratch(ctx, *weight_), eps_);
+}
+
+}  // namespace hone::model

@@ -1,0 +1,93 @@
+// down(silu(gate(x)) · up(x)). A dense feed-forward part exchanges nothing: it does all its work in
+// the Experts phase.
+#include "kernels/elementwise/elementwise.h"
+#include "kernels/swiglu/swiglu.h"
+#include "model/layers/layer.h"
+
+namespace hone::model {
+namespace {
+
+class SwiGluMlp : public FeedForward {
+ public:
+  SwiGluMlp(ParameterBuilder& builder, const std::string& prefix, int64_t hidden,
+            int64_t intermediate)
+      : gate_(builder, prefix + ".gate_proj", hidden, intermediate, false),
+        up_(builder, prefix + ".up_proj", hidden, intermediate, false),
+        down_(builder, prefix + ".down_proj", intermediate, hidden, false,
+              ParameterBuilder::Init::kNormalScaledByDepth) {}
+
+  StatePtr ForwardDispatch(Context&, const Tensor& x_TD, const MoeInput&,
+                           RecordPtr* saved) override {
+    auto state = std::make_unique<ForwardState>();
+    state->x_TD = x_TD;
+    if (saved) {
+      auto record = std::make_unique<Saved>();
+      state->saved = record.get();
+      *saved = std::move(record);
+    }
+    return state;
+  }
+  void ForwardExperts(Context& ctx, State& state) override;
+  Tensor ForwardCombine(Context&, StatePtr state) override {
+    return static_cast<ForwardState&>(*state).y_TD;
+  }
+  StatePtr BackwardDispatch(Context&, const Tensor& dy_TD, RecordPtr saved) override {
+    auto state = std::make_unique<BackwardState>();
+    state->d_TD = dy_TD;
+    state->saved.reset(static_cast<Saved*>(saved.release()));
+    return state;
+  }
+  void BackwardExperts(Context& ctx, State& state) override;
+  Tensor BackwardCombine(Context&, StatePtr state) override {
+    return static_cast<BackwardState&>(*state).d_TD;
+  }
+
+ private:
+  struct Saved : Record {
+    Tensor x_TD, gate_TF, up_TF;
+  };
+  struct ForwardState : State {
+    Tensor x_TD, y_TD;
+    Saved* saved = nullptr;
+  };
+  struct BackwardState : State {
+    Tensor d_TD;  // of the output, then of the input
+    std::unique_ptr<Saved> saved;
+  };
+
+  Linear gate_, up_, down_;
+};
+
+void SwiGluMlp::ForwardExperts(Context& ctx, State& base) {
+  auto& state = static_cast<ForwardState&>(base);
+  Tensor gate_TF = gate_.Forward(ctx, state.x_TD);
+  Tensor up_TF = up_.Forward(ctx, state.x_TD);
+  state.y_TD = down_.Forward(ctx, kernels::SwiGlu(ctx, gate_TF, up_TF));
+  if (state.saved) {
+    state.saved->x_TD = state.x_TD;
+    state.saved->gate_TF = gate_TF;
+    state.saved->up_TF = up_TF;
+  }
+}
+
+void SwiGluMlp::BackwardExperts(Context& ctx, State& base) {
+  auto& state = static_cast<BackwardState&>(base);
+  const Saved& saved = *state.saved;
+  Tensor h_TF =
+      kernels::SwiGlu(ctx, saved.gate_TF, saved.up_TF);  // cheaper to make again than keep
+  Tensor dh_TF = down_.Backward(ctx, state.d_TD, h_TF);
+  auto [dgate_TF, dup_TF] = kernels::SwiGluBackward(ctx, dh_TF, saved.gate_TF, saved.up_TF);
+  Tensor dx_TD = gate_.Backward(ctx, dgate_TF, saved.x_TD);
+  kernels::AddInPlace(ctx, dx_TD, up_.Backward(ctx, dup_TF, saved.x_TD));
+  state.d_TD = dx_TD;
+  state.saved.reset();
+}
+
+}  // namespace
+
+std::unique_ptr<FeedForward> MakeSwiGluMlp(ParameterBuilder& builder, const std::string& prefix,
+                                           int64_t hidden, int64_t intermediate) {
+  return std::make_unique<SwiGluMlp>(builder, prefix, hidden, intermediate);
+}
+
+}  // namespace hone::model
