@@ -27,7 +27,8 @@ class TrainEngine {
     AdamWConfig optimizer;
     GradientReducer::Options reducer;
   };
-  // `chunks` are this rank's stages, in chunk order. Not owned: context, mesh, chunks.
+  // `chunks` are this rank's stages, in chunk order. Not owned: context, mesh, chunks. Tied
+  // parameters of two chunks of this rank are made to share the storage of the original.
   TrainEngine(Context& ctx, const Mesh& mesh, std::vector<PipelineStage*> chunks, Options options);
   ~TrainEngine();
 
@@ -41,8 +42,8 @@ class TrainEngine {
   // allowed: a batch of zero tokens) and every pp rank of a pipeline the same batches.
   StepResult Step(const std::vector<TokenBatch>& microbatches, const LossFunction& loss, double lr);
 
-  // Forward only. Outcomes of this rank's microbatches, in order, on the rank with the last stage
-  // (empty elsewhere); `loss` may be null: then log-probabilities only, at `temperature`.
+  // Forward only, any number of microbatches (the same on every rank that shares a group). Outcomes
+  // of this rank's microbatches, in order, on the rank with the last stage (empty elsewhere).
   std::vector<PipelineStage::Outcome> Evaluate(const std::vector<TokenBatch>& microbatches,
                                                const LossFunction& loss, bool keep_head_output);
 

@@ -46,7 +46,8 @@ class ToyLoss : public LossFunction {
 class ToyStage : public PipelineStage {
  public:
   // Layers [first, end) of kToyLayers. `report`: tells which gradients are final, layer by layer.
-  ToyStage(Context& ctx, int first, int end, bool report = true)
+  // `tied`: the head is the embedding, of which a last stage without it has a replica.
+  ToyStage(Context& ctx, int first, int end, bool report = true, bool tied = false)
       : first_(first), end_(end), report_(report) {
     if (first == 0) embedding_ = Make(ctx, "embedding", {kToyVocab, kToyWidth});
     for (int l = first; l < end; ++l) {
@@ -55,7 +56,12 @@ class ToyStage : public PipelineStage {
                          Make(ctx, at + ".bias", {kToyWidth}),
                          Make(ctx, at + ".skip", {kToyWidth})});
     }
-    if (is_last()) head_ = Make(ctx, "head", {kToyVocab, kToyWidth});
+    if (is_last() && tied && embedding_ != nullptr) {
+      head_ = embedding_;
+    } else if (is_last()) {
+      head_ = Make(ctx, tied ? "embedding" : "head", {kToyVocab, kToyWidth});
+      if (tied) head_->spec.tied_to = "embedding";
+    }
     counter_ = Make(ctx, "layers." + std::to_string(first) + ".counter", {1});
     counter_->spec.buffer = true;
     counter_->spec.trainable = false;
@@ -285,12 +291,13 @@ class ToyStage : public PipelineStage {
 
 // This rank's chunks of the toy model.
 inline std::vector<std::unique_ptr<ToyStage>> ToyChunks(Context& ctx, const PipelineShape& shape,
-                                                        int rank, bool report = true) {
+                                                        int rank, bool report = true,
+                                                        bool tied = false) {
   std::vector<std::unique_ptr<ToyStage>> chunks;
   for (int chunk = 0; chunk < shape.chunks; ++chunk) {
     const int stage = shape.StageOf(rank, chunk), n = shape.stages();
     chunks.push_back(std::make_unique<ToyStage>(ctx, stage * kToyLayers / n,
-                                                (stage + 1) * kToyLayers / n, report));
+                                                (stage + 1) * kToyLayers / n, report, tied));
   }
   return chunks;
 }
