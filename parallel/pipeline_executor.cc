@@ -240,8 +240,10 @@ class ListRunner {
     for (const WorkPtr& work : works) work->Wait();
   }
 
+  // Groups have 2^16 tags; a tag may come again, since a stage takes its microbatches in order.
   int Tag(Direction direction, int from, int microbatch) const {
-    return (microbatch * shape_.stages() + from) * 2 + static_cast<int>(direction);
+    constexpr int kRound = 64;
+    return (microbatch % kRound * shape_.stages() + from) * 2 + static_cast<int>(direction);
   }
 
   Context& ctx_;

@@ -67,6 +67,7 @@ std::vector<PipelineShape> Shapes() {
     shapes.push_back({ScheduleKind::kInterleaved, p, 2, 8});
     shapes.push_back({ScheduleKind::kDualPipeV, p, 2, 10});
   }
+  shapes.push_back({ScheduleKind::k1F1B, 4, 1, 150});  // message tags come round again
   return shapes;
 }
 std::string Describe(const PipelineShape& s) {
