@@ -149,6 +149,8 @@ DataLoader::DataLoader(std::shared_ptr<ExampleSource> source,
 }
 
 DataLoader::~DataLoader() = default;
+DataLoader::DataLoader(DataLoader&&) noexcept = default;
+DataLoader& DataLoader::operator=(DataLoader&&) noexcept = default;
 
 DataLoader::StepData DataLoader::Next() {
   StepData step;

@@ -23,6 +23,9 @@ std::vector<int64_t> Decreasing(const std::vector<int64_t>& values) {
 
 TokenSequence Tokenize(const Tokenizer& tokenizer, const Example& example, int64_t max_length,
                        const std::string& where) {
+  Check<ConfigError>(tokenizer.eos_id() >= 0,
+                     "[tokenize] the tokenizer names no end-of-text token; give eos_token in "
+                     "tokenizer_config.json");
   TokenSequence sequence;
   sequence.tokens = tokenizer.Encode(example.prompt);
   size_t prompt = sequence.tokens.size();

@@ -61,6 +61,8 @@ class DataLoader {
   DataLoader(std::shared_ptr<ExampleSource> source, std::shared_ptr<const Tokenizer> tokenizer,
              Options options);
   ~DataLoader();
+  DataLoader(DataLoader&&) noexcept;
+  DataLoader& operator=(DataLoader&&) noexcept;
 
   struct StepData {
     // This rank's, a pack each; the same number on every rank. A rank for which there was no pack

@@ -1,0 +1,210 @@
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <map>
+
+#include "data/packing.h"
+#include "tests/data/test_sources.h"
+
+namespace hone::data {
+namespace {
+
+using ::testing::HasSubstr;
+using Options = DataLoader::Options;
+
+constexpr const char* kEndless = "{family: chain, text: thinking, fine: 0.5}";
+constexpr const char* kFinite = "{family: chain, text: thinking, fine: 0.5, count: 100}";
+
+DataLoader Loader(const std::string& yaml, Options options) {
+  return DataLoader(Examples(yaml), MakeByteTokenizer(), options);
+}
+Options Small() {
+  Options options;
+  options.packs = 4;
+  options.pack_tokens = 256;
+  options.max_length = 128;
+  options.seed = 5;
+  return options;
+}
+
+// Sequences of a batch as token lists (inputs and the last target), with their weights.
+using Sequence = std::pair<std::vector<int32_t>, std::vector<float>>;
+std::vector<Sequence> SequencesOf(const TokenBatch& batch) {
+  std::vector<Sequence> sequences;
+  for (size_t s = 0; s + 1 < batch.cu_seqlens.size(); ++s) {
+    auto begin = batch.cu_seqlens[s], end = batch.cu_seqlens[s + 1];
+    Sequence sequence;
+    sequence.first.assign(batch.token_T.begin() + begin, batch.token_T.begin() + end);
+    sequence.first.push_back(batch.target_T[static_cast<size_t>(end) - 1]);
+    sequence.second.assign(batch.loss_weight_T.begin() + begin, batch.loss_weight_T.begin() + end);
+    sequences.push_back(sequence);
+  }
+  return sequences;
+}
+std::multimap<std::vector<int32_t>, std::vector<float>> All(
+    const std::vector<DataLoader::StepData>& ranks) {
+  std::multimap<std::vector<int32_t>, std::vector<float>> all;
+  for (const auto& step : ranks) {
+    for (const auto& batch : step.microbatches) {
+      for (auto& sequence : SequencesOf(batch)) all.insert(sequence);
+    }
+  }
+  return all;
+}
+bool SameBatches(const DataLoader::StepData& a, const DataLoader::StepData& b) {
+  if (a.tokens != b.tokens || a.microbatches.size() != b.microbatches.size()) return false;
+  for (size_t m = 0; m < a.microbatches.size(); ++m) {
+    const TokenBatch &x = a.microbatches[m], &y = b.microbatches[m];
+    if (x.token_T != y.token_T || x.cu_seqlens != y.cu_seqlens || x.target_T != y.target_T ||
+        x.loss_weight_T != y.loss_weight_T) {
+      return false;
+    }
+  }
+  return true;
+}
+
+TEST(DataLoader, PacksAreNearlyFullAndWeightsSumToOne) {
+  DataLoader loader = Loader(kEndless, Small());
+  for (int step = 0; step < 20; ++step) {
+    auto data = loader.Next();
+    ASSERT_EQ(data.microbatches.size(), 4u);
+    int64_t tokens = 0;
+    double weight = 0;
+    for (const auto& batch : data.microbatches) {
+      EXPECT_LE(batch.tokens(), 256);
+      EXPECT_NO_THROW(batch.Validate(263, 128, "test"));
+      tokens += batch.tokens();
+      for (float w : batch.loss_weight_T) weight += w;
+    }
+    EXPECT_EQ(tokens, data.tokens);
+    EXPECT_GT(tokens, 4 * 256 * 85 / 100);
+    EXPECT_NEAR(weight, 1, 1e-5);
+  }
+}
+
+TEST(DataLoader, TheSameGlobalBatchUnderEveryLayout) {
+  for (const char* yaml : {kEndless, kFinite}) {
+    DataLoader alone = Loader(yaml, Small());
+    std::map<int, std::vector<DataLoader>> layouts;
+    for (int dp : {2, 4}) {
+      for (int rank = 0; rank < dp; ++rank) {
+        Options options = Small();
+        options.dp = dp;
+        options.dp_rank = rank;
+        layouts[dp].push_back(Loader(yaml, options));
+      }
+    }
+    for (int step = 0; step < 12; ++step) {
+      auto expected = alone.Next();
+      for (auto& [dp, loaders] : layouts) {
+        std::vector<DataLoader::StepData> ranks;
+        for (auto& loader : loaders) ranks.push_back(loader.Next());
+        for (const auto& rank : ranks) {
+          EXPECT_EQ(rank.microbatches.size(), ranks[0].microbatches.size());
+          EXPECT_EQ(rank.tokens, expected.tokens);
+        }
+        EXPECT_EQ(All(ranks), All({expected})) << "dp " << dp << " step " << step;
+      }
+    }
+  }
+}
+
+TEST(DataLoader, ResumedIsNeverStopped) {
+  for (const char* yaml : {kEndless, kFinite}) {
+    DataLoader through = Loader(yaml, Small());
+    LoaderState state;
+    for (int step = 0; step < 15; ++step) {
+      DataLoader fresh = Loader(yaml, Small());
+      fresh.set_state(state);
+      auto a = through.Next(), b = fresh.Next();
+      ASSERT_TRUE(SameBatches(a, b)) << yaml << " step " << step;
+      state = through.state();
+      EXPECT_EQ(state.next_index, fresh.state().next_index);
+      EXPECT_EQ(state.epoch, fresh.state().epoch);
+    }
+    if (yaml == kFinite) {
+      EXPECT_GT(state.epoch, 1);
+    }
+  }
+}
+
+TEST(DataLoader, EveryEpochHasEachExampleOnceInAnotherOrder) {
+  auto tokenizer = MakeByteTokenizer();
+  auto source = Examples(kFinite);
+  std::multimap<std::vector<int32_t>, int> expected;
+  for (int64_t i = 0; i < source->size(); ++i) {
+    expected.emplace(Tokenize(*tokenizer, source->At(i), 128, "").tokens, 0);
+  }
+  std::vector<std::vector<int32_t>> first_of_epoch;
+  for (uint64_t seed : {1, 2}) {
+    Options options = Small();
+    options.repeat = false;
+    options.epochs = 3;
+    options.seed = seed;
+    DataLoader loader = Loader(kFinite, options);
+    std::map<std::vector<int32_t>, int> seen;
+    while (true) {
+      auto data = loader.Next();
+      if (data.end) break;
+      for (const auto& batch : data.microbatches) {
+        for (const auto& [tokens, weight] : SequencesOf(batch)) ++seen[tokens];
+      }
+    }
+    EXPECT_TRUE(loader.Next().end);
+    int64_t total = 0;
+    for (const auto& [tokens, count] : seen) {
+      EXPECT_EQ(count, 3 * static_cast<int>(expected.count(tokens)));
+      total += count;
+    }
+    EXPECT_EQ(total, 300);
+  }
+}
+
+TEST(DataLoader, OrderIsTheSeeds) {
+  Options options = Small();
+  auto first = Loader(kFinite, options).Next();
+  EXPECT_TRUE(SameBatches(first, Loader(kFinite, options).Next()));
+  options.seed = 6;
+  EXPECT_FALSE(SameBatches(first, Loader(kFinite, options).Next()));
+}
+
+TEST(DataLoader, ALastStepWithFewSequencesGivesEveryRankABatch) {
+  Options options = Small();
+  options.repeat = false;
+  options.dp = 4;
+  double weight = 0;
+  for (int rank = 0; rank < 4; ++rank) {
+    options.dp_rank = rank;
+    DataLoader loader = Loader("{family: chain, text: answer, count: 2}", options);
+    auto data = loader.Next();
+    ASSERT_EQ(data.microbatches.size(), 1u);
+    EXPECT_NO_THROW(data.microbatches[0].Validate(263, 128, "test"));
+    for (float w : data.microbatches[0].loss_weight_T) weight += w;
+    EXPECT_TRUE(loader.Next().end);
+  }
+  EXPECT_NEAR(weight, 1, 1e-6);
+}
+
+TEST(DataLoader, TooLongIsFoundAtConstruction) {
+  Options options = Small();
+  options.max_length = 10;
+  std::string message = MessageOf<DataError>([&] { Loader(kFinite, options); });
+  EXPECT_THAT(message, HasSubstr("do not fit into 10"));
+  options.max_length = 40;
+  options.drop_too_long = true;
+  DataLoader loader = Loader(kFinite, options);
+  for (const auto& batch : loader.Next().microbatches) {
+    for (const auto& [tokens, weight] : SequencesOf(batch)) EXPECT_LE(tokens.size(), 40u);
+  }
+}
+
+TEST(DataLoader, LayoutsThatDoNotFitAreRefused) {
+  Options options = Small();
+  options.dp = 3;
+  EXPECT_THAT(MessageOf<ConfigError>([&] { Loader(kEndless, options); }),
+              HasSubstr("4 packs do not split over dp = 3"));
+}
+
+}  // namespace
+}  // namespace hone::data

@@ -1,0 +1,127 @@
+#include "data/jsonl.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+
+#include "data/split.h"
+#include "tests/data/test_sources.h"
+
+namespace hone::data {
+namespace {
+
+using ::testing::HasSubstr;
+
+// A file that lives as long as the test.
+class TempFile {
+ public:
+  explicit TempFile(const std::string& text) {
+    path_ = std::filesystem::temp_directory_path() /
+            ("hone_jsonl_" + std::to_string(reinterpret_cast<uintptr_t>(this)) + ".jsonl");
+    std::ofstream(path_, std::ios::binary) << text;
+  }
+  ~TempFile() { std::filesystem::remove(path_); }
+  std::string path() const { return path_.string(); }
+
+ private:
+  std::filesystem::path path_;
+};
+
+TEST(Jsonl, FieldsAreTextAndNumbers) {
+  auto records =
+      ParseJsonl("{\"a\": \"x\\ny\", \"n\": 3, \"list\": [1]}\r\n{\"a\": \"z\"}", "f.jsonl");
+  ASSERT_EQ(records.size(), 2u);
+  EXPECT_EQ(records[0].Field("a"), "x\ny");
+  EXPECT_EQ(records[0].Field("n"), "3");
+  EXPECT_EQ(records[1].where, "f.jsonl:2");
+  EXPECT_THAT(MessageOf<DataError>([&] { records[0].Field("list"); }),
+              HasSubstr("f.jsonl:1: no field 'list'"));
+}
+
+TEST(Jsonl, BadLinesAreNamed) {
+  auto message = [](const std::string& text) {
+    return MessageOf<DataError>([&] { ParseJsonl(text, "f.jsonl"); });
+  };
+  EXPECT_THAT(message("{}\n\n{}\n"), HasSubstr("f.jsonl:2: empty line"));
+  EXPECT_THAT(message("{}\n{\"a\": }\n"), HasSubstr("f.jsonl:2: not JSON"));
+  EXPECT_THAT(message("[1]\n"), HasSubstr("f.jsonl:1: a JSON array where an object"));
+  EXPECT_THAT(message("{\"a\": \"\xFF\"}\n"), HasSubstr("f.jsonl:1: not JSON"));
+  EXPECT_THAT(message(""), HasSubstr("f.jsonl: the file is empty"));
+}
+
+TEST(Jsonl, ProblemsFromFields) {
+  TempFile file(
+      "{\"question\": \"2+2?\", \"answer\": \"Add <<2+2=4>>them.\\n#### 4\"}\n"
+      "{\"question\": \"3+3?\", \"answer\": \"Six.\\n#### 6\"}\n");
+  auto source = Problems("{jsonl: " + file.path() +
+                         ", prompt: question, answer_after: '#### ', remove_between: ['<<', '>>'], "
+                         "prompt_template: '<user>{question}<bot>', language: en}");
+  ASSERT_EQ(source->size(), 2);
+  Problem p = source->At(0);
+  EXPECT_EQ(p.prompt, "<user>2+2?<bot>");
+  EXPECT_EQ(p.answer, "4");
+  EXPECT_EQ(p.verifier, "math");
+  EXPECT_EQ(p.language, "en");
+  EXPECT_THAT(p.id, HasSubstr(".jsonl:1"));
+
+  auto examples =
+      Examples("{jsonl: " + file.path() +
+               ", prompt: question, answer_after: '####', remove_between: ['<<', '>>'], "
+               "completion_template: '<think>{reasoning}</think>{{{answer}}}'}");
+  EXPECT_EQ(examples->At(0).completion, "<think>Add them.</think>{4}");
+}
+
+TEST(Jsonl, MissingFieldsAndMarksAreNamed) {
+  TempFile file("{\"prompt\": \"a\", \"answer\": \"4\"}\n{\"prompt\": \"b\"}\n");
+  EXPECT_THAT(MessageOf<DataError>([&] { Problems("{jsonl: " + file.path() + "}"); }),
+              HasSubstr(".jsonl:2: no field 'answer'"));
+  EXPECT_THAT(
+      MessageOf<DataError>([&] { Problems("{jsonl: " + file.path() + ", answer_after: '#'}"); }),
+      HasSubstr(".jsonl:1: field 'answer' has no '#'"));
+  EXPECT_NO_THROW(Problems("{jsonl: " + file.path() + ", verifier: none}"));
+  EXPECT_THAT(MessageOf<Error>([] { Problems("{jsonl: /does/not/exist.jsonl}"); }),
+              HasSubstr("/does/not/exist.jsonl"));
+}
+
+TEST(Jsonl, SplitsAreDisjointAndWhole) {
+  std::string text;
+  for (int i = 0; i < 400; ++i) {
+    text += "{\"prompt\": \"p" + std::to_string(i) + "\", \"completion\": \"c\"}\n";
+  }
+  TempFile file(text);
+  auto train = Examples("{jsonl: " + file.path() + ", split: train}");
+  auto heldout = Examples("{jsonl: " + file.path() + ", split: heldout}");
+  EXPECT_EQ(train->size() + heldout->size(), 400);
+  EXPECT_NEAR(static_cast<double>(heldout->size()), 25, 15);
+  for (int64_t i = 0; i < heldout->size(); ++i) EXPECT_TRUE(IsHeldOut(heldout->At(i).prompt));
+  EXPECT_EQ(Examples("{jsonl: " + file.path() + ", limit: 7}")->size(), 7);
+}
+
+TEST(Jsonl, PretrainingTextHasNoPrompt) {
+  TempFile file("{\"text\": \"once\"}\n");
+  Example e = Examples("{jsonl: " + file.path() + ", prompt: '', completion: text}")->At(0);
+  EXPECT_EQ(e.prompt, "");
+  EXPECT_EQ(e.completion, "once");
+}
+
+TEST(Jsonl, RealGsm8k) {
+  const char* data = std::getenv("HONE_DATA");
+  if (data == nullptr) GTEST_SKIP() << "set HONE_DATA to the folder with real data";
+  auto problems = Problems(
+      "{jsonl: '${HONE_DATA}/gsm8k/gsm8k_train.jsonl', prompt: question, answer_after: '#### '}");
+  ASSERT_EQ(problems->size(), 7473);
+  EXPECT_EQ(problems->At(0).answer, "72");
+  auto examples = Examples(
+      "{jsonl: '${HONE_DATA}/gsm8k/gsm8k_train.jsonl', prompt: question, answer_after: '#### ', "
+      "remove_between: ['<<', '>>'], "
+      "completion_template: '<think>{reasoning}</think><answer>{answer}</answer>'}");
+  for (int64_t i = 0; i < examples->size(); ++i) {
+    EXPECT_EQ(examples->At(i).completion.find("<<"), std::string::npos);
+  }
+}
+
+}  // namespace
+}  // namespace hone::data
