@@ -18,10 +18,14 @@ using testing::HasSubstr;
 TEST(Timeout, NamesGroupRankOperationAndWhoIsMissing) {
   auto body = [](const GroupPtr& world) {
     GroupPtr group = world->Split(0, world->rank(), "dp");
+    auto begin = std::chrono::steady_clock::now();
+    auto sleep_until = [&](int ms) {
+      std::this_thread::sleep_until(begin + std::chrono::milliseconds(ms));
+    };
     Context ctx;
     Tensor t = ctx.Zeros({4}, DType::kF32);
     std::string message;
-    if (group->rank() == 1) std::this_thread::sleep_for(std::chrono::milliseconds(1200));
+    if (group->rank() == 1) sleep_until(1200);
     try {
       group->AllReduce(t)->Wait();
     } catch (const TimeoutError& error) {
@@ -43,9 +47,9 @@ TEST(Timeout, NamesGroupRankOperationAndWhoIsMissing) {
       EXPECT_THAT(message, HasSubstr("tag 6"));
     }
     // Late, but it comes: an MPI program can then still end in order.
-    std::this_thread::sleep_for(std::chrono::milliseconds(1500));
+    sleep_until(1500);
     if (group->rank() == 2) group->Send(t, 0, 6);
-    std::this_thread::sleep_for(std::chrono::milliseconds(100));
+    sleep_until(1600);
   };
   OnRanks({3}, body, {.deadline = std::chrono::milliseconds(400)});
 }
