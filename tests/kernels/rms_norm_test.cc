@@ -1,0 +1,129 @@
+#include "kernels/norm/rms_norm.h"
+
+#include "tests/kernels/row_ops.h"
+
+namespace hone::kernels::testing {
+namespace {
+
+constexpr double kEps = 1e-5;
+
+// The formula, in double, one element after the other.
+std::vector<double> Reference(const Tensor& x, const Tensor& w) {
+  std::vector<double> v = runtime::ToDoubles(x), scale = runtime::ToDoubles(w), y;
+  for (int64_t r = 0; r < x.rows(); ++r) {
+    double sum = 0;
+    for (int64_t i = 0; i < x.cols(); ++i) sum += v[r * x.cols() + i] * v[r * x.cols() + i];
+    double rms = std::sqrt(sum / static_cast<double>(x.cols()) + kEps);
+    for (int64_t i = 0; i < x.cols(); ++i) y.push_back(v[r * x.cols() + i] / rms * scale[i]);
+  }
+  return y;
+}
+
+TEST(RmsNorm, MatchesTheFormula) {
+  Context ctx;
+  struct Case {
+    DType dtype;
+    double tolerance;
+  };
+  for (auto [dtype, tolerance] :
+       {Case{DType::kF64, 1e-14}, Case{DType::kF32, 5e-7}, Case{DType::kBF16, 4e-3}}) {
+    for (int64_t dim : {1, 7, 16, 75}) {
+      Tensor x = Random(ctx, {2, 3, dim}, dtype, 1, 3.0), w = Random(ctx, {dim}, dtype, 2);
+      Tensor y = RmsNorm(ctx, x, w, kEps);
+      EXPECT_EQ(y.dtype(), dtype);
+      ExpectClose(y, Reference(x, w), tolerance, fmt::format("y, dim {}", dim));
+    }
+  }
+}
+
+TEST(RmsNorm, EpsilonKeepsAZeroRowFinite) {
+  Context ctx;
+  Tensor x = ctx.Zeros({1, 5}, DType::kF32), w = Random(ctx, {5}, DType::kF32, 1);
+  for (double v : runtime::ToDoubles(RmsNorm(ctx, x, w, kEps))) EXPECT_EQ(v, 0);
+}
+
+TEST(RmsNorm, BackwardMatchesFiniteDifferences) {
+  Context ctx;
+  Tensor x = Random(ctx, {5, 19}, DType::kF64, 1), w = Random(ctx, {19}, DType::kF64, 2);
+  Tensor dy = Random(ctx, {5, 19}, DType::kF64, 3), dw = ctx.Zeros({19}, DType::kF64);
+  Tensor dx = RmsNormBackward(ctx, dy, x, w, dw, kEps);
+  auto loss = [&] { return WeightedSum(RmsNorm(ctx, x, w, kEps), dy); };
+  ExpectClose(dx, NumericGradient(x, loss), 1e-8, "dx");
+  ExpectClose(dw, NumericGradient(w, loss), 1e-8, "dw");
+  RmsNormBackward(ctx, dy, x, w, dw, kEps);
+  for (double& v : std::span(dw.data<double>(), 19)) v /= 2;
+  ExpectClose(dw, NumericGradient(w, loss), 1e-8, "dw is added to");
+}
+
+TEST(RmsNorm, BackwardInLowPrecisionMatchesDouble) {
+  Context ctx;
+  for (auto [dtype, tolerance] : {std::pair{DType::kF32, 1e-6}, std::pair{DType::kBF16, 8e-3}}) {
+    Tensor x = Random(ctx, {200, 48}, dtype, 1), w = Random(ctx, {48}, dtype, 2);
+    Tensor dy = Random(ctx, {200, 48}, dtype, 3), dw = ctx.Zeros({48}, DType::kF32);
+    Tensor dx = RmsNormBackward(ctx, dy, x, w, dw, kEps);
+    auto wide = [&](const Tensor& t) {
+      return Make(ctx, t.shape(), runtime::ToDoubles(t), DType::kF64);
+    };
+    Tensor dw64 = ctx.Zeros({48}, DType::kF64);
+    Tensor dx64 = RmsNormBackward(ctx, wide(dy), wide(x), wide(w), dw64, kEps);
+    ExpectClose(dx, dx64, tolerance, "dx");
+    ExpectClose(dw, dw64, 2e-6, "dw");
+  }
+}
+
+TEST(RmsNorm, ARowsBitsAreItsOwn) {
+  Context one, two(Device::Cpu(), 2);
+  Tensor x = Random(one, {300, 77}, DType::kF32, 1), w = Random(one, {77}, DType::kF32, 2);
+  Tensor dy = Random(one, {300, 77}, DType::kF32, 3);
+  Tensor dw = one.Zeros({77}, DType::kF32), dw2 = one.Zeros({77}, DType::kF32);
+  Tensor y = RmsNorm(one, x, w, kEps), dx = RmsNormBackward(one, dy, x, w, dw, kEps);
+  ExpectSameBits(RmsNorm(two, x, w, kEps), y, "y on two threads");
+  ExpectSameBits(RmsNormBackward(two, dy, x, w, dw2, kEps), dx, "dx on two threads");
+  ExpectSameBits(dw2, dw, "dw on two threads");
+  for (int64_t r : {0, 7, 299}) {
+    ExpectSameBits(RmsNorm(one, x.Slice(r, r + 1), w, kEps), y.Slice(r, r + 1), "one row alone");
+  }
+}
+
+TEST(RmsNorm, ReadsAViewOfAWiderTensor) {
+  Context ctx;
+  Tensor wide = Random(ctx, {4, 40}, DType::kF32, 1), w = Random(ctx, {24}, DType::kF32, 2);
+  Tensor view = wide.Columns(8, 32);
+  ExpectSameBits(RmsNorm(ctx, view, w, kEps), RmsNorm(ctx, ctx.Clone(view), w, kEps), "view");
+}
+
+TEST(RmsNorm, AcceptsNoRows) {
+  Context ctx;
+  Tensor x = ctx.Empty({0, 6}, DType::kF32), w = Random(ctx, {6}, DType::kF32, 1);
+  Tensor dw = ctx.Zeros({6}, DType::kF32);
+  EXPECT_EQ(RmsNorm(ctx, x, w, kEps).shape(), (Shape{0, 6}));
+  EXPECT_EQ(RmsNormBackward(ctx, x, x, w, dw, kEps).shape(), (Shape{0, 6}));
+  for (double v : runtime::ToDoubles(dw)) EXPECT_EQ(v, 0);
+}
+
+TEST(RmsNorm, NamesWhatDoesNotFit) {
+  Context ctx;
+  Tensor x = ctx.Zeros({2, 6}, DType::kF32), w = ctx.Zeros({5}, DType::kF32);
+  ExpectThrows<ShapeError>([&] { RmsNorm(ctx, x, w, kEps); }, {"[rms_norm]", "w", "[5]", "[6]"});
+  ExpectThrows<ShapeError>([&] { RmsNorm(ctx, x, ctx.Zeros({6}, DType::kF64), kEps); },
+                           {"[rms_norm]", "f64", "f32"});
+  ExpectThrows<ShapeError>([&] { RmsNorm(ctx, Tensor(), w, kEps); },
+                           {"[rms_norm]", "x", "undefined"});
+  ExpectThrows<ShapeError>(
+      [&] {
+        RmsNorm(ctx, ctx.Zeros({2, 6}, DType::kI32), ctx.Zeros({6}, DType::kI32), kEps);
+      },
+      {"[rms_norm]", "i32"});
+  Tensor ok = ctx.Zeros({6}, DType::kF32);
+  ExpectThrows<ShapeError>(
+      [&] {
+        RmsNormBackward(ctx, ctx.Zeros({3, 6}, DType::kF32), x, ok, ok, kEps);
+      },
+      {"[rms_norm]", "dy", "[3, 6]", "[2, 6]"});
+  ExpectThrows<ShapeError>(
+      [&] { RmsNormBackward(ctx, x, x, ok, ctx.Zeros({6}, DType::kF64), kEps); },
+      {"[rms_norm]", "dw", "f64"});
+}
+
+}  // namespace
+}  // namespace hone::kernels::testing

@@ -1,0 +1,98 @@
+#include "kernels/swiglu/swiglu.h"
+
+#include "tests/kernels/row_ops.h"
+
+namespace hone::kernels::testing {
+namespace {
+
+std::vector<double> Reference(const Tensor& gate, const Tensor& up) {
+  std::vector<double> g = runtime::ToDoubles(gate), u = runtime::ToDoubles(up);
+  for (size_t i = 0; i < g.size(); ++i) g[i] = g[i] / (1 + std::exp(-g[i])) * u[i];
+  return g;
+}
+
+TEST(SwiGlu, MatchesTheFormula) {
+  Context ctx;
+  for (auto [dtype, tolerance] : {std::pair{DType::kF64, 1e-14}, std::pair{DType::kF32, 5e-7},
+                                  std::pair{DType::kBF16, 4e-3}}) {
+    Tensor gate = Random(ctx, {5, 37}, dtype, 1, 4.0), up = Random(ctx, {5, 37}, dtype, 2);
+    ExpectClose(SwiGlu(ctx, gate, up), Reference(gate, up), tolerance, "h");
+  }
+}
+
+TEST(SwiGlu, StaysFiniteWhereTheExponentialOverflows) {
+  Context ctx;
+  Tensor gate = Make(ctx, {1, 4}, {-200, 200, -88.5, 0}, DType::kF32);
+  Tensor up = Make(ctx, {1, 4}, {1, 1, 1, 1}, DType::kF32);
+  std::vector<double> h = runtime::ToDoubles(SwiGlu(ctx, gate, up));
+  EXPECT_EQ(h[0], 0);
+  EXPECT_EQ(h[1], 200);
+  EXPECT_NEAR(h[2], 0, 1e-30);
+  EXPECT_EQ(h[3], 0);
+  auto [dgate, dup] = SwiGluBackward(ctx, up, gate, up);
+  EXPECT_EQ(runtime::ToDoubles(dgate)[0], 0);
+  EXPECT_EQ(runtime::ToDoubles(dgate)[1], 1);
+  EXPECT_EQ(runtime::ToDoubles(dup)[0], 0);
+}
+
+TEST(SwiGlu, BackwardMatchesFiniteDifferences) {
+  Context ctx;
+  Tensor gate = Random(ctx, {3, 19}, DType::kF64, 1, 2.0),
+         up = Random(ctx, {3, 19}, DType::kF64, 2);
+  Tensor dh = Random(ctx, {3, 19}, DType::kF64, 3);
+  auto [dgate, dup] = SwiGluBackward(ctx, dh, gate, up);
+  auto loss = [&] { return WeightedSum(SwiGlu(ctx, gate, up), dh); };
+  ExpectClose(dgate, NumericGradient(gate, loss), 1e-8, "dgate");
+  ExpectClose(dup, NumericGradient(up, loss), 1e-8, "dup");
+}
+
+TEST(SwiGlu, BackwardInLowPrecisionMatchesDouble) {
+  Context ctx;
+  for (auto [dtype, tolerance] : {std::pair{DType::kF32, 1e-6}, std::pair{DType::kBF16, 8e-3}}) {
+    Tensor gate = Random(ctx, {4, 50}, dtype, 1), up = Random(ctx, {4, 50}, dtype, 2);
+    Tensor dh = Random(ctx, {4, 50}, dtype, 3);
+    auto wide = [&](const Tensor& t) {
+      return Make(ctx, t.shape(), runtime::ToDoubles(t), DType::kF64);
+    };
+    auto [dgate, dup] = SwiGluBackward(ctx, dh, gate, up);
+    auto [dgate64, dup64] = SwiGluBackward(ctx, wide(dh), wide(gate), wide(up));
+    ExpectClose(dgate, dgate64, tolerance, "dgate");
+    ExpectClose(dup, dup64, tolerance, "dup");
+  }
+}
+
+TEST(SwiGlu, ARowsBitsAreItsOwn) {
+  Context one, two(Device::Cpu(), 2);
+  Tensor gate = Random(one, {900, 45}, DType::kF32, 1), up = Random(one, {900, 45}, DType::kF32, 2);
+  Tensor h = SwiGlu(one, gate, up);
+  auto [dgate, dup] = SwiGluBackward(one, h, gate, up);
+  ExpectSameBits(SwiGlu(two, gate, up), h, "h on two threads");
+  ExpectSameBits(SwiGluBackward(two, h, gate, up).first, dgate, "dgate on two threads");
+  // Element i of a row has the same bits in a row of one element: no different tail.
+  for (int64_t i : {0, 15, 31, 44}) {
+    Tensor alone =
+        SwiGlu(one, gate.Columns(i, i + 1).Slice(3, 4), up.Columns(i, i + 1).Slice(3, 4));
+    ExpectSameBits(alone, h.Columns(i, i + 1).Slice(3, 4), fmt::format("element {}", i));
+  }
+}
+
+TEST(SwiGlu, AcceptsNoRowsAndNamesWhatDoesNotFit) {
+  Context ctx;
+  Tensor none = ctx.Empty({0, 6}, DType::kF32), gate = ctx.Zeros({2, 6}, DType::kF32);
+  EXPECT_EQ(SwiGlu(ctx, none, none).shape(), (Shape{0, 6}));
+  ExpectThrows<ShapeError>(
+      [&] {
+        SwiGlu(ctx, gate, ctx.Zeros({2, 7}, DType::kF32));
+      },
+      {"[swiglu]", "up", "[2, 7]", "[2, 6]"});
+  ExpectThrows<ShapeError>(
+      [&] {
+        SwiGlu(ctx, gate, ctx.Zeros({2, 6}, DType::kBF16));
+      },
+      {"[swiglu]", "up", "bf16", "f32"});
+  ExpectThrows<ShapeError>([&] { SwiGluBackward(ctx, none, gate, gate); },
+                           {"[swiglu]", "dh", "[0, 6]", "[2, 6]"});
+}
+
+}  // namespace
+}  // namespace hone::kernels::testing
