@@ -8,7 +8,7 @@
 
 #include <algorithm>
 #include <array>
-#include <cstring>
+#include <type_traits>
 #include <vector>
 
 #include "kernels/simd.h"
@@ -85,18 +85,55 @@ void PackA(MatrixView<T> a, int64_t rows, int64_t kc, Acc<T>* to) {
   }
 }
 
+template <class T>
+auto LoadWide(const T* from) {
+  using S = Simd<Acc<T>>;
+  if constexpr (std::is_same_v<T, Acc<T>>) {
+    return S::Load(from);
+  } else {
+    Acc<T> wide[S::kWidth];
+    LoadRow(from, wide, S::kWidth);
+    return S::Load(wide);
+  }
+}
+
+// Rows [0, rows) and k in [0, kc) of `from`, rows ≤ kWidth, as columns of `to`; missing rows are 0.
+template <class T>
+void PackTransposed(const T* from, int64_t stride, int64_t rows, int64_t kc, Acc<T>* to) {
+  using A = Acc<T>;
+  using S = Simd<A>;
+  constexpr int64_t kW = S::kWidth, kP = kPanel<A>;
+  A edge[kW * kW] = {};
+  for (int64_t k = 0; k < kc; k += kW) {
+    int64_t count = std::min(kW, kc - k);
+    typename S::Vector square[kW];
+    if (rows == kW && count == kW) {
+      Unroll<kW>([&](auto r) { square[r] = LoadWide(from + r * stride + k); });
+    } else {
+      for (int64_t r = 0; r < rows; ++r) LoadRow(from + r * stride + k, edge + r * kW, count);
+      Unroll<kW>([&](auto r) { square[r] = S::Load(edge + r * kW); });
+    }
+    Transpose<A>(square);
+    if (count == kW) {
+      Unroll<kW>([&](auto j) { S::Store(to + (k + j) * kP, square[j]); });
+    } else {
+      for (int64_t j = 0; j < count; ++j) S::Store(to + (k + j) * kP, square[j]);
+    }
+  }
+}
+
 // Columns [0, cols) of B, cols ≤ kPanel, as [kc][kPanel]; the columns beyond are 0.
 template <class T>
 void PackB(MatrixView<T> b, int64_t kc, int64_t cols, Acc<T>* to) {
-  constexpr int64_t kP = kPanel<Acc<T>>;
-  if (cols < kP) std::fill(to, to + kc * kP, Acc<T>(0));
+  constexpr int64_t kW = Simd<Acc<T>>::kWidth, kP = kPanel<Acc<T>>;
   if (b.transposed) {
-    for (int64_t n = 0; n < cols; ++n) {
-      for (int64_t k = 0; k < kc; ++k) to[k * kP + n] = Load(b.data[n * b.stride + k]);
+    for (int64_t n = 0; n < cols; n += kW) {
+      PackTransposed(b.data + n * b.stride, b.stride, std::min(kW, cols - n), kc, to + n);
     }
   } else if (cols == kP) {
     for (int64_t k = 0; k < kc; ++k) LoadRow(b.data + k * b.stride, to + k * kP, kP);
   } else {
+    std::fill(to, to + kc * kP, Acc<T>(0));
     for (int64_t k = 0; k < kc; ++k) LoadRow(b.data + k * b.stride, to + k * kP, cols);
   }
 }
@@ -156,7 +193,7 @@ void GemmSerial(int64_t M, int64_t N, int64_t K, MatrixView<T> a_MK, MatrixView<
         int64_t m1 = std::min(M, m0 + kBlockM);
         PackA(From(a_MK, m0, k0), m1 - m0, kc, a_packed);
         for (int64_t n = n0; n < n1; n += kP) {
-          A* panel = b_packed + (n - n0) * kBlockK;
+          A* panel = b_packed + (M > kBlockM ? (n - n0) * kBlockK : 0);
           int64_t cols = std::min(kP, n1 - n);
           if (m0 == 0) PackB(From(b_KN, k0, n), kc, cols, panel);
           for (int64_t m = m0; m < m1; m += kRows) {

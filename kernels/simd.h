@@ -85,4 +85,28 @@ inline __attribute__((always_inline)) void Unroll(Fn&& fn) {
   (std::make_integer_sequence<int, n>{});
 }
 
+// Transposes a square of kWidth × kWidth. Each stage interleaves row i with row i + kWidth / 2,
+// which rotates the bits of the element's index by one; log2(kWidth) of them exchange row and
+// column.
+template <class A>
+inline __attribute__((always_inline)) void Transpose(typename Simd<A>::Vector* row) {
+  constexpr int kWidth = Simd<A>::kWidth;
+  if constexpr (kWidth > 1) {
+    using Vector = typename Simd<A>::Vector;
+    auto interleave = [&]<int... i>(std::integer_sequence<int, i...>) {
+      Vector next[kWidth];
+      Unroll<kWidth / 2>([&](auto r) {
+        next[2 * r] =
+            __builtin_shufflevector(row[r], row[r + kWidth / 2], (i / 2 + i % 2 * kWidth)...);
+        next[2 * r + 1] = __builtin_shufflevector(row[r], row[r + kWidth / 2],
+                                                  (kWidth / 2 + i / 2 + i % 2 * kWidth)...);
+      });
+      Unroll<kWidth>([&](auto r) { row[r] = next[r]; });
+    };
+    for (int stage = 1; stage < kWidth; stage *= 2) {
+      interleave(std::make_integer_sequence<int, kWidth>{});
+    }
+  }
+}
+
 }  // namespace hone::kernels
