@@ -118,9 +118,8 @@ Tensor OutputHead::Backward(Context& ctx, const TokenBatch& batch, Saved saved) 
 
 Tensor OutputHead::Logits(Context& ctx, const Tensor& x_RD) const {
   Tensor n_RD = norm_.Forward(ctx, x_RD);
-  const DType dtype = kernels::AccDType(n_RD.dtype());
-  return kernels::Linear(ctx, kernels::Cast(ctx, n_RD, dtype),
-                         kernels::Cast(ctx, projection_->value, dtype));
+  return kernels::Cast(ctx, kernels::Linear(ctx, n_RD, projection_->value),
+                       kernels::AccDType(n_RD.dtype()));
 }
 
 }  // namespace hone::model
