@@ -12,8 +12,14 @@ namespace {
 struct TokenWidth {
   int64_t heads, first, second;
 };
-TokenWidth WidthOf(const ModelConfig& config) {
-  if (config.is_mla()) return {1, config.kv_lora_rank, config.qk_rope_head_dim};
+TokenWidth WidthOf(const ModelConfig& config, KvCache::Mla mla) {
+  if (config.is_mla() && mla == KvCache::Mla::kLatent) {
+    return {1, config.kv_lora_rank, config.qk_rope_head_dim};
+  }
+  if (config.is_mla()) {
+    return {config.num_attention_heads, config.qk_nope_head_dim + config.qk_rope_head_dim,
+            config.v_head_dim};
+  }
   return {config.num_key_value_heads, config.head_dim, config.head_dim};
 }
 
@@ -25,30 +31,32 @@ Tensor TokenRows(const Tensor& pool) {
 }  // namespace
 
 KvCache::KvCache(Context& ctx, const ModelConfig& config, int64_t layers, int64_t pages,
-                 int64_t page_size, DType dtype)
+                 int64_t page_size, DType dtype, Mla mla)
     : page_size_(page_size), references_(pages, 0) {
   Check<ConfigError>(pages > 0 && page_size > 0,
                      "[kv_cache] {} pages of {} tokens; both must be > 0", pages, page_size);
-  TokenWidth width = WidthOf(config);
+  TokenWidth width = WidthOf(config, mla);
   for (int64_t layer = 0; layer < layers; ++layer) {
-    if (config.is_mla()) {
+    if (config.is_mla() && mla == Mla::kLatent) {
       Tensor joint = ctx.Zeros({pages, page_size, 1, width.first + width.second}, dtype,
                                MemoryCategory::kKvCache);
       first_.push_back(joint.Columns(0, width.first));
       second_.push_back(joint.Columns(width.first, width.first + width.second));
       joint_.push_back(joint);
     } else {
-      Shape shape = {pages, page_size, width.heads, width.first};
-      first_.push_back(ctx.Zeros(shape, dtype, MemoryCategory::kKvCache));
-      second_.push_back(ctx.Zeros(shape, dtype, MemoryCategory::kKvCache));
+      auto pool = [&](int64_t dim) {
+        return ctx.Zeros({pages, page_size, width.heads, dim}, dtype, MemoryCategory::kKvCache);
+      };
+      first_.push_back(pool(width.first));
+      second_.push_back(pool(width.second));
     }
   }
   Clear();
 }
 
 int64_t KvCache::BytesPerPage(const ModelConfig& config, int64_t layers, int64_t page_size,
-                              DType dtype) {
-  TokenWidth width = WidthOf(config);
+                              DType dtype, Mla mla) {
+  TokenWidth width = WidthOf(config, mla);
   return layers * page_size * width.heads * (width.first + width.second) *
          runtime::DTypeSize(dtype);
 }

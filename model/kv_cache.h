@@ -2,8 +2,9 @@
 //
 // Pages of `page_size` tokens are numbered; a sequence is a list of page numbers kept by its owner
 // (the inference engine). Pages are reference counted so that a group shares its prompt's pages.
-// GQA keeps keys and values; MLA keeps the normalised latent and the rotated shared key ("expand"
-// and "absorb" both decode from those).
+// GQA keeps keys and values. MLA keeps the normalised latent and the rotated shared key ("expand"
+// and "absorb" both decode from those) or, at many times the memory, the keys and values that
+// "expand" makes of them: each once instead of anew at every step, with the same bits.
 #pragma once
 
 #include <cstdint>
@@ -17,14 +18,17 @@ namespace hone::model {
 
 class KvCache {
  public:
+  enum class Mla { kLatent, kExpanded };  // what MLA keeps; without meaning for GQA
+
   KvCache(Context& ctx, const ModelConfig& config, int64_t layers, int64_t pages, int64_t page_size,
-          DType dtype);
+          DType dtype, Mla mla = Mla::kLatent);
 
   int64_t page_size() const { return page_size_; }
   int64_t pages() const { return static_cast<int64_t>(references_.size()); }
   int64_t free_pages() const { return static_cast<int64_t>(free_.size()); }
   static int64_t BytesPerPage(const ModelConfig& config, int64_t layers, int64_t page_size,
-                              DType dtype);
+                              DType dtype, Mla mla = Mla::kLatent);
+  bool expanded() const { return joint_.empty(); }  // keys and values, not latents
 
   int32_t TakePage();                                     // refcount 1; Error when none is free
   void Share(int32_t page);                               // refcount + 1
@@ -35,7 +39,7 @@ class KvCache {
   // First and second pool of a layer: [pages, page_size, heads, dim].
   const Tensor& first(int64_t layer) const { return first_[layer]; }    // k, or the latent c
   const Tensor& second(int64_t layer) const { return second_[layer]; }  // v, or the rotated key
-  // MLA only: [pages, page_size, 1, kv_lora_rank + rope dim], of which first and second are views.
+  // Latents only: [pages, page_size, 1, kv_lora_rank + rope dim]; first and second are views of it.
   const Tensor& joint(int64_t layer) const { return joint_[layer]; }
 
   // Where the new tokens of a decode step go: rows of a pool seen as [pages · page_size, …].

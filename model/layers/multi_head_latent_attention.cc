@@ -58,6 +58,7 @@ class MultiHeadLatentAttention : public AttentionLayer {
   Tensor ExpandBackward(Context& ctx, const Tensor& dk_THC, const Tensor& dv_THV,
                         const Tensor& c_TL) const;
   Tensor SumOverHeads(Context& ctx, const Tensor& dk_THC) const;
+  Tensor AttendKept(Context& ctx, const Tensor& q_THC, const DecodeView& decode) const;
   Tensor AttendExpanded(Context& ctx, const Tensor& q_THC, const DecodeView& decode) const;
   Tensor AttendAbsorbed(Context& ctx, const Tensor& q_THC, const DecodeView& decode) const;
 
@@ -225,11 +226,38 @@ Tensor MultiHeadLatentAttention::Decode(Context& ctx, const Tensor& x_TD,
   Tensor kr_TR = kv_a.Columns(latent_, latent_ + rope_);
   kernels::Rope(ctx, kr_TR.Reshape({tokens, 1, rope_}), decode.position_T, table_, form_);
   Tensor c_TL = kv_norm_.Forward(ctx, kv_a.Columns(0, latent_));
-  decode.cache.Write(ctx, decode.layer, c_TL, kr_TR,
-                     decode.cache.NewTokenRows(decode.cu_seqlens, decode.pages_S, decode.length_S));
-  Tensor out_THV = decode_ == MlaDecode::kExpand ? AttendExpanded(ctx, q_THC, decode)
-                                                 : AttendAbsorbed(ctx, q_THC, decode);
+  std::vector<int64_t> rows =
+      decode.cache.NewTokenRows(decode.cu_seqlens, decode.pages_S, decode.length_S);
+  Tensor out_THV;
+  if (decode.cache.expanded()) {
+    Check<ConfigError>(decode_ == MlaDecode::kExpand,
+                       "[mla] a cache of keys and values cannot be decoded by absorbing; make it "
+                       "of latents");
+    auto [k_THC, v_THV] = Expand(ctx, c_TL, kr_TR);
+    decode.cache.Write(ctx, decode.layer, k_THC, v_THV, rows);
+    out_THV = AttendKept(ctx, q_THC, decode);
+  } else {
+    decode.cache.Write(ctx, decode.layer, c_TL, kr_TR, rows);
+    out_THV = decode_ == MlaDecode::kExpand ? AttendExpanded(ctx, q_THC, decode)
+                                            : AttendAbsorbed(ctx, q_THC, decode);
+  }
   return o_.Forward(ctx, out_THV.Reshape({tokens, heads_ * value_}));
+}
+
+// The pages of all sequences of a decode step over the given pools.
+kernels::PagedKv PagesOf(const DecodeView& decode, const Tensor& k_PSGC, const Tensor& v_PSGV) {
+  kernels::PagedKv kv{k_PSGC, v_PSGV, {}, {}};
+  kv.pages_S.assign(decode.pages_S.begin(), decode.pages_S.end());
+  kv.length_S.assign(decode.length_S.begin(), decode.length_S.end());
+  return kv;
+}
+
+Tensor MultiHeadLatentAttention::AttendKept(Context& ctx, const Tensor& q_THC,
+                                            const DecodeView& decode) const {
+  return kernels::PagedAttention(
+      ctx, q_THC,
+      PagesOf(decode, decode.cache.first(decode.layer), decode.cache.second(decode.layer)),
+      decode.cu_seqlens, scale_);
 }
 
 // Consecutive sequences [begin, end) of a decode step whose cached tokens, rounded up to whole
@@ -301,11 +329,8 @@ Tensor MultiHeadLatentAttention::AttendAbsorbed(Context& ctx, const Tensor& q_TH
   }
   CopyTo(RopeColumns(q_THC), absorbed.Columns(latent_, width), &ctx.stream());
 
-  kernels::PagedKv kv{decode.cache.joint(decode.layer), decode.cache.first(decode.layer), {}, {}};
-  for (size_t s = 0; s < decode.length_S.size(); ++s) {
-    kv.pages_S.emplace_back(decode.pages_S[s]);
-    kv.length_S.push_back(decode.length_S[s]);
-  }
+  kernels::PagedKv kv =
+      PagesOf(decode, decode.cache.joint(decode.layer), decode.cache.first(decode.layer));
   Tensor mixed_THL = kernels::PagedAttention(ctx, absorbed, kv, decode.cu_seqlens, scale_);
 
   Tensor out_THV = ctx.Empty({tokens, heads_, value_}, q_THC.dtype());

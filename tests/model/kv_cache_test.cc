@@ -20,6 +20,8 @@ ModelConfig Latent() {
   config.num_attention_heads = 4;
   config.kv_lora_rank = 5;
   config.qk_rope_head_dim = 2;
+  config.qk_nope_head_dim = 3;
+  config.v_head_dim = 7;
   return config;
 }
 
@@ -46,13 +48,17 @@ TEST(KvCache, PagesAreCountedAndReused) {
 
 TEST(KvCache, BytesAreThoseAllocated) {
   for (const ModelConfig& config : {Grouped(), Latent()}) {
-    Context ctx;
-    KvCache cache(ctx, config, 3, 5, 4, DType::kBF16);
-    int64_t live = ctx.allocator()->Usage().live[static_cast<int>(MemoryCategory::kKvCache)];
-    EXPECT_EQ(live, 5 * KvCache::BytesPerPage(config, 3, 4, DType::kBF16));
+    for (KvCache::Mla mla : {KvCache::Mla::kLatent, KvCache::Mla::kExpanded}) {
+      Context ctx;
+      KvCache cache(ctx, config, 3, 5, 4, DType::kBF16, mla);
+      int64_t live = ctx.allocator()->Usage().live[static_cast<int>(MemoryCategory::kKvCache)];
+      EXPECT_EQ(live, 5 * KvCache::BytesPerPage(config, 3, 4, DType::kBF16, mla));
+    }
   }
   EXPECT_EQ(KvCache::BytesPerPage(Grouped(), 3, 4, DType::kBF16), 3 * 4 * 2 * (3 + 3) * 2);
   EXPECT_EQ(KvCache::BytesPerPage(Latent(), 3, 4, DType::kF32), 3 * 4 * (5 + 2) * 4);
+  EXPECT_EQ(KvCache::BytesPerPage(Latent(), 3, 4, DType::kF32, KvCache::Mla::kExpanded),
+            3 * 4 * 4 * (5 + 7) * 4);
 }
 
 TEST(KvCache, NewTokensGoBehindTheOldOnes) {
@@ -68,9 +74,10 @@ TEST(KvCache, NewTokensGoBehindTheOldOnes) {
 
 // Every element of both pools, by page, slot, head and dim, is what was written; the rest stays
 // zero.
-void CheckWrite(const ModelConfig& config, int64_t heads, int64_t first_dim, int64_t second_dim) {
+void CheckWrite(const ModelConfig& config, int64_t heads, int64_t first_dim, int64_t second_dim,
+                KvCache::Mla mla = KvCache::Mla::kLatent) {
   Context ctx;
-  KvCache cache(ctx, config, 2, 4, 4, DType::kF32);
+  KvCache cache(ctx, config, 2, 4, 4, DType::kF32, mla);
   std::vector<int64_t> row_T = {9, 10, 3};
   Tensor first = RandomTensor(ctx, {3, heads, first_dim}, DType::kF32, 1);
   Tensor second = RandomTensor(ctx, {3, heads, second_dim}, DType::kF32, 2);
@@ -95,6 +102,7 @@ void CheckWrite(const ModelConfig& config, int64_t heads, int64_t first_dim, int
 }
 TEST(KvCache, WritesGroupedHeads) { CheckWrite(Grouped(), 2, 3, 3); }
 TEST(KvCache, WritesLatents) { CheckWrite(Latent(), 1, 5, 2); }
+TEST(KvCache, WritesExpandedHeads) { CheckWrite(Latent(), 4, 5, 7, KvCache::Mla::kExpanded); }
 
 }  // namespace
 }  // namespace hone::model

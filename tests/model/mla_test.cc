@@ -59,13 +59,13 @@ TEST(Mla, GradientsWithoutQueryLatent) { CheckGradients(0); }
 // one batch, with scattered pages; returns the outputs in packed order.
 Tensor DecodeInChunks(Context& ctx, const Mla& mla, const ModelConfig& config, const Tensor& x_TD,
                       const std::vector<int32_t>& cu_seqlens, const std::vector<int32_t>& chunk_S,
-                      int64_t page_size) {
+                      int64_t page_size, KvCache::Mla kept = KvCache::Mla::kLatent) {
   size_t sequences = chunk_S.size();
   int64_t pages = 0;
   for (size_t s = 0; s < sequences; ++s) {
     pages += (cu_seqlens[s + 1] - cu_seqlens[s] + page_size - 1) / page_size;
   }
-  KvCache cache(ctx, config, 2, pages, page_size, x_TD.dtype());
+  KvCache cache(ctx, config, 2, pages, page_size, x_TD.dtype(), kept);
   std::vector<std::vector<int32_t>> pages_S(sequences);
   std::vector<int32_t> done_S(sequences, 0);
   Tensor y_TD = ctx.EmptyLike(x_TD);
@@ -115,8 +115,11 @@ TEST_P(MlaDecoding, ExpandGivesTheBitsOfForward) {
     Tensor want = mla.layer->Forward(ctx, x_TD, {position_T, cu_seqlens}, nullptr);
     for (const std::vector<int32_t>& chunk_S :
          {std::vector<int32_t>{1, 1, 1, 1}, {200, 200, 200, 200}, {3, 1, 17, 16}}) {
-      EXPECT_TRUE(SameBits(DecodeInChunks(ctx, mla, config, x_TD, cu_seqlens, chunk_S, 16), want))
-          << "chunks of " << chunk_S[0] << ", q_lora_rank " << q_lora_rank;
+      for (KvCache::Mla kept : {KvCache::Mla::kLatent, KvCache::Mla::kExpanded}) {
+        EXPECT_TRUE(
+            SameBits(DecodeInChunks(ctx, mla, config, x_TD, cu_seqlens, chunk_S, 16, kept), want))
+            << "chunks of " << chunk_S[0] << ", q_lora_rank " << q_lora_rank;
+      }
     }
   }
 }
@@ -142,6 +145,15 @@ TEST_P(MlaDecoding, AbsorbIsClose) {
   Tensor got = DecodeInChunks(ctx, absorb, config, x_TD, cu_seqlens, {5, 1, 9}, 16);
   double bound = GetParam() == DType::kF64 ? 1e-13 : GetParam() == DType::kF32 ? 1e-5 : 3e-2;
   EXPECT_LE(RelativeError(ToDoubles(got), ToDoubles(want)), bound);
+}
+
+TEST(Mla, AbsorbingNeedsLatents) {
+  Context ctx;
+  ModelConfig config = TinyConfig(0);
+  Mla absorb(ctx, config, DType::kF32, MlaDecode::kAbsorb);
+  Tensor x_TD = RandomTensor(ctx, {3, config.hidden_size}, DType::kF32, 3);
+  EXPECT_THROW(DecodeInChunks(ctx, absorb, config, x_TD, {0, 3}, {3}, 16, KvCache::Mla::kExpanded),
+               ConfigError);
 }
 
 INSTANTIATE_TEST_SUITE_P(DTypes, MlaDecoding,
