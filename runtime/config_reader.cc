@@ -232,7 +232,11 @@ std::vector<std::string> ConfigReader::Keys() {
 std::string ConfigReader::Where(std::string_view key) const {
   ConfigNode::Entry* entry = key.empty() ? nullptr : impl_->node->Find(key);
   std::string path = key.empty() ? impl_->path : impl_->Join(key);
-  const std::string& place = entry ? entry->place : impl_->node->place;
+  // A scalar's own place, since an override may have put it there.
+  bool scalar = entry && entry->value->kind == Kind::kScalar;
+  const std::string& place = scalar  ? entry->value->place
+                             : entry ? entry->place
+                                     : impl_->node->place;
   return path.empty() ? place : fmt::format("{}: {}", place, path);
 }
 
