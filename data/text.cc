@@ -17,4 +17,13 @@ std::string_view Trim(std::string_view text) {
   return text.substr(begin, text.find_last_not_of(" \t\r\n") - begin + 1);
 }
 
+std::string ReplaceAll(std::string_view text, std::string_view from, std::string_view to) {
+  std::string out;
+  size_t upto = 0;
+  for (size_t at; (at = text.find(from, upto)) != std::string_view::npos; upto = at + from.size()) {
+    out.append(text.substr(upto, at - upto)).append(to);
+  }
+  return out.append(text.substr(upto));
+}
+
 }  // namespace hone::data
