@@ -107,8 +107,8 @@ std::vector<Action> ZbH1(const PipelineShape& shape, int rank) {
 //      and a forward of chunk 1;
 //   4  the steady state, m − 2p + r + 1 times two pairs: forward of one chunk with backward of the
 //   other.
-//      The last rank takes its first pair apart, so that its backward does not wait for the pair's
-//      end;
+//      (DeepSeek's program takes the last rank's first pair apart; with the costs of a pair atomic
+//      and between B and F + B, that never ends sooner, and later when overlap gains anything);
 //   5  no forwards of chunk 0 are left: backward of chunk 1, then the pair of the other two, b
 //   times; 6  r + 1 backwards of each chunk; in the second half only the input halves, whose result
 //   the
@@ -129,12 +129,7 @@ std::vector<Action> DualPipeV(const PipelineShape& shape, int rank) {
     list.Forward(1);
   }
   for (int i = 0; i < shape.microbatches - 2 * p + rank + 1; ++i) {  // 4
-    if (i == 0 && behind == 0) {
-      list.Forward(0);
-      list.Backward(1);
-    } else {
-      list.Pair(0, 1);
-    }
+    list.Pair(0, 1);
     list.Pair(1, 0);
   }
   for (int i = 0; i < behind; ++i) {  // 5

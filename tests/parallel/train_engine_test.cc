@@ -165,7 +165,7 @@ std::vector<Layout> AllLayouts() {
 }
 
 // Plain loops: one stage, one microbatch after the other, AdamW as in Loshchilov & Hutter with bias
-// correction, clipped by the global norm.
+// correction, clipped by the global norm as PyTorch does.
 RunResult TrainByHand(bool tied) {
   Context ctx;
   testing::ToyStage stage(ctx, 0, testing::kToyLayers, false, tied);
@@ -199,7 +199,7 @@ RunResult TrainByHand(bool tied) {
       m[p].resize(static_cast<size_t>(p->value.size()));
       v[p].resize(static_cast<size_t>(p->value.size()));
       for (size_t i = 0; i < m[p].size(); ++i) {
-        const double g = p->gradient.data<double>()[i] * std::min(1.0, 0.5 / norm);
+        const double g = p->gradient.data<double>()[i] * std::min(1.0, 0.5 / (norm + 1e-6));
         double& w = p->value.data<double>()[i];
         m[p][i] = 0.9 * m[p][i] + 0.1 * g;
         v[p][i] = 0.95 * v[p][i] + 0.05 * g * g;
