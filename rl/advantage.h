@@ -7,10 +7,10 @@
 namespace hone::rl {
 
 enum class AdvantageKind {
-  kGrpo,               // (r − mean) / std in the group, population std; 0 where std = 0   [2402.03300 §4.1.2]
-  kDrGrpo,             // r − mean                                                        [2503.20783 eq. 3]
-  kRloo,               // r − mean of the others                                          [2402.14740 eq. 8]
-  kReinforcePlusPlus,  // r − group mean, then whitened over the whole batch              [2501.03262 §3]
+  kGrpo,  // (r − mean) / std in the group, population std; 0 where std = 0   [2402.03300 §4.1.2]
+  kDrGrpo,  // r − mean                                                        [2503.20783 eq. 3]
+  kRloo,    // r − mean of the others                                          [2402.14740 eq. 8]
+  kReinforcePlusPlus,  // r − group mean, then whitened over the whole batch [2501.03262 §3]
 };
 const std::vector<std::string>& AdvantageNames();  // grpo dr_grpo rloo reinforce_pp
 

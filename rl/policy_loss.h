@@ -1,11 +1,13 @@
-// Policy-gradient losses as pure functions from per-token log-probabilities to a loss and its gradient.
+// Policy-gradient losses as pure functions from per-token log-probabilities to a loss and its
+// gradient.
 //
-// Token t of sample i has current logp ℓ, old logp (of the policy before the rollout's first step), sampled
-// logp (of the worker), reference logp, advantage A and weight w (TokenBatch::loss_weight_T), so that
+// Token t of sample i has current logp ℓ, old logp (of the policy before the rollout's first step),
+// sampled logp (of the worker), reference logp, advantage A and weight w
+// (TokenBatch::loss_weight_T), so that
 //   loss = Σ_t w_t · ( −min(ρ A, clip(ρ, 1 − ε_low, 1 + ε_high) A) + β · k3 ),  ρ = exp(ℓ − old)
 //   k3 = exp(ref − ℓ) − (ref − ℓ) − 1                                    [GRPO, 2402.03300 eq. 3–4]
-// The weights carry the averaging: 1/(G |o|) for GRPO, 1/(Σ tokens) for DAPO and token means, 1/(G · L_max)
-// for Dr.GRPO.
+// The weights carry the averaging: 1/(G |o|) for GRPO, 1/(Σ tokens) for DAPO and token means, 1/(G
+// · L_max) for Dr.GRPO.
 #pragma once
 
 #include <string>
@@ -17,8 +19,8 @@ namespace hone::rl {
 
 struct PolicyLossConfig {
   enum class Ratio {
-    kToken,     // ρ_t of each token
-    kSequence   // GSPO: exp(mean_t(ℓ − old)) of the sequence, clipped as one    [2507.18071 eq. 5–7]
+    kToken,  // ρ_t of each token
+    kSequence  // GSPO: exp(mean_t(ℓ − old)) of the sequence, clipped as one    [2507.18071 eq. 5–7]
   };
   Ratio ratio = Ratio::kToken;
   double clip_low = 0.2, clip_high = 0.2;  // clip_low ≥ 1: the lower bound is inactive
@@ -26,7 +28,8 @@ struct PolicyLossConfig {
   double entropy_coefficient = 0.0;
   double temperature = 1.0;
   // Truncated importance correction for samples drawn by other weights (or another engine):
-  // × min(exp(old − sampled), cap); 0: none.                                  [IMPALA, 1802.01561 §4.1]
+  // × min(exp(old − sampled), cap); 0: none.                                  [IMPALA, 1802.01561
+  // §4.1]
   double importance_cap = 0.0;
 };
 

@@ -1,8 +1,8 @@
 // Helper processes that run verifiers beside sampling: killable, with a deadline for each request.
 //
-// Helpers are this program started again by exec (`hone verify-helper`) before any MPI, gRPC or CUDA
-// initialisation, talking over pipes; they hold no secret. One that passes its deadline or dies is killed
-// and replaced, and its request gets kTimeout or kCrashed.
+// Helpers are this program started again by exec (`hone verify-helper`) before any MPI, gRPC or
+// CUDA initialisation, talking over pipes; they hold no secret. One that passes its deadline or
+// dies is killed and replaced, and its request gets kTimeout or kCrashed.
 #pragma once
 
 #include <chrono>
@@ -20,7 +20,7 @@ class VerifierPool {
   struct Options {
     int helpers = 1;
     std::chrono::milliseconds deadline{5000};
-    std::string program;   // path of hone; "" = /proc/self/exe
+    std::string program;  // path of hone; "" = /proc/self/exe
   };
   explicit VerifierPool(Options options);
   ~VerifierPool();

@@ -1,8 +1,9 @@
 // The centre of the rollout pool: hands out prompts as leases, journals what comes back.
 //
-// Workers (rollout/worker.h) register, heartbeat, lease, submit and pull weights over gRPC; they may join,
-// leave, die or be slow at any time. A lease expires and is reissued; a finished sample is journalled before it
-// is acknowledged; its key makes repeats harmless. gRPC stays out of this header.
+// Workers (rollout/worker.h) register, heartbeat, lease, submit and pull weights over gRPC; they
+// may join, leave, die or be slow at any time. A lease expires and is reissued; a finished sample
+// is journalled before it is acknowledged; its key makes repeats harmless. gRPC stays out of this
+// header.
 #pragma once
 
 #include <chrono>
@@ -23,8 +24,8 @@ namespace hone::rl {
 
 // A published weight version: immutable, named by where it came from and what it is.
 struct WeightVersion {
-  int64_t version = 0;        // ascending over the run: 1, 2, …
-  std::string digest;         // of all weights, layout independent (weight_publisher.h)
+  int64_t version = 0;                 // ascending over the run: 1, 2, …
+  std::string digest;                  // of all weights, layout independent (weight_publisher.h)
   std::vector<std::string> endpoints;  // one a learner rank: together they serve every slab
 };
 
@@ -32,17 +33,18 @@ struct WeightVersion {
 enum class LeasePurpose { kTrain, kEvaluate };
 
 struct RolloutPrompt {
-  int64_t index = 0;              // of the prompt inside the rollout
+  int64_t index = 0;  // of the prompt inside the rollout
   data::Problem problem;
-  std::vector<int32_t> tokens;    // as the model sees it
+  std::vector<int32_t> tokens;  // as the model sees it
 };
 
 struct RolloutPlan {
   LeasePurpose purpose = LeasePurpose::kTrain;
-  std::string stage;              // "reasoning_rl", or "reasoning_rl/eval/heldout"
+  std::string stage;  // "reasoning_rl", or "reasoning_rl/eval/heldout"
   int64_t rollout = 0;
-  uint64_t seed = 0;              // of the run; streams are (seed, stage, rollout, prompt, sample)
-  int64_t weight_version = 0;
+  uint64_t seed = 0;           // of the run; streams are (seed, stage, rollout, prompt, sample)
+  int64_t weight_version = 0;  // 0: the newest published when a prompt is leased
+  std::string weight_digest;   // of that version: what the journal is bound to; "" with version 0
   int64_t group_size = 1;
   kernels::SamplingParams sampling;
   int64_t max_new_tokens = 256;
@@ -62,34 +64,34 @@ class Coordinator {
  public:
   struct Options {
     std::string listen = "127.0.0.1:0";
-    std::string secret;                    // every call carries it
+    std::string secret;                            // every call carries it
     std::string tls_certificate, tls_key, tls_ca;  // files; mutual TLS when given
-    std::string worker_config;             // YAML handed to workers at registration: model, tokenizer, engine
-    std::string model_digest;              // of config + tokenizer: a worker that computes another is refused
+    std::string worker_config;  // YAML handed to workers at registration: model, tokenizer, engine
+    std::string model_digest;   // of config + tokenizer: a worker that computes another is refused
     std::chrono::milliseconds lease{60'000};
     std::chrono::milliseconds heartbeat{2'000};
     int64_t prompts_per_lease = 4;
-    std::string journal_dir;               // RUN/journal; "" keeps nothing
+    std::string journal_dir;  // RUN/journal; "" keeps nothing
     int64_t max_message_bytes = 64 << 20;
   };
   // ConfigError when it would listen beyond loopback without TLS.
   Coordinator(FileSystem& fs, Options options);
   ~Coordinator();
-  std::string address() const;             // host:port that it listens on
+  std::string address() const;  // host:port that it listens on
 
   // From now on leases ask for this version. At most the two newest are kept by the publishers.
   void Publish(const WeightVersion& version);
 
-  // Starts handing out a plan; several may be under way, earlier ones first. Samples already in the journal
-  // (same key, and same weight digest) are not drawn again.
+  // Starts handing out a plan; several may be under way, earlier ones first. Samples already in the
+  // journal (same key, and same weight digest) are not drawn again.
   void Begin(const RolloutPlan& plan);
   struct Progress {
     int64_t done = 0, total = 0, tokens = 0;
     PoolStats pool;
   };
-  // Waits for all samples of a plan and returns them in (prompt, sample) order. `poll` is called a few times
-  // a second with progress and ends the wait by returning false (StoppedEarly). TimeoutError naming the
-  // stage when no sample arrives for `stall`.
+  // Waits for all samples of a plan and returns them in (prompt, sample) order. `poll` is called a
+  // few times a second with progress and ends the wait by returning false (StoppedEarly).
+  // TimeoutError naming the stage when no sample arrives for `stall`.
   std::vector<Sample> Finish(const std::string& stage, int64_t rollout,
                              std::chrono::milliseconds stall,
                              const std::function<bool(const Progress&)>& poll);

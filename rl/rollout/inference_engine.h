@@ -1,7 +1,8 @@
 // Continuous batching over a paged KV cache, with the training model's own forward.
 //
-// A sample's tokens depend on (seed stream, weights, prompt, sampling parameters) and on nothing else: not
-// on what shares its batch, when it was admitted, nor whether it was preempted. Not thread safe.
+// A sample's tokens depend on (seed stream, weights, prompt, sampling parameters) and on nothing
+// else: not on what shares its batch, when it was admitted, nor whether it was preempted. Not
+// thread safe.
 #pragma once
 
 #include <cstdint>
@@ -19,33 +20,33 @@
 namespace hone::rl {
 
 struct EngineConfig {
-  int64_t max_batch = 64;            // sequences decoding at once
-  int64_t page_size = 64;            // tokens
-  int64_t cache_pages = 0;           // 0: enough for max_batch sequences of max_tokens
-  int64_t prefill_chunk = 256;       // prompt tokens a step, over all sequences
-  int64_t max_tokens = 512;          // prompt and completion of one sequence
+  int64_t max_batch = 64;       // sequences decoding at once
+  int64_t page_size = 64;       // tokens
+  int64_t cache_pages = 0;      // 0: enough for max_batch sequences of max_tokens
+  int64_t prefill_chunk = 256;  // prompt tokens a step, over all sequences
+  int64_t max_tokens = 512;     // prompt and completion of one sequence
   model::MlaDecode mla_decode = model::MlaDecode::kExpand;
   bool record_routing = false;
 };
 
 // One sequence to complete.
 struct GenerateRequest {
-  uint64_t id = 0;                   // the caller's
+  uint64_t id = 0;  // the caller's
   std::vector<int32_t> prompt;
   // Tokens already drawn with older weights (a continued lease): kept, their keys computed anew.
   std::vector<int32_t> generated;
-  int64_t max_new_tokens = 256;      // counts `generated`
+  int64_t max_new_tokens = 256;  // counts `generated`
   kernels::SamplingParams sampling;
-  std::vector<int32_t> stop_ids;     // the stop token is part of the completion
+  std::vector<int32_t> stop_ids;          // the stop token is part of the completion
   std::vector<std::string> stop_strings;  // need a decoder: EngineCallbacks::decode
-  RandomStream stream{0};            // position = index of the drawn token in the completion
-  uint64_t group = 0;                // requests of one group with equal prompts share its pages; 0: none
+  RandomStream stream{0};                 // position = index of the drawn token in the completion
+  uint64_t group = 0;  // requests of one group with equal prompts share its pages; 0: none
 };
 
 struct GenerateResult {
   uint64_t id = 0;
-  std::vector<int32_t> tokens;       // the completion, `generated` included
-  std::vector<float> logp;           // of the newly drawn ones: tokens.size() − generated.size()
+  std::vector<int32_t> tokens;  // the completion, `generated` included
+  std::vector<float> logp;      // of the newly drawn ones: tokens.size() − generated.size()
   FinishReason finish = FinishReason::kStop;
   std::vector<int32_t> routing_TLK;  // of prompt + completion − 1 tokens when recorded
 };
@@ -56,8 +57,8 @@ struct EngineStats {
 
 class InferenceEngine {
  public:
-  // `model` holds the whole model and outlives the engine. `decode` gives a token's bytes, for stop strings
-  // (may be null).
+  // `model` holds the whole model and outlives the engine. `decode` gives a token's bytes, for stop
+  // strings (may be null).
   InferenceEngine(Context& ctx, model::TransformerStage& model, const EngineConfig& config,
                   std::function<std::string(int32_t)> token_bytes = nullptr);
   ~InferenceEngine();
@@ -65,13 +66,13 @@ class InferenceEngine {
   // ShapeError when the prompt does not fit `max_tokens` or the vocabulary.
   void Add(GenerateRequest request);
   bool Cancel(uint64_t id);
-  // One forward over what is active: chunks of prompts and one token of each decoding sequence. Returns
-  // what finished. `on_token` (may be null) sees each drawn token at once: streaming.
+  // One forward over what is active: chunks of prompts and one token of each decoding sequence.
+  // Returns what finished. `on_token` (may be null) sees each drawn token at once: streaming.
   std::vector<GenerateResult> Step(
       const std::function<void(uint64_t id, int32_t token, float logp)>& on_token = nullptr);
   int64_t pending() const;  // added and not finished
-  // Stops everything and hands it back unfinished (finish = kCancelled): before new weights, or to give
-  // leases back. The cache is cleared: no key of old weights is ever used.
+  // Stops everything and hands it back unfinished (finish = kCancelled): before new weights, or to
+  // give leases back. The cache is cleared: no key of old weights is ever used.
   std::vector<GenerateResult> Drain();
   EngineStats stats() const;
 

@@ -12,14 +12,15 @@
 
 namespace hone::rl {
 
-// A 128-bit digest of named tensors that does not depend on how they are cut along dim 0 nor on their order:
-// the sum over rows of XXH3(row bytes, seed = (name, global row)). Hex.
+// A 128-bit digest of named tensors that does not depend on how they are cut along dim 0 nor on
+// their order: the sum over rows of XXH3(row bytes, seed = (name, global row)). Hex.
 std::string WeightDigest(const SlabIndex& slabs);
 // Sum of the ranks' partial digests; ranks that hold replicas pass only what they own.
 std::string CombineDigests(const std::vector<std::string>& partial);
 
-// One on each learner rank. Serves immutable snapshots over gRPC, and through shared memory (a file in
-// /dev/shm, mode 0600) to workers on the same host. Keeps the two newest; an older one is "gone".
+// One on each learner rank. Serves immutable snapshots over gRPC, and through shared memory (a file
+// in /dev/shm, mode 0600) to workers on the same host. Keeps the two newest; an older one is
+// "gone".
 class WeightPublisher {
  public:
   struct Options {
@@ -32,8 +33,9 @@ class WeightPublisher {
   ~WeightPublisher();
   std::string address() const;
 
-  // Collective over `world`: copies `slabs` (this rank's; replicas are dropped so that each slab is served
-  // once), and returns the version with its digest and everyone's endpoints, the same on all ranks.
+  // Collective over `world`: copies `slabs` (this rank's; replicas are dropped so that each slab is
+  // served once), and returns the version with its digest and everyone's endpoints, the same on all
+  // ranks.
   WeightVersion Publish(parallel::ProcessGroup& world, int64_t version, const SlabIndex& slabs);
 
  private:
@@ -41,8 +43,8 @@ class WeightPublisher {
   std::unique_ptr<Impl> impl_;
 };
 
-// The worker's side: fetches every slab of `version` into `target` and checks the digest before returning it
-// usable; CommError names what failed ("gone", digest, endpoint).
+// The worker's side: fetches every slab of `version` into `target` and checks the digest before
+// returning it usable; CommError names what failed ("gone", digest, endpoint).
 class WeightSync {
  public:
   struct Options {

@@ -1,0 +1,38 @@
+#include "launcher/command_line.h"
+
+#include <CLI/CLI.hpp>
+#include <cstdlib>
+
+namespace hone::launcher {
+namespace {
+
+int FromEnvironment(std::initializer_list<const char*> names, int otherwise) {
+  for (const char* name : names) {
+    if (const char* value = std::getenv(name)) return std::atoi(value);
+  }
+  return otherwise;
+}
+
+}  // namespace
+
+bool ParseArguments(CLI::App& app, const std::vector<std::string>& args, int* code) {
+  // CLI11 takes the arguments last first.
+  std::vector<std::string> reversed(args.rbegin(), args.rend());
+  try {
+    app.parse(reversed);
+    return true;
+  } catch (const CLI::ParseError& e) {
+    *code = app.exit(e) == 0 ? 0 : 2;
+    return false;
+  }
+}
+
+int RankFromEnvironment() {
+  return FromEnvironment({"OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK"}, 0);
+}
+
+int WorldSizeFromEnvironment() {
+  return FromEnvironment({"OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_NTASKS"}, 1);
+}
+
+}  // namespace hone::launcher

@@ -1,0 +1,122 @@
+// `hone train`: one learner rank, started by mpirun, srun, `hone run`, or alone.
+#include <CLI/CLI.hpp>
+#include <cstdlib>
+#include <iostream>
+
+#include "data/tokenizer.h"
+#include "launcher/command_line.h"
+#include "launcher/commands.h"
+#include "launcher/signals.h"
+#include "parallel/comm/process_group.h"
+#include "rl/learner.h"
+#include "rl/run_directory.h"
+#include "rl/stages/sample_pool.h"
+#include "rl/stages/stages.h"
+#include "runtime/philox.h"
+
+namespace hone::launcher {
+namespace {
+
+struct TrainOptions {
+  std::string config, run_dir, until;
+  std::vector<std::string> overrides;
+  bool pool = false;
+};
+
+constexpr int kLockPatienceSeconds = 30;  // for a predecessor that is dying
+
+// Rank 0 makes the run directory and becomes its writer; the others wait until it has.
+void OpenRunDirectory(rl::RunDirectory& directory, const rl::RunConfig& config,
+                      parallel::ProcessGroup& world) {
+  std::string error;
+  if (world.rank() == 0) {
+    try {
+      directory.Acquire(kLockPatienceSeconds);
+      directory.fs().WriteAtomically(directory.config(), config.resolved_yaml);
+    } catch (const Error& e) {
+      error = e.what();
+    }
+  }
+  error = world.AllGatherBytes(error)[0];
+  Check(error.empty(), "{}", error);
+}
+
+bool NeedsPool(const rl::RunConfig& config) {
+  for (const rl::StageConfig& s : config.stages) {
+    if (s.kind == rl::StageKind::kGrpo || s.kind == rl::StageKind::kRejectionSampling || s.until) {
+      return true;
+    }
+  }
+  return !config.suites.empty();
+}
+
+int Train(const TrainOptions& options, const rl::RunConfig& config,
+          const parallel::GroupPtr& world) {
+  const std::atomic<bool>& stop = StopFlag();
+  rl::RunDirectory directory(runtime::LocalFileSystem(), options.run_dir);
+  OpenRunDirectory(directory, config, *world);
+  Context ctx(Device::Cpu(), config.train.threads);
+  parallel::Mesh mesh(config.mesh, world);
+  rl::Learner learner(ctx, mesh, config, directory.fs());
+  std::shared_ptr<const data::Tokenizer> tokenizer =
+      data::LoadTokenizer(config.tokenizer, config.special_tokens);
+  Check<ConfigError>(tokenizer->vocab_size() <= config.model.vocab_size,
+                     "[train] the tokenizer has {} tokens but model.vocab_size is {}",
+                     tokenizer->vocab_size(), config.model.vocab_size);
+  std::unique_ptr<rl::SamplePool> pool;
+  if (options.pool || (config.rollout.workers > 0 && NeedsPool(config))) {
+    std::string secret = world->AllGatherBytes(world->rank() == 0 ? directory.Secret() : "")[0];
+    pool = std::make_unique<rl::SamplePool>(learner, directory, secret, stop);
+  }
+  std::unique_ptr<runtime::MetricsWriter> metrics;
+  if (world->rank() == 0) {
+    metrics = std::make_unique<runtime::MetricsWriter>(directory.fs(), directory.metrics());
+  }
+  learner.BeginStage(parallel::AdamWConfig{});
+  learner.engine().SelfCheck(fmt::format("{:016x}", HashName(config.resolved_yaml)));
+  rl::RunState state;
+  rl::Environment env{config, directory, learner, tokenizer, state, metrics, pool.get(), stop};
+  rl::RunStages(env, options.until);
+  return 0;
+}
+
+}  // namespace
+
+int TrainCommand(const Arguments& args) {
+  TrainOptions options;
+  CLI::App app("One learner rank: what mpirun and srun start", "hone train");
+  app.add_option("config", options.config, "the run's config (YAML)")->required();
+  app.add_option("--run-dir", options.run_dir, "the run directory")->required();
+  app.add_option("--set", options.overrides, "key=value, e.g. stages.base.steps=20");
+  app.add_option("--until", options.until, "the last stage to run");
+  app.add_flag("--pool", options.pool, "serve a rollout pool even if the config starts no workers");
+  if (int code = 0; !ParseArguments(app, args, &code)) return code;
+
+  // Found before MPI starts, by every rank alike; the first rank speaks.
+  rl::RunConfig config;
+  try {
+    config = rl::LoadRunConfig(options.config, options.overrides);
+    config.mesh.Validate(WorldSizeFromEnvironment());
+  } catch (const Error& e) {
+    if (RankFromEnvironment() == 0) std::cerr << "hone: " << e.what() << "\n";
+    return e.exit_code();
+  }
+  parallel::GroupOptions group_options;
+  group_options.deadline = std::chrono::seconds(config.train.deadline_seconds);
+  auto world = parallel::StartedByMpi() ? parallel::MakeMpiGroup(group_options)
+                                        : parallel::MakeSingleGroup();
+  try {
+    return Train(options, config, world);
+  } catch (const StoppedEarly& e) {
+    if (world->rank() == 0) std::cerr << "hone: " << e.what() << "\n";
+    return e.exit_code();
+  } catch (const std::exception& e) {
+    std::cerr << fmt::format("hone: rank {}: {}\n", world->rank(), e.what());
+    // Ending without MPI_Finalize makes mpirun end the other ranks, which may be waiting for this
+    // one.
+    auto* error = dynamic_cast<const Error*>(&e);
+    std::_Exit(error ? error->exit_code() : 1);
+  }
+}
+
+}  // namespace hone::launcher

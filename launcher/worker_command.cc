@@ -1,0 +1,47 @@
+// `hone worker`: one rollout worker.
+#include <CLI/CLI.hpp>
+#include <iostream>
+
+#include "launcher/command_line.h"
+#include "launcher/commands.h"
+#include "launcher/signals.h"
+#include "rl/rollout/worker.h"
+#include "runtime/error.h"
+
+namespace hone::launcher {
+
+int WorkerCommand(const Arguments& args) {
+  rl::WorkerOptions options;
+  std::string run_dir;
+  CLI::App app("One rollout worker", "hone worker");
+  app.add_option("--coordinator", options.coordinator, "HOST:PORT of the coordinator");
+  app.add_option("--run-dir", run_dir, "read coordinator and secret from this run directory");
+  app.add_option("--secret-file", options.secret_file, "the run's secret");
+  app.add_option("--tls-certificate", options.tls_certificate, "for mutual TLS");
+  app.add_option("--tls-key", options.tls_key, "for mutual TLS");
+  app.add_option("--tls-ca", options.tls_ca, "for mutual TLS");
+  app.add_option("--name", options.name, "for logs; host:pid unless told");
+  app.add_option("--threads", options.threads, "threads of the model")->capture_default_str();
+  app.add_option("--verifier-helpers", options.verifier_helpers, "processes that check answers")
+      ->capture_default_str();
+  app.add_option("--patience", options.patience_seconds,
+                 "seconds without a coordinator before giving up")
+      ->capture_default_str();
+  if (int code = 0; !ParseArguments(app, args, &code)) return code;
+  if (!run_dir.empty()) {
+    options.coordinator_file = run_dir + "/coordinator";
+    if (options.secret_file.empty()) options.secret_file = run_dir + "/secret";
+  }
+  if (options.coordinator.empty() && options.coordinator_file.empty()) {
+    std::cerr << "hone worker: name --coordinator HOST:PORT or --run-dir D\n";
+    return 2;
+  }
+  try {
+    return rl::RunWorker(options, StopFlag());
+  } catch (const Error& e) {
+    std::cerr << "hone: " << e.what() << "\n";
+    return e.exit_code();
+  }
+}
+
+}  // namespace hone::launcher

@@ -1,0 +1,65 @@
+// One learner rank: its stages of the model, the engine that trains them, and their checkpoints.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "model/transformer_stage.h"
+#include "parallel/mesh.h"
+#include "parallel/train_engine.h"
+#include "rl/run_config.h"
+#include "runtime/checkpoint/checkpoint.h"
+
+namespace hone::rl {
+
+class Learner {
+ public:
+  // Collective over the mesh. Parameters are initialised from the run's seed.
+  Learner(Context& ctx, const parallel::Mesh& mesh, const RunConfig& config, FileSystem& fs);
+  ~Learner();
+
+  // Fresh optimizer state under a stage's settings; weights stay.
+  void BeginStage(const parallel::AdamWConfig& optimizer);
+  parallel::TrainEngine& engine() { return *engine_; }
+  Context& ctx() { return ctx_; }
+  const parallel::Mesh& mesh() const { return mesh_; }
+  const RunConfig& config() const { return config_; }
+
+  void Initialize();  // to the run's random start
+  // Model weights from a checkpoint folder or a Hugging Face folder.
+  void LoadModel(const std::string& path);
+  // Names and slabs of this rank's weights and buffers, as published to workers.
+  SlabIndex Weights();
+
+  // Weights, optimizer and `metadata` (JSON, rank 0's counts). Asynchronous if configured.
+  void Save(const std::string& dir, const std::string& metadata,
+            std::function<void()> on_committed = nullptr);
+  void WaitForSave();
+  // Tensors by themselves, without optimizer: the reference policy.
+  void SaveSlabs(const std::string& dir, const SlabIndex& slabs);
+  void LoadSlabs(const std::string& dir, const SlabIndex& slabs) const;
+  // Everything that Save wrote; returns the metadata.
+  std::string Load(const std::string& dir);
+
+  // The chunks of a frozen model of the same layout: the reference policy.
+  std::vector<std::unique_ptr<model::TransformerStage>> MakeFrozenChunks() const;
+  static SlabIndex StateOf(const std::vector<std::unique_ptr<model::TransformerStage>>& chunks,
+                           const std::string& prefix);
+  const std::vector<std::unique_ptr<model::TransformerStage>>& chunks() const { return chunks_; }
+
+ private:
+  std::vector<std::unique_ptr<model::TransformerStage>> MakeChunks(bool with_gradients) const;
+
+  Context& ctx_;
+  const parallel::Mesh& mesh_;
+  const RunConfig& config_;
+  FileSystem& fs_;
+  std::vector<std::unique_ptr<model::TransformerStage>> chunks_;
+  std::unique_ptr<parallel::TrainEngine> engine_;
+  std::unique_ptr<runtime::CheckpointWriter> writer_;
+};
+
+}  // namespace hone::rl

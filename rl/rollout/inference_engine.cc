@@ -1,0 +1,421 @@
+#include "rl/rollout/inference_engine.h"
+
+#include <algorithm>
+#include <deque>
+#include <list>
+#include <map>
+
+#include "model/kv_cache.h"
+
+namespace hone::rl {
+namespace {
+
+// A request on its way. `tokens` is prompt and completion; the first `computed` of them have their
+// keys in the cache, on `pages`.
+struct Sequence {
+  GenerateRequest request;
+  std::vector<int32_t> tokens;
+  int64_t computed = 0;
+  std::vector<int32_t> pages;
+  std::vector<float> logp;
+  std::vector<int32_t> routing;  // of the computed tokens
+  std::string tail;              // last bytes of the completion, for stop strings
+
+  int64_t prompt_tokens() const { return static_cast<int64_t>(request.prompt.size()); }
+  int64_t completion_tokens() const {
+    return static_cast<int64_t>(tokens.size()) - prompt_tokens();
+  }
+  int64_t to_compute() const { return static_cast<int64_t>(tokens.size()) - computed; }
+};
+
+// A prompt that several requests share. The first of them computes it; then `pages` hold its keys
+// (the last one, if not full, is a copy nobody writes to) and `logits` what follows it.
+struct SharedPrompt {
+  bool ready = false;
+  std::vector<int32_t> prompt, pages, routing;
+  Tensor logits_1V;
+};
+
+int64_t PagesFor(int64_t tokens, int64_t page_size) { return (tokens + page_size - 1) / page_size; }
+
+}  // namespace
+
+struct InferenceEngine::Impl {
+  Impl(Context& c, model::TransformerStage& m, const EngineConfig& e,
+       std::function<std::string(int32_t)> bytes)
+      : ctx(c),
+        model(m),
+        config(e),
+        token_bytes(std::move(bytes)),
+        cache(c, m.config(), m.options().end_layer - m.options().first_layer,
+              e.cache_pages > 0 ? e.cache_pages
+                                : e.max_batch * (PagesFor(e.max_tokens, e.page_size) + 1),
+              e.page_size, m.options().dtype) {}
+
+  using SequenceList = std::list<Sequence>;
+
+  void Admit();
+  bool AdmitShared(SequenceList::iterator it, SharedPrompt& shared);
+  bool EnsurePages(Sequence& sequence, int64_t tokens);
+  bool PreemptYoungest(const Sequence* keep);
+  void ReleasePages(Sequence& sequence);
+  void OfferPrompt(Sequence& leader, const Tensor& logits_1V);
+  void DropSharedPrompt(uint64_t group);
+  bool DropAnySharedPrompt();
+  void Compute(std::vector<SequenceList::iterator>* sampled_from, Tensor* logits);
+  void Draw(SequenceList::iterator it, const kernels::SampledToken& token);
+  GenerateResult Finish(SequenceList::iterator it, FinishReason reason);
+
+  Context& ctx;
+  model::TransformerStage& model;
+  EngineConfig config;
+  std::function<std::string(int32_t)> token_bytes;
+  model::KvCache cache;
+  SequenceList waiting, active;
+  std::map<uint64_t, SharedPrompt> prompts;  // by group
+  std::map<uint64_t, int64_t> waiting_in_group;
+  // Sequences whose first token comes from a shared prompt's logits, this step.
+  std::vector<std::pair<SequenceList::iterator, Tensor>> primed;
+  EngineStats stats;
+};
+
+InferenceEngine::InferenceEngine(Context& ctx, model::TransformerStage& model,
+                                 const EngineConfig& config,
+                                 std::function<std::string(int32_t)> token_bytes)
+    : impl_(std::make_unique<Impl>(ctx, model, config, std::move(token_bytes))) {}
+InferenceEngine::~InferenceEngine() = default;
+
+void InferenceEngine::Add(GenerateRequest request) {
+  int64_t prompt = static_cast<int64_t>(request.prompt.size());
+  CheckShape(prompt > 0, "[engine] request {} has an empty prompt", request.id);
+  CheckShape(prompt < impl_->config.max_tokens,
+             "[engine] request {}: a prompt of {} tokens leaves no room in max_tokens = {}",
+             request.id, prompt, impl_->config.max_tokens);
+  CheckShape(request.max_new_tokens > static_cast<int64_t>(request.generated.size()),
+             "[engine] request {} has {} tokens already and may draw {}", request.id,
+             request.generated.size(), request.max_new_tokens);
+  CheckShape(PagesFor(std::min(prompt + request.max_new_tokens, impl_->config.max_tokens),
+                      impl_->config.page_size) < impl_->cache.pages(),
+             "[engine] request {} could need more than the cache's {} pages", request.id,
+             impl_->cache.pages());
+  for (int32_t token : request.prompt) {
+    CheckShape(token >= 0 && token < impl_->model.config().vocab_size,
+               "[engine] request {}: token {} lies outside the vocabulary of {}", request.id, token,
+               impl_->model.config().vocab_size);
+  }
+  Sequence sequence;
+  sequence.tokens = request.prompt;
+  sequence.tokens.insert(sequence.tokens.end(), request.generated.begin(), request.generated.end());
+  sequence.request = std::move(request);
+  if (sequence.request.group != 0) ++impl_->waiting_in_group[sequence.request.group];
+  impl_->waiting.push_back(std::move(sequence));
+}
+
+// ---- Pages --------------------------------------------------------------------------------------
+
+void InferenceEngine::Impl::ReleasePages(Sequence& sequence) {
+  for (int32_t page : sequence.pages) cache.Release(page);
+  sequence.pages.clear();
+  sequence.computed = 0;
+  sequence.routing.clear();
+}
+
+// The last admitted goes back to wait; what it has drawn stays drawn.
+bool InferenceEngine::Impl::PreemptYoungest(const Sequence* keep) {
+  if (active.empty() || &active.back() == keep) return false;
+  Sequence& victim = active.back();
+  uint64_t group = victim.request.group;
+  if (group != 0) {
+    auto shared = prompts.find(group);
+    bool leading = shared != prompts.end() && !shared->second.ready &&
+                   victim.computed < victim.prompt_tokens();
+    if (leading) prompts.erase(shared);
+    ++waiting_in_group[group];
+  }
+  ReleasePages(victim);
+  std::erase_if(primed, [&](auto& p) { return &*p.first == &victim; });
+  waiting.splice(waiting.begin(), active, std::prev(active.end()));
+  ++stats.preemptions;
+  return true;
+}
+
+bool InferenceEngine::Impl::EnsurePages(Sequence& sequence, int64_t tokens) {
+  int64_t needed = PagesFor(tokens, config.page_size);
+  while (static_cast<int64_t>(sequence.pages.size()) < needed) {
+    if (cache.free_pages() == 0 && !PreemptYoungest(&sequence) && !DropAnySharedPrompt())
+      return false;
+    if (cache.free_pages() == 0) continue;
+    sequence.pages.push_back(cache.TakePage());
+  }
+  return true;
+}
+
+// ---- Shared prompts -----------------------------------------------------------------------------
+
+void InferenceEngine::Impl::DropSharedPrompt(uint64_t group) {
+  auto it = prompts.find(group);
+  if (it == prompts.end()) return;
+  for (int32_t page : it->second.pages) cache.Release(page);
+  prompts.erase(it);
+}
+
+bool InferenceEngine::Impl::DropAnySharedPrompt() {
+  for (auto& [group, shared] : prompts) {
+    if (!shared.ready) continue;
+    DropSharedPrompt(group);
+    return true;
+  }
+  return false;
+}
+
+void InferenceEngine::Impl::OfferPrompt(Sequence& leader, const Tensor& logits_1V) {
+  uint64_t group = leader.request.group;
+  auto it = prompts.find(group);
+  if (group == 0 || it == prompts.end() || it->second.ready) return;
+  SharedPrompt& shared = it->second;
+  int64_t full = leader.prompt_tokens() / config.page_size;
+  bool partial = leader.prompt_tokens() % config.page_size != 0;
+  if (waiting_in_group[group] == 0 || (partial && cache.free_pages() == 0)) {
+    prompts.erase(it);
+    return;
+  }
+  for (int64_t p = 0; p < full; ++p) {
+    cache.Share(leader.pages[p]);
+    shared.pages.push_back(leader.pages[p]);
+  }
+  if (partial) {
+    shared.pages.push_back(cache.TakePage());
+    cache.CopyPage(ctx, leader.pages[full], shared.pages.back());
+  }
+  shared.routing = leader.routing;
+  shared.logits_1V = ctx.Clone(logits_1V);
+  shared.ready = true;
+}
+
+bool InferenceEngine::Impl::AdmitShared(SequenceList::iterator it, SharedPrompt& shared) {
+  int64_t full = it->prompt_tokens() / config.page_size;
+  bool partial = it->prompt_tokens() % config.page_size != 0;
+  if (partial && cache.free_pages() == 0) return false;
+  for (int64_t p = 0; p < full; ++p) {
+    cache.Share(shared.pages[p]);
+    it->pages.push_back(shared.pages[p]);
+  }
+  if (partial) {
+    it->pages.push_back(cache.TakePage());
+    cache.CopyPage(ctx, shared.pages[full], it->pages.back());
+  }
+  stats.shared_pages += full;
+  it->computed = it->prompt_tokens();
+  it->routing = shared.routing;
+  primed.emplace_back(it, shared.logits_1V);
+  return true;
+}
+
+// ---- A step -------------------------------------------------------------------------------------
+
+void InferenceEngine::Impl::Admit() {
+  for (auto it = waiting.begin();
+       it != waiting.end() && static_cast<int64_t>(active.size()) < config.max_batch;) {
+    auto next = std::next(it);
+    uint64_t group = it->request.group;
+    bool fresh = it->completion_tokens() == 0;
+    auto shared = group != 0 && fresh ? prompts.find(group) : prompts.end();
+    if (shared != prompts.end() && shared->second.prompt == it->request.prompt) {
+      if (!shared->second.ready) {
+        it = next;  // its leader is still at work
+        continue;
+      }
+      if (!AdmitShared(it, shared->second)) return;
+    } else {
+      // A page must be free now, or admitting would only preempt what runs.
+      if (cache.free_pages() < PagesFor(it->to_compute(), config.page_size)) return;
+      if (group != 0 && fresh && shared == prompts.end()) {
+        prompts[group].prompt = it->request.prompt;
+      }
+    }
+    active.splice(active.end(), waiting, it);
+    if (group != 0 && --waiting_in_group[group] == 0) {
+      waiting_in_group.erase(group);
+      auto ready = prompts.find(group);
+      if (ready != prompts.end() && ready->second.ready) DropSharedPrompt(group);
+    }
+    it = next;
+  }
+}
+
+// One forward over chunks of prompts and single tokens. Logits come for sequences that are now
+// computed to their end.
+void InferenceEngine::Impl::Compute(std::vector<SequenceList::iterator>* sampled_from,
+                                    Tensor* logits) {
+  model::DecodeBatch batch;
+  batch.cu_seqlens.push_back(0);
+  std::vector<std::pair<SequenceList::iterator, int64_t>> parts;
+  int64_t budget = config.prefill_chunk;
+  for (auto it = active.begin(); it != active.end(); ++it) {
+    int64_t count = it->to_compute();
+    if (count == 0) continue;  // primed from a shared prompt
+    if (count > 1) {
+      count = std::min(count, budget);
+      budget -= count;
+    }
+    if (count == 0) continue;
+    // Preempting takes from the end of the list, so parts gathered before `it` stay.
+    if (!EnsurePages(*it, it->computed + count)) break;
+    parts.emplace_back(it, count);
+  }
+  for (auto& [it, count] : parts) {
+    for (int64_t i = 0; i < count; ++i) {
+      batch.token_T.push_back(it->tokens[it->computed + i]);
+      batch.position_T.push_back(static_cast<int32_t>(it->computed + i));
+    }
+    batch.cu_seqlens.push_back(static_cast<int32_t>(batch.token_T.size()));
+    batch.pages_S.push_back(it->pages);
+    if (count == it->to_compute()) {
+      batch.logits_rows.push_back(static_cast<int32_t>(batch.token_T.size()) - 1);
+      sampled_from->push_back(it);
+    }
+    (count > 1 ? stats.prefill_tokens : stats.decoded_tokens) += count;
+  }
+  if (batch.token_T.empty()) return;
+  std::vector<int32_t> routing;
+  *logits = model.Decode(ctx, batch, cache, config.record_routing ? &routing : nullptr);
+  size_t per_token = routing.size() / batch.token_T.size(), at = 0;
+  for (auto& [it, count] : parts) {
+    it->computed += count;
+    auto begin = routing.begin() + static_cast<int64_t>(at);
+    it->routing.insert(it->routing.end(), begin, begin + static_cast<int64_t>(per_token) * count);
+    at += per_token * count;
+  }
+}
+
+void InferenceEngine::Impl::Draw(SequenceList::iterator it, const kernels::SampledToken& token) {
+  it->tokens.push_back(token.token);
+  it->logp.push_back(token.logp);
+  if (!it->request.stop_strings.empty() && token_bytes) {
+    size_t longest = 0;
+    for (auto& s : it->request.stop_strings) longest = std::max(longest, s.size());
+    std::string bytes = token_bytes(token.token);
+    it->tail += bytes;
+    size_t keep = longest + bytes.size();
+    if (it->tail.size() > keep) it->tail.erase(0, it->tail.size() - keep);
+  }
+}
+
+GenerateResult InferenceEngine::Impl::Finish(SequenceList::iterator it, FinishReason reason) {
+  GenerateResult result;
+  result.id = it->request.id;
+  result.tokens.assign(it->tokens.begin() + it->prompt_tokens(), it->tokens.end());
+  result.logp = std::move(it->logp);
+  result.finish = reason;
+  result.routing_TLK = std::move(it->routing);
+  ReleasePages(*it);
+  active.erase(it);
+  return result;
+}
+
+namespace {
+
+// The reason to stop after the last token drawn; false to go on.
+bool Stopped(const Sequence& s, int64_t max_tokens, FinishReason* reason) {
+  int32_t last = s.tokens.back();
+  const auto& stop = s.request.stop_ids;
+  *reason = FinishReason::kStop;
+  if (std::find(stop.begin(), stop.end(), last) != stop.end()) return true;
+  for (const std::string& text : s.request.stop_strings) {
+    if (!text.empty() && s.tail.find(text) != std::string::npos) return true;
+  }
+  *reason = FinishReason::kLength;
+  return s.completion_tokens() >= s.request.max_new_tokens ||
+         static_cast<int64_t>(s.tokens.size()) >= max_tokens;
+}
+
+}  // namespace
+
+std::vector<GenerateResult> InferenceEngine::Step(
+    const std::function<void(uint64_t, int32_t, float)>& on_token) {
+  Impl& e = *impl_;
+  e.Admit();
+  std::vector<Impl::SequenceList::iterator> from;
+  Tensor logits;
+  e.Compute(&from, &logits);
+  ++e.stats.steps;
+
+  // Rows to draw from: this forward's, and those of shared prompts.
+  std::vector<Tensor> blocks;
+  size_t computed = from.size();
+  for (size_t i = 0; i < computed; ++i) {
+    if (from[i]->completion_tokens() == 0) {
+      e.OfferPrompt(*from[i], logits.Slice(static_cast<int64_t>(i), static_cast<int64_t>(i) + 1));
+    }
+  }
+  if (logits.defined() && computed > 0) blocks.push_back(logits);
+  for (auto& [it, row] : e.primed) {
+    from.push_back(it);
+    blocks.push_back(row);
+  }
+  e.primed.clear();
+  std::vector<GenerateResult> finished;
+  size_t next = 0;
+  for (const Tensor& block : blocks) {
+    std::vector<kernels::SamplingParams> params;
+    std::vector<double> uniform;
+    for (int64_t r = 0; r < block.rows(); ++r) {
+      const Sequence& s = *from[next + static_cast<size_t>(r)];
+      params.push_back(s.request.sampling);
+      uniform.push_back(s.request.stream.Uniform(static_cast<uint64_t>(s.completion_tokens())));
+    }
+    auto drawn = kernels::Sample(e.ctx, block, params, uniform);
+    for (const kernels::SampledToken& token : drawn) {
+      auto it = from[next++];
+      e.Draw(it, token);
+      if (on_token) on_token(it->request.id, token.token, token.logp);
+      FinishReason reason;
+      if (Stopped(*it, e.config.max_tokens, &reason)) finished.push_back(e.Finish(it, reason));
+    }
+  }
+  return finished;
+}
+
+bool InferenceEngine::Cancel(uint64_t id) {
+  Impl& e = *impl_;
+  for (auto it = e.active.begin(); it != e.active.end(); ++it) {
+    if (it->request.id != id) continue;
+    uint64_t group = it->request.group;
+    auto shared = e.prompts.find(group);
+    if (group != 0 && shared != e.prompts.end() && !shared->second.ready) e.prompts.erase(shared);
+    e.Finish(it, FinishReason::kCancelled);
+    return true;
+  }
+  for (auto it = e.waiting.begin(); it != e.waiting.end(); ++it) {
+    if (it->request.id != id) continue;
+    uint64_t group = it->request.group;
+    e.waiting.erase(it);
+    if (group != 0 && --e.waiting_in_group[group] == 0) {
+      e.waiting_in_group.erase(group);
+      auto shared = e.prompts.find(group);
+      if (shared != e.prompts.end() && shared->second.ready) e.DropSharedPrompt(group);
+    }
+    return true;
+  }
+  return false;
+}
+
+int64_t InferenceEngine::pending() const {
+  return static_cast<int64_t>(impl_->waiting.size() + impl_->active.size());
+}
+
+std::vector<GenerateResult> InferenceEngine::Drain() {
+  Impl& e = *impl_;
+  std::vector<GenerateResult> results;
+  e.active.splice(e.active.end(), e.waiting);
+  while (!e.active.empty()) results.push_back(e.Finish(e.active.begin(), FinishReason::kCancelled));
+  e.prompts.clear();
+  e.waiting_in_group.clear();
+  e.primed.clear();
+  e.cache.Clear();
+  return results;
+}
+
+EngineStats InferenceEngine::stats() const { return impl_->stats; }
+
+}  // namespace hone::rl

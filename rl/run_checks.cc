@@ -1,0 +1,91 @@
+// What can be known to be wrong before anything starts, beyond what reading the config finds.
+#include <algorithm>
+
+#include "data/tokenizer.h"
+#include "parallel/pipeline_schedule.h"
+#include "rl/reward/verifier.h"
+#include "rl/run_config.h"
+
+namespace hone::rl {
+namespace {
+
+constexpr int64_t kProblemsLookedAt = 64;
+
+void CheckLayout(const RunConfig& c) {
+  if (c.mesh.ep > 1) {
+    Check<ConfigError>(c.model.is_moe(), "[mesh] ep = {} but the model has no experts; set ep: 1",
+                       c.mesh.ep);
+    Check<ConfigError>(c.model.n_routed_experts % c.mesh.ep == 0,
+                       "[mesh] {} experts do not split over ep = {}", c.model.n_routed_experts,
+                       c.mesh.ep);
+  }
+  int stages = c.mesh.pp * c.pipeline.chunks_per_rank();
+  Check<ConfigError>(stages <= c.model.num_hidden_layers,
+                     "[mesh] {} layers do not cut into {} stages (pp = {} times {} chunks a rank)",
+                     c.model.num_hidden_layers, stages, c.mesh.pp, c.pipeline.chunks_per_rank());
+}
+
+void CheckProblems(const data::ProblemSource& source, const data::Tokenizer& tokenizer,
+                   int64_t context, int64_t max_new_tokens, const std::string& where) {
+  int64_t count = source.size() < 0 ? kProblemsLookedAt : source.size();
+  for (int64_t i = 0; i < count; ++i) {
+    data::Problem problem = source.At(i);
+    const auto& verifiers = VerifierNames();
+    Check<ConfigError>(
+        std::find(verifiers.begin(), verifiers.end(), problem.verifier) != verifiers.end(),
+        "{}: problem {}: there is no verifier '{}'", where, problem.id, problem.verifier);
+    int64_t tokens = static_cast<int64_t>(tokenizer.Encode(problem.prompt).size());
+    Check<ConfigError>(
+        tokens + max_new_tokens <= context,
+        "{}: problem {}: a prompt of {} tokens and max_new_tokens = {} do not fit the "
+        "model's context of {}",
+        where, problem.id, tokens, max_new_tokens, context);
+  }
+}
+
+bool Samples(const StageConfig& s) {
+  return s.kind == StageKind::kGrpo || s.kind == StageKind::kRejectionSampling || s.until;
+}
+
+void CheckStage(const RunConfig& c, const StageConfig& s, const data::Tokenizer& tokenizer) {
+  std::string where = fmt::format("{}: stage '{}'", s.where, s.name);
+  int64_t context = c.model.max_position_embeddings;
+  Check<ConfigError>(s.batch.max_length - 1 <= context,
+                     "{}: batch.max_length {} is beyond the model's context of {}", where,
+                     s.batch.max_length, context);
+  if (s.kind == StageKind::kGrpo) {
+    CheckProblems(*s.grpo.prompts, tokenizer, context, s.grpo.sampling.max_new_tokens, where);
+    if (s.grpo.general_prompts) {
+      CheckProblems(*s.grpo.general_prompts, tokenizer, context, s.grpo.sampling.max_new_tokens,
+                    where);
+    }
+    Check<ConfigError>(!s.grpo.replay_routing || c.model.is_moe(),
+                       "{}: replay_routing, but the model has no experts", where);
+  }
+  if (s.kind == StageKind::kRejectionSampling) {
+    CheckProblems(*s.rejection.prompts, tokenizer, context, s.rejection.sampling.max_new_tokens,
+                  where);
+  }
+}
+
+}  // namespace
+
+void CheckRun(const RunConfig& c) {
+  CheckLayout(c);
+  auto tokenizer = data::LoadTokenizer(c.tokenizer, c.special_tokens);
+  Check<ConfigError>(tokenizer->vocab_size() <= c.model.vocab_size,
+                     "[model] vocab_size {} is smaller than the tokenizer's {} tokens",
+                     c.model.vocab_size, tokenizer->vocab_size());
+  for (const StageConfig& s : c.stages) CheckStage(c, s, *tokenizer);
+  for (const EvaluationSuite& e : c.suites) {
+    CheckProblems(*e.problems, *tokenizer, c.model.max_position_embeddings,
+                  e.sampling.max_new_tokens, "evaluate: suite '" + e.name + "'");
+  }
+  if (c.rollout.workers > 0) return;
+  for (const StageConfig& s : c.stages) {
+    Check<ConfigError>(!Samples(s), "{}: stage '{}' samples, but rollout.workers is 0", s.where,
+                       s.name);
+  }
+}
+
+}  // namespace hone::rl

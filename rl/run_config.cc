@@ -1,0 +1,360 @@
+#include "rl/run_config.h"
+
+#include <algorithm>
+#include <cmath>
+#include <numbers>
+#include <set>
+
+#include "rl/reward/verifier.h"
+#include "runtime/philox.h"
+
+namespace hone::rl {
+
+const std::vector<std::string>& StageKindNames() {
+  static const std::vector<std::string> names = {
+      "pretrain", "sft", "reward_model", "grpo", "rejection_sampling", "distill", "evaluate"};
+  return names;
+}
+
+double LearningRate::At(int64_t step, int64_t total) const {
+  if (step <= warmup) return peak * static_cast<double>(step) / static_cast<double>(warmup);
+  double span = static_cast<double>(std::max<int64_t>(1, total - warmup - 1));
+  double t = std::clamp(static_cast<double>(step - warmup - 1) / span, 0.0, 1.0);
+  switch (schedule) {
+    case Schedule::kConstant:
+      return peak;
+    case Schedule::kLinear:
+      return peak * (1 + (final_ratio - 1) * t);
+    case Schedule::kCosine:
+      return peak * (final_ratio + (1 - final_ratio) * 0.5 * (1 + std::cos(std::numbers::pi * t)));
+  }
+  return peak;
+}
+
+void LearningRate::Read(ConfigReader& r) {
+  r.Required("peak", &peak);
+  schedule = static_cast<Schedule>(
+      r.OneOf("schedule", {"constant", "cosine", "linear"}, static_cast<int>(schedule)));
+  r.Optional("warmup", &warmup);
+  r.Optional("final_ratio", &final_ratio);
+  if (peak <= 0) r.Fail("peak", "must be above 0");
+}
+
+void BatchConfig::Read(ConfigReader& r) {
+  r.Optional("packs", &packs);
+  r.Optional("pack_tokens", &pack_tokens);
+  r.Optional("max_length", &max_length);
+  if (packs < 1) r.Fail("packs", "must be at least 1");
+  if (pack_tokens < 2) r.Fail("pack_tokens", "must be at least 2");
+  if (max_length == 0) max_length = pack_tokens;
+  if (max_length > pack_tokens) r.Fail("max_length", "is longer than pack_tokens");
+}
+
+void SamplingConfig::Read(ConfigReader& r) {
+  r.Optional("max_new_tokens", &max_new_tokens);
+  r.Optional("temperature", &sampling.temperature);
+  r.Optional("top_p", &sampling.top_p);
+  r.Optional("top_k", &sampling.top_k);
+  r.Optional("stop_strings", &stop_strings);
+  if (max_new_tokens < 1) r.Fail("max_new_tokens", "must be at least 1");
+  if (sampling.temperature < 0) r.Fail("temperature", "must not be negative");
+  if (sampling.top_p <= 0 || sampling.top_p > 1) r.Fail("top_p", "must lie in (0, 1]");
+  if (sampling.top_k < 0) r.Fail("top_k", "must not be negative");
+}
+
+void RolloutConfig::Read(ConfigReader& r) {
+  r.Optional("workers", &workers);
+  r.Optional("threads", &threads);
+  r.Optional("verifier_helpers", &verifier_helpers);
+  r.Optional("lag", &lag);
+  r.Optional("max_staleness", &max_staleness);
+  r.Optional("max_batch", &max_batch);
+  r.Optional("page_size", &page_size);
+  r.Optional("cache_pages", &cache_pages);
+  r.Optional("prefill_chunk", &prefill_chunk);
+  r.Optional("prompts_per_lease", &prompts_per_lease);
+  r.Optional("lease_seconds", &lease_seconds);
+  r.Optional("stall_seconds", &stall_seconds);
+  r.Optional("listen", &listen);
+  r.Optional("tls_certificate", &tls_certificate);
+  r.Optional("tls_key", &tls_key);
+  r.Optional("tls_ca", &tls_ca);
+  r.Optional("absorb", &absorb);
+  if (lag != 0 && lag != 1) r.Fail("lag", "is 0 (synchronous) or 1 (one rollout behind)");
+  if (lag == 1 && max_staleness > 0) {
+    r.Fail("max_staleness", "is another mode than lag: 1; set one of the two");
+  }
+}
+
+void TrainConfig::Read(ConfigReader& r) {
+  std::string type{runtime::DTypeName(dtype)};
+  r.Optional("dtype", &type);
+  dtype = runtime::DTypeFromName(type);
+  r.Optional("threads", &threads);
+  r.Optional("activation_checkpointing", &activation_checkpointing);
+  r.Optional("deadline_seconds", &deadline_seconds);
+  r.Optional("keep_last", &keep_last);
+  r.Optional("keep_every", &keep_every);
+  r.Optional("asynchronous_checkpoints", &asynchronous_checkpoints);
+  if (threads < 1) r.Fail("threads", "must be at least 1");
+  if (keep_last < 1) r.Fail("keep_last", "must be at least 1");
+}
+
+namespace {
+
+// Each source draws from its own stream, named by the stage and the key.
+uint64_t SourceSeed(uint64_t seed, const std::string& stage, std::string_view key) {
+  return RandomStream{seed, HashName(stage), HashName(key)}.Bits(0);
+}
+
+void ReadUntil(ConfigReader& r, StageConfig* s) {
+  if (!r.Has("until")) return;
+  ConfigReader& u = r.Map("until");
+  UntilConfig until;
+  u.Required("suite", &until.suite);
+  u.Required("metric", &until.metric);
+  u.Required("at_least", &until.at_least);
+  u.Optional("every", &until.every);
+  if (until.every < 1) u.Fail("every", "must be at least 1");
+  s->until = until;
+}
+
+void ReadPolicyLoss(ConfigReader& r, PolicyLossConfig* c) {
+  c->ratio = static_cast<PolicyLossConfig::Ratio>(r.OneOf("ratio", {"token", "sequence"}, 0));
+  r.Optional("clip_low", &c->clip_low);
+  r.Optional("clip_high", &c->clip_high);
+  r.Optional("kl_coefficient", &c->kl_coefficient);
+  r.Optional("entropy_coefficient", &c->entropy_coefficient);
+  r.Optional("importance_cap", &c->importance_cap);
+  if (c->clip_low < 0) r.Fail("clip_low", "must not be negative");
+  if (c->clip_high < 0) r.Fail("clip_high", "must not be negative");
+  if (c->kl_coefficient < 0) r.Fail("kl_coefficient", "must not be negative");
+}
+
+std::map<std::string, double> ReadRewards(ConfigReader& r) {
+  std::map<std::string, double> weights;
+  for (const std::string& name : r.Keys()) {
+    const auto& known = RewardNames();
+    if (std::find(known.begin(), known.end(), name) == known.end()) {
+      r.Fail(name, fmt::format("is no reward; did you mean '{}'? The rewards are {}",
+                               runtime::NearestWord(name, known), fmt::format("{}", [&] {
+                                 std::string all;
+                                 for (auto& n : known) all += (all.empty() ? "" : ", ") + n;
+                                 return all;
+                               }())));
+    }
+    r.Required(name, &weights[name]);
+  }
+  if (weights.empty()) r.Fail("", "name at least one reward, e.g. {accuracy: 1, format: 1}");
+  return weights;
+}
+
+void ReadGrpo(ConfigReader& r, uint64_t seed, StageConfig* s) {
+  GrpoConfig& g = s->grpo;
+  if (!r.Has("prompts")) r.Fail("prompts", "is missing: which prompts to sample from");
+  g.prompts = data::MakeProblemSource(r.Map("prompts"), SourceSeed(seed, s->name, "prompts"));
+  if (r.Has("general_prompts")) {
+    g.general_prompts = data::MakeProblemSource(r.Map("general_prompts"),
+                                                SourceSeed(seed, s->name, "general_prompts"));
+  }
+  r.Optional("group_size", &g.group_size);
+  r.Optional("prompts_per_rollout", &g.prompts_per_rollout);
+  r.Optional("minibatches", &g.minibatches);
+  r.Optional("reference_every", &g.reference_every);
+  g.reward = ReadRewards(r.Map("reward"));
+  r.Optional("shuffle_rewards", &g.shuffle_rewards);
+  g.advantage = static_cast<AdvantageKind>(r.OneOf("advantage", AdvantageNames(), 0));
+  ReadPolicyLoss(r.Map("loss"), &g.loss);
+  g.average =
+      static_cast<GrpoConfig::Average>(r.OneOf("average", {"sequence", "token", "max_length"}, 0));
+  r.Optional("dynamic_sampling", &g.dynamic_sampling);
+  r.Optional("dynamic_sampling_rounds", &g.dynamic_sampling_rounds);
+  r.Optional("overlong_buffer", &g.overlong_buffer);
+  r.Optional("replay_routing", &g.replay_routing);
+  r.Optional("general_last_steps", &g.general_last_steps);
+  r.Optional("general_share", &g.general_share);
+  r.Optional("max_unusable", &g.max_unusable);
+  g.sampling.Read(r.Map("sampling"));
+  g.loss.temperature = g.sampling.sampling.temperature;
+  if (g.group_size < 2) r.Fail("group_size", "must be at least 2: advantages compare samples");
+  if (g.prompts_per_rollout < 1) r.Fail("prompts_per_rollout", "must be at least 1");
+  if (g.minibatches < 1 || (g.prompts_per_rollout * g.group_size) % g.minibatches != 0) {
+    r.Fail("minibatches", fmt::format("{} does not divide the {} samples of a rollout",
+                                      g.minibatches, g.prompts_per_rollout * g.group_size));
+  }
+  if (g.sampling.sampling.temperature <= 0) {
+    r.Map("sampling").Fail("temperature", "must be above 0 for RL: greedy samples carry no signal");
+  }
+  if (g.sampling.sampling.top_p < 1 || g.sampling.sampling.top_k > 0) {
+    r.Map("sampling")
+        .Fail(g.sampling.sampling.top_p < 1 ? "top_p" : "top_k",
+              "truncated sampling is refused for RL: recorded log-probabilities are "
+              "of the whole distribution");
+  }
+}
+
+void ReadRejection(ConfigReader& r, uint64_t seed, StageConfig* s) {
+  RejectionConfig& c = s->rejection;
+  if (!r.Has("prompts")) r.Fail("prompts", "is missing: which prompts to sample from");
+  c.prompts = data::MakeProblemSource(r.Map("prompts"), SourceSeed(seed, s->name, "prompts"));
+  r.Optional("problems", &c.problems);
+  r.Optional("samples_per_problem", &c.samples_per_problem);
+  r.Optional("keep_per_problem", &c.keep_per_problem);
+  r.Optional("drop_mixed_language", &c.drop_mixed_language);
+  r.Optional("drop_code_blocks", &c.drop_code_blocks);
+  r.Optional("max_paragraph", &c.max_paragraph);
+  c.sampling.Read(r.Map("sampling"));
+  if (c.samples_per_problem < 1) r.Fail("samples_per_problem", "must be at least 1");
+  if (c.keep_per_problem < 1) r.Fail("keep_per_problem", "must be at least 1");
+}
+
+void ReadSupervised(ConfigReader& r, uint64_t seed, StageConfig* s) {
+  if (r.Has("data")) {
+    s->data = data::MakeExampleSource(r.Map("data"), SourceSeed(seed, s->name, "data"));
+  }
+  if (r.Has("heldout")) {
+    s->heldout = data::MakeExampleSource(r.Map("heldout"), SourceSeed(seed, s->name, "heldout"));
+  }
+  r.Optional("heldout_every", &s->heldout_every);
+  r.Optional("samples", &s->samples);
+  if (!s->data && s->samples.empty()) r.Fail("data", "is missing: what to train on");
+  if (s->steps == 0 && s->data && s->data->size() < 0) {
+    r.Fail("steps", "is missing: generated data has no end, so an epoch has none either");
+  }
+}
+
+StageConfig ReadStage(ConfigReader& r, uint64_t seed, const parallel::AdamWConfig& optimizer) {
+  StageConfig s;
+  r.Required("name", &s.name);
+  s.where = r.Where("name");
+  s.kind = static_cast<StageKind>(r.OneOf("kind", StageKindNames(), -1));
+  s.from = "init";
+  r.Optional("from", &s.from);
+  r.Optional("steps", &s.steps);
+  r.Optional("epochs", &s.epochs);
+  r.Optional("save_every", &s.save_every);
+  if (s.steps < 0) r.Fail("steps", "must not be negative");
+  if (s.save_every < 1) r.Fail("save_every", "must be at least 1");
+  ReadUntil(r, &s);
+  s.optimizer = optimizer;
+  if (r.Has("optimizer")) s.optimizer.Read(r.Map("optimizer"));
+  bool trains = s.kind != StageKind::kRejectionSampling && s.kind != StageKind::kEvaluate;
+  if (trains) {
+    s.lr.Read(r.Map("lr"));
+    if (r.Has("batch")) s.batch.Read(r.Map("batch"));
+    if (s.batch.max_length == 0) s.batch.max_length = s.batch.pack_tokens;
+  }
+  switch (s.kind) {
+    case StageKind::kGrpo:
+      if (s.steps == 0) r.Fail("steps", "is missing");
+      ReadGrpo(r, seed, &s);
+      break;
+    case StageKind::kRejectionSampling:
+      ReadRejection(r, seed, &s);
+      break;
+    case StageKind::kEvaluate:
+      break;
+    default:
+      ReadSupervised(r, seed, &s);
+  }
+  return s;
+}
+
+void ReadEvaluation(ConfigReader& r, RunConfig* c) {
+  c->evaluate_after_every_stage = r.OneOf("after", {"every_stage", "never"}, 0) == 0;
+  for (ConfigReader* suite : r.List("suites")) {
+    EvaluationSuite e;
+    suite->Required("name", &e.name);
+    e.problems = data::MakeProblemSource(suite->Map("problems"),
+                                         SourceSeed(c->seed, "evaluate/" + e.name, "problems"));
+    suite->Optional("count", &e.count);
+    suite->Optional("greedy", &e.greedy);
+    suite->Optional("sampled", &e.sampled);
+    e.sampling.Read(suite->Map("sampling"));
+    c->suites.push_back(std::move(e));
+  }
+}
+
+// Every `from` and `samples` names an earlier stage (so there can be no cycle), "init", or a
+// folder.
+void CheckReferences(const RunConfig& c) {
+  std::set<std::string> earlier;
+  std::vector<std::string> names;
+  for (const StageConfig& s : c.stages) names.push_back(s.name);
+  auto need = [&](const StageConfig& s, const std::string& key, const std::string& name) {
+    if (earlier.count(name)) return;
+    bool later = std::find(names.begin(), names.end(), name) != names.end();
+    std::string nearest = runtime::NearestWord(name, names);
+    throw ConfigError(fmt::format(
+        "{}: stage '{}': {}: '{}' {}", s.where, s.name, key, name,
+        later ? "comes later or is the stage itself: stages run in order, so this would be a cycle"
+              : "is no stage" + (nearest.empty() ? "" : "; did you mean '" + nearest + "'?")));
+  };
+  for (const StageConfig& s : c.stages) {
+    Check<ConfigError>(!earlier.count(s.name), "{}: two stages are named '{}'", s.where, s.name);
+    if (s.from != "init" && s.from.find('/') == std::string::npos) need(s, "from", s.from);
+    for (const std::string& name : s.samples) {
+      if (name.find('/') == std::string::npos) need(s, "samples", name);
+    }
+    if (s.until) {
+      bool known = std::any_of(c.suites.begin(), c.suites.end(),
+                               [&](const EvaluationSuite& e) { return e.name == s.until->suite; });
+      Check<ConfigError>(known, "{}: stage '{}': until.suite: no evaluation suite is named '{}'",
+                         s.where, s.name, s.until->suite);
+    }
+    earlier.insert(s.name);
+  }
+}
+
+}  // namespace
+
+const StageConfig* RunConfig::FindStage(const std::string& stage) const {
+  for (const StageConfig& s : stages) {
+    if (s.name == stage) return &s;
+  }
+  return nullptr;
+}
+
+RunConfig ReadRunConfig(const Config& config) {
+  RunConfig c;
+  ConfigReader root(config);
+  ConfigReader& run = root.Map("run");
+  run.Required("name", &c.name);
+  run.Optional("dir", &c.dir);
+  int64_t seed = 1;
+  run.Optional("seed", &seed);
+  c.seed = static_cast<uint64_t>(seed);
+  root.Optional("tokenizer", &c.tokenizer);
+  root.Optional("special_tokens", &c.special_tokens);
+  ConfigReader& model = root.Map("model");
+  model.Optional("hf", &c.hf);
+  if (c.hf.empty()) {
+    c.model.Read(model);
+  } else {
+    c.model = model::ModelConfig::FromHuggingFace(c.hf + "/config.json");
+  }
+  c.model.Validate(root.Where("model"));
+  c.mesh.Read(root.Map("mesh"));
+  c.pipeline.Read(root.Map("pipeline"));
+  c.train.Read(root.Map("train"));
+  c.rollout.Read(root.Map("rollout"));
+  parallel::AdamWConfig optimizer;
+  optimizer.Read(root.Map("optimizer"));
+  for (ConfigReader* stage : root.List("stages")) {
+    c.stages.push_back(ReadStage(*stage, c.seed, optimizer));
+  }
+  if (c.stages.empty()) root.Fail("stages", "is missing or empty: name at least one stage");
+  ReadEvaluation(root.Map("evaluate"), &c);
+  root.Finish();
+  CheckReferences(c);
+  c.resolved_yaml = config.ToYaml();
+  return c;
+}
+
+RunConfig LoadRunConfig(const std::string& path, const std::vector<std::string>& overrides) {
+  Config config = Config::FromFile(path);
+  for (const std::string& assignment : overrides) config.Override(assignment);
+  return ReadRunConfig(config);
+}
+
+}  // namespace hone::rl

@@ -1,0 +1,174 @@
+// A whole run as one file: model, layout, rollout pool, stages in order, evaluation. Documented key
+// by key in docs/config.md; everything wrong is found here, before anything starts.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "data/task.h"
+#include "kernels/sampling/sampling.h"
+#include "model/model_config.h"
+#include "parallel/mesh.h"
+#include "parallel/train_engine.h"
+#include "rl/advantage.h"
+#include "rl/policy_loss.h"
+#include "runtime/config.h"
+
+namespace hone::rl {
+
+enum class StageKind {
+  kPretrain,
+  kSft,
+  kRewardModel,
+  kGrpo,
+  kRejectionSampling,
+  kDistill,
+  kEvaluate
+};
+const std::vector<std::string>& StageKindNames();
+
+struct LearningRate {
+  enum class Schedule { kConstant, kCosine, kLinear };
+  double peak = 1e-3;
+  Schedule schedule = Schedule::kCosine;
+  int64_t warmup = 0;        // steps from 0 to peak
+  double final_ratio = 0.1;  // the last step's rate over the peak
+  // Of step `step` (from 1) of `total`.
+  double At(int64_t step, int64_t total) const;
+  void Read(ConfigReader& reader);
+};
+
+struct BatchConfig {
+  int64_t packs = 16;  // a step, over all ranks
+  int64_t pack_tokens = 1024;
+  int64_t max_length = 0;  // of one sequence; 0: pack_tokens
+  void Read(ConfigReader& reader);
+};
+
+// A stage may end on a metric of an evaluation suite instead of a number of steps.
+struct UntilConfig {
+  std::string suite, metric;  // "skill", "accuracy"
+  double at_least = 0;
+  int64_t every = 50;  // steps between looks
+};
+
+struct SamplingConfig {
+  int64_t max_new_tokens = 256;
+  kernels::SamplingParams sampling;
+  std::vector<std::string> stop_strings;
+  void Read(ConfigReader& reader);
+};
+
+struct GrpoConfig {
+  std::shared_ptr<data::ProblemSource> prompts, general_prompts;
+  int64_t group_size = 16;
+  int64_t prompts_per_rollout = 32;
+  int64_t minibatches = 1;               // optimizer steps a rollout
+  int64_t reference_every = 400;         // steps; 0: never refreshed
+  std::map<std::string, double> reward;  // weight of each named reward
+  bool shuffle_rewards = false;  // a control: rewards permuted over the batch, carries no signal
+  AdvantageKind advantage = AdvantageKind::kGrpo;
+  PolicyLossConfig loss;
+  enum class Average { kSequence, kToken, kMaxLength };  // 1/(G|o|); 1/Σ|o|; 1/(G L_max)
+  Average average = Average::kSequence;
+  bool dynamic_sampling = false;  // DAPO: groups without variance are dropped and drawn anew
+  int64_t dynamic_sampling_rounds = 4;
+  double overlong_buffer = 0;  // DAPO's soft punishment: share of max_new_tokens; 0: none
+  bool replay_routing = false;
+  int64_t general_last_steps = 0;  // general prompts take part in the last n steps only
+  double general_share = 0.5;      // of the prompts, while they do
+  SamplingConfig sampling;
+  double max_unusable = 0.5;  // share of unparseable + timeout + crashed that stops the run
+};
+
+struct RejectionConfig {
+  std::shared_ptr<data::ProblemSource> prompts;
+  int64_t problems = 1000;
+  int64_t samples_per_problem = 4;
+  int64_t keep_per_problem = 1;
+  bool drop_mixed_language = true, drop_code_blocks = true;
+  int64_t max_paragraph = 2000;  // characters; longer ones are dropped
+  SamplingConfig sampling;
+};
+
+struct StageConfig {
+  std::string name, from;  // from: a stage, "init", or a checkpoint or Hugging Face folder
+  StageKind kind = StageKind::kPretrain;
+  int64_t steps = 0;  // 0: by epochs
+  int64_t epochs = 1;
+  std::optional<UntilConfig> until;
+  int64_t save_every = 100;
+  LearningRate lr;
+  BatchConfig batch;
+  parallel::AdamWConfig optimizer;
+  std::shared_ptr<data::ExampleSource> data, heldout;
+  std::vector<std::string> samples;  // stages whose output this one is trained on as well
+  int64_t heldout_every = 50;
+  GrpoConfig grpo;
+  RejectionConfig rejection;
+  std::string where;  // file:line, for errors found later
+};
+
+struct RolloutConfig {
+  int workers = 0;           // that `hone run` starts
+  int threads = 1;           // of each
+  int verifier_helpers = 1;  // of each
+  int64_t lag = 0, max_staleness = 0;
+  int64_t max_batch = 64, page_size = 64, cache_pages = 0, prefill_chunk = 256;
+  int64_t prompts_per_lease = 4;
+  int lease_seconds = 120, stall_seconds = 600;
+  std::string listen = "127.0.0.1:0";
+  std::string tls_certificate, tls_key, tls_ca;
+  bool absorb = false;  // MLA decodes with the small cache
+  void Read(ConfigReader& reader);
+};
+
+struct EvaluationSuite {
+  std::string name;
+  std::shared_ptr<data::ProblemSource> problems;
+  int64_t count = 200;
+  SamplingConfig sampling;  // of the sampled pass; the greedy pass uses temperature 0
+  bool greedy = true, sampled = true;
+};
+
+struct TrainConfig {
+  DType dtype = DType::kF32;
+  int threads = 1;  // of each rank
+  bool activation_checkpointing = false;
+  int deadline_seconds = 600;  // of every collective
+  int keep_last = 2;
+  int64_t keep_every = 0;
+  bool asynchronous_checkpoints = true;
+  void Read(ConfigReader& reader);
+};
+
+struct RunConfig {
+  std::string name = "run", dir = "runs";
+  uint64_t seed = 1;
+  std::string tokenizer = "byte";
+  std::vector<std::string> special_tokens;
+  model::ModelConfig model;
+  std::string hf;  // the Hugging Face folder that `model: {hf: …}` named
+  parallel::MeshConfig mesh;
+  parallel::PipelineConfig pipeline;
+  TrainConfig train;
+  RolloutConfig rollout;
+  std::vector<StageConfig> stages;
+  std::vector<EvaluationSuite> suites;
+  bool evaluate_after_every_stage = true;
+  std::string resolved_yaml;  // what was read, overrides included
+
+  const StageConfig* FindStage(const std::string& name) const;
+};
+
+RunConfig ReadRunConfig(const Config& config);
+// What reading alone does not find: layout against model, prompts against context and verifiers,
+// sampling without workers. ConfigError.
+void CheckRun(const RunConfig& config);
+RunConfig LoadRunConfig(const std::string& path, const std::vector<std::string>& overrides);
+
+}  // namespace hone::rl

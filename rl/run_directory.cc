@@ -1,0 +1,143 @@
+#include "rl/run_directory.h"
+
+#include <fcntl.h>
+#include <sys/file.h>
+#include <sys/random.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <chrono>
+#include <cstring>
+#include <nlohmann/json.hpp>
+#include <thread>
+
+#include "runtime/error.h"
+
+namespace hone::rl {
+namespace {
+
+using nlohmann::json;
+
+json ToJson(const StageRecord& s) {
+  json evaluations = json::object();
+  for (const auto& [suite, scores] : s.evaluations) evaluations[suite] = scores;
+  return {{"name", s.name},     {"kind", s.kind},       {"from", s.from},
+          {"state", s.state},   {"step", s.step},       {"steps", s.step},  // "steps": taken so far
+          {"tokens", s.tokens}, {"seconds", s.seconds}, {"total_steps", s.steps},
+          {"eval", evaluations}};
+}
+
+StageRecord FromJson(const json& j) {
+  StageRecord s;
+  j.at("name").get_to(s.name);
+  j.at("kind").get_to(s.kind);
+  j.at("from").get_to(s.from);
+  j.at("state").get_to(s.state);
+  j.at("step").get_to(s.step);
+  j.at("total_steps").get_to(s.steps);
+  j.at("tokens").get_to(s.tokens);
+  j.at("seconds").get_to(s.seconds);
+  for (const auto& [suite, scores] : j.at("eval").items()) {
+    s.evaluations[suite] = scores.get<EvaluationScores>();
+  }
+  return s;
+}
+
+std::string ReadLine(int fd) {
+  char buffer[128] = {};
+  ssize_t n = pread(fd, buffer, sizeof buffer - 1, 0);
+  return n > 0 ? std::string(buffer, strcspn(buffer, "\n")) : "";
+}
+
+}  // namespace
+
+StageRecord* RunState::Find(const std::string& name) {
+  for (StageRecord& s : stages) {
+    if (s.name == name) return &s;
+  }
+  return nullptr;
+}
+
+RunDirectory::RunDirectory(FileSystem& fs, std::string root) : fs_(fs), root_(std::move(root)) {}
+
+RunDirectory::~RunDirectory() {
+  if (lock_ >= 0) close(lock_);
+}
+
+void RunDirectory::Acquire(int seconds) {
+  fs_.MakeDirs(root_);
+  std::string path = root_ + "/lock";
+  lock_ = open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644);
+  Check<IoError>(lock_ >= 0, "[run] cannot open {}: {}", path, std::strerror(errno));
+  auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(seconds);
+  while (flock(lock_, LOCK_EX | LOCK_NB) != 0) {
+    Check(std::chrono::steady_clock::now() < deadline,
+          "[run] {} is being written by another run ({}); stop it, or choose another run directory",
+          root_, ReadLine(lock_));
+    std::this_thread::sleep_for(std::chrono::milliseconds(100));
+  }
+  std::string line = ReadLine(lock_);
+  incarnation_ = (line.empty() ? 0 : std::strtoll(line.c_str(), nullptr, 10)) + 1;
+  char host[64] = {};
+  gethostname(host, sizeof host - 1);
+  std::string text = fmt::format("{} pid {} on {}\n", incarnation_, getpid(), host);
+  bool ok = ftruncate(lock_, 0) == 0 &&
+            pwrite(lock_, text.data(), text.size(), 0) == static_cast<ssize_t>(text.size()) &&
+            fsync(lock_) == 0;
+  Check<IoError>(ok, "[run] cannot write {}: {}", path, std::strerror(errno));
+}
+
+void RunDirectory::CheckFence() const {
+  if (lock_ < 0) return;  // a reader
+  std::string line = fs_.ReadAll(root_ + "/lock");
+  int64_t now = std::strtoll(line.c_str(), nullptr, 10);
+  Check(now == incarnation_,
+        "[run] {} was taken over by incarnation {}; this is {}: nothing more is written", root_,
+        now, incarnation_);
+}
+
+RunState RunDirectory::ReadState() const {
+  RunState state;
+  std::string path = root_ + "/state.json";
+  if (!fs_.Exists(path)) return state;
+  try {
+    for (const json& s : json::parse(fs_.ReadAll(path)).at("stages")) {
+      state.stages.push_back(FromJson(s));
+    }
+  } catch (const json::exception& e) {
+    throw DataError(fmt::format("[run] {} is not a state file: {}", path, e.what()));
+  }
+  return state;
+}
+
+void RunDirectory::WriteState(const RunState& state) const {
+  CheckFence();
+  json stages = json::array();
+  for (const StageRecord& s : state.stages) stages.push_back(ToJson(s));
+  fs_.WriteAtomically(root_ + "/summary.json", json{{"stages", stages}}.dump(1) + "\n");
+  fs_.WriteAtomically(root_ + "/state.json",
+                      json{{"incarnation", incarnation_}, {"stages", stages}}.dump(1) + "\n");
+}
+
+std::string RunDirectory::Secret() const {
+  std::string path = secret();
+  if (!fs_.Exists(path)) {
+    unsigned char bytes[32];
+    Check<IoError>(getrandom(bytes, sizeof bytes, 0) == sizeof bytes, "[run] no randomness: {}",
+                   std::strerror(errno));
+    std::string hex;
+    for (unsigned char b : bytes) hex += fmt::format("{:02x}", b);
+    int fd = open(path.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+    if (fd >= 0) {
+      bool ok = write(fd, hex.data(), hex.size()) == static_cast<ssize_t>(hex.size());
+      close(fd);
+      Check<IoError>(ok, "[run] cannot write {}: {}", path, std::strerror(errno));
+    } else {
+      Check<IoError>(errno == EEXIST, "[run] cannot create {}: {}", path, std::strerror(errno));
+    }
+  }
+  return fs_.ReadAll(path);
+}
+
+}  // namespace hone::rl

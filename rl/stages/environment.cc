@@ -1,0 +1,189 @@
+#include "rl/stages/environment.h"
+
+#include <cmath>
+#include <cstring>
+#include <nlohmann/json.hpp>
+
+#include "parallel/comm/process_group.h"
+
+namespace hone::rl {
+
+using nlohmann::json;
+
+bool Environment::AgreeToStop() const {
+  for (const std::string& s : world().AllGatherBytes(stop.load() ? "1" : "0")) {
+    if (s == "1") return true;
+  }
+  return false;
+}
+
+std::string Environment::FromRoot(const std::string& bytes) const {
+  return world().AllGatherBytes(root() ? bytes : "")[0];
+}
+
+std::vector<double> Environment::Sum(const std::vector<double>& values) const {
+  std::string mine(reinterpret_cast<const char*>(values.data()), values.size() * sizeof(double));
+  std::vector<double> total(values.size(), 0.0);
+  for (const std::string& bytes : world().AllGatherBytes(mine)) {
+    Check<CommError>(bytes.size() == mine.size(),
+                     "[sum] ranks disagree on how many values there are");
+    for (size_t i = 0; i < total.size(); ++i) {
+      double value;
+      std::memcpy(&value, bytes.data() + i * sizeof(double), sizeof value);
+      total[i] += value;
+    }
+  }
+  return total;
+}
+
+std::string FinalCheckpoint(const RunDirectory& directory, const std::string& stage) {
+  std::string dir = directory.checkpoints(stage);
+  auto steps = runtime::ListCheckpointSteps(directory.fs(), dir);
+  Check<CheckpointError>(!steps.empty(), "[run] stage '{}' is done but {} holds no checkpoint",
+                         stage, dir);
+  return dir + "/" + runtime::CheckpointStepName(steps.back());
+}
+
+std::string ResolveFrom(const Environment& env, const std::string& from) {
+  if (from == "init") return env.config.hf;
+  if (const StageConfig* stage = env.config.FindStage(from)) {
+    bool trains =
+        stage->kind != StageKind::kRejectionSampling && stage->kind != StageKind::kEvaluate;
+    return trains ? FinalCheckpoint(env.directory, from) : ResolveFrom(env, stage->from);
+  }
+  return from;
+}
+
+TrainingLoop::TrainingLoop(Environment& env, const StageConfig& stage, int64_t total_steps)
+    : env_(env), stage_(stage), total_(total_steps), resumed_(std::make_shared<json>()) {
+  env_.learner.BeginStage(stage.optimizer);
+  std::string dir = env_.directory.checkpoints(stage.name);
+  // Rank 0 looks, so that all ranks resume from the same place.
+  auto steps = runtime::ListCheckpointSteps(env_.directory.fs(), dir);
+  int64_t newest = std::stoll(env_.FromRoot(std::to_string(steps.empty() ? -1 : steps.back())));
+  int64_t offset = -1;
+  if (newest >= 0) {
+    json metadata = json::parse(env_.learner.Load(dir + "/" + runtime::CheckpointStepName(newest)));
+    step_ = metadata.at("step");
+    tokens_ = metadata.at("tokens");
+    seconds_ = metadata.at("seconds");
+    offset = metadata.at("metrics_offset");
+    *resumed_ = metadata.at("cursor");
+    saved_step_ = step_;
+  } else {
+    BeginFrom(stage.from);
+  }
+  if (env_.root()) {
+    // Lines of steps that are to be taken again are cut off.
+    if (offset >= 0) {
+      env_.metrics = std::make_unique<runtime::MetricsWriter>(env_.directory.fs(),
+                                                              env_.directory.metrics(), offset);
+    }
+    WriteRecord("running");
+  }
+  last_ = std::chrono::steady_clock::now();
+}
+
+void TrainingLoop::BeginFrom(const std::string& from) {
+  std::string path = ResolveFrom(env_, from);
+  if (path.empty()) {
+    env_.learner.Initialize();
+  } else {
+    env_.learner.LoadModel(path);
+  }
+  env_.learner.engine().optimizer().Reset();
+}
+
+double TrainingLoop::lr() const { return stage_.lr.At(step_ + 1, total_); }
+
+void TrainingLoop::FinishStep(const parallel::TrainEngine::StepResult& result, int64_t tokens,
+                              const json& extra, const std::function<json()>& cursor) {
+  double rate = lr();
+  ++step_;
+  tokens_ += tokens;
+  auto now = std::chrono::steady_clock::now();
+  double seconds = std::chrono::duration<double>(now - last_).count();
+  last_ = now;
+  seconds_ += seconds;
+  if (env_.root()) {
+    json line = {{"stage", stage_.name},
+                 {"step", step_},
+                 {"loss", result.loss},
+                 {"grad_norm", result.gradient_norm},
+                 {"lr", rate},
+                 {"tokens", tokens},
+                 {"seconds", std::round(seconds * 1e4) / 1e4}};
+    if (result.skipped) line["skipped"] = true;
+    line.update(extra);
+    env_.metrics->Write(line.dump());
+    PrintProgress(result, tokens, seconds, extra);
+  }
+  if (!cursor) return;
+  if (env_.AgreeToStop()) StopHere(cursor());
+  if (SaveDue()) Save(cursor());
+}
+
+bool TrainingLoop::SaveDue() const {
+  return step_ / stage_.save_every > std::max<int64_t>(0, saved_step_) / stage_.save_every;
+}
+
+void TrainingLoop::StopHere(const json& cursor) {
+  Save(cursor);
+  env_.learner.WaitForSave();
+  throw StoppedEarly(fmt::format(
+      "[run] stopped in stage '{}' after step {}; the same command goes on", stage_.name, step_));
+}
+
+void TrainingLoop::Save(const json& cursor) {
+  if (saved_step_ == step_) return;
+  json metadata = {{"stage", stage_.name},
+                   {"step", step_},
+                   {"tokens", tokens_},
+                   {"seconds", seconds_},
+                   {"cursor", cursor}};
+  if (env_.root()) {
+    env_.directory.CheckFence();
+    metadata["metrics_offset"] = env_.metrics->Offset();
+  }
+  std::string dir = env_.directory.checkpoints(stage_.name);
+  auto& fs = env_.directory.fs();
+  std::function<void()> prune;
+  if (env_.root()) {
+    prune = [&fs, dir, train = env_.config.train] {
+      runtime::PruneCheckpoints(fs, dir, train.keep_last, train.keep_every);
+    };
+  }
+  env_.learner.Save(dir + "/" + runtime::CheckpointStepName(step_), metadata.dump(), prune);
+  saved_step_ = step_;
+  if (env_.root()) WriteRecord("running");
+}
+
+void TrainingLoop::Complete(const json& cursor) {
+  Save(cursor);
+  env_.learner.WaitForSave();
+  if (env_.root()) WriteRecord("done");
+}
+
+void TrainingLoop::WriteRecord(const std::string& state) {
+  StageRecord* record = env_.state.Find(stage_.name);
+  record->state = state;
+  record->step = step_;
+  record->steps = total_;
+  record->tokens = tokens_;
+  record->seconds = seconds_;
+  env_.directory.WriteState(env_.state);
+}
+
+void TrainingLoop::PrintProgress(const parallel::TrainEngine::StepResult& result, int64_t tokens,
+                                 double seconds, const json& extra) {
+  double rate = static_cast<double>(tokens) / std::max(seconds, 1e-9);
+  double remaining = static_cast<double>(total_ - step_) * seconds_ / static_cast<double>(step_);
+  std::string more;
+  for (const char* key : {"reward", "accuracy", "completion_tokens", "heldout_loss"}) {
+    if (extra.contains(key)) more += fmt::format("  {} {:.3f}", key, extra[key].get<double>());
+  }
+  fmt::print(stderr, "{} {}/{}  loss {:.4f}{}  |g| {:.3f}  {:.0f} tokens/s  ETA {:.0f} s\n",
+             stage_.name, step_, total_, result.loss, more, result.gradient_norm, rate, remaining);
+}
+
+}  // namespace hone::rl

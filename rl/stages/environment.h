@@ -1,0 +1,90 @@
+// What every stage works with, and the loop that training stages share: resume, metrics, saves,
+// stopping.
+#pragma once
+
+#include <atomic>
+#include <chrono>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <nlohmann/json_fwd.hpp>
+#include <string>
+#include <vector>
+
+#include "data/tokenizer.h"
+#include "rl/learner.h"
+#include "rl/run_config.h"
+#include "rl/run_directory.h"
+#include "runtime/metrics.h"
+
+namespace hone::rl {
+
+class SamplePool;
+
+// One a learner rank. `metrics` and the writing half of `directory` are rank 0's.
+struct Environment {
+  const RunConfig& config;
+  RunDirectory& directory;
+  Learner& learner;
+  std::shared_ptr<const data::Tokenizer> tokenizer;
+  RunState& state;
+  std::unique_ptr<runtime::MetricsWriter>& metrics;
+  SamplePool* pool;               // null when there are no workers
+  const std::atomic<bool>& stop;  // set by SIGTERM and SIGINT
+
+  parallel::ProcessGroup& world() const { return *learner.mesh().world(); }
+  bool root() const { return world().rank() == 0; }
+  // True on every rank when it is set on any. Collective.
+  bool AgreeToStop() const;
+  // Rank 0's bytes on every rank. Collective.
+  std::string FromRoot(const std::string& bytes) const;
+  // Sums over ranks in rank order. Collective.
+  std::vector<double> Sum(const std::vector<double>& values) const;
+};
+
+// Progress of one training stage. All methods are collective.
+class TrainingLoop {
+ public:
+  // Begins the stage from `stage.from`, or goes on from its newest checkpoint.
+  TrainingLoop(Environment& env, const StageConfig& stage, int64_t total_steps);
+
+  int64_t step() const { return step_; }  // optimizer steps taken
+  int64_t total_steps() const { return total_; }
+  // What the stage put into the checkpoint it resumed from; null when it began.
+  const nlohmann::json& resumed() const { return *resumed_; }
+  double lr() const;  // of the step to come
+
+  // After each optimizer step: writes metrics, prints progress, saves when due. `extra` goes into
+  // metrics.jsonl; `cursor` is what the stage needs to go on from here, null where it cannot
+  // (between the minibatches of a rollout): then nothing is saved. Throws StoppedEarly after saving
+  // when a signal came.
+  void FinishStep(const parallel::TrainEngine::StepResult& result, int64_t tokens,
+                  const nlohmann::json& extra, const std::function<nlohmann::json()>& cursor);
+  // Saves and throws StoppedEarly.
+  [[noreturn]] void StopHere(const nlohmann::json& cursor);
+  bool SaveDue() const;
+  // Saves now unless this step was just saved.
+  void Save(const nlohmann::json& cursor);
+  // The last checkpoint, the stage's record, everything on disk.
+  void Complete(const nlohmann::json& cursor);
+
+ private:
+  void BeginFrom(const std::string& from);
+  void PrintProgress(const parallel::TrainEngine::StepResult& result, int64_t tokens,
+                     double seconds, const nlohmann::json& extra);
+  void WriteRecord(const std::string& state);
+
+  Environment& env_;
+  const StageConfig& stage_;
+  int64_t step_ = 0, total_ = 0, tokens_ = 0, saved_step_ = -1;
+  double seconds_ = 0;
+  std::chrono::steady_clock::time_point last_;
+  std::shared_ptr<nlohmann::json> resumed_;
+};
+
+// Where a finished stage's weights are: its last checkpoint.
+std::string FinalCheckpoint(const RunDirectory& directory, const std::string& stage);
+// What `from` names: a stage's final checkpoint, "" for "init", or the path itself.
+std::string ResolveFrom(const Environment& env, const std::string& from);
+
+}  // namespace hone::rl

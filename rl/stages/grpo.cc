@@ -1,0 +1,350 @@
+// Reinforcement learning: publish, sample, score, estimate advantages, a few optimizer steps;
+// again.
+#include <algorithm>
+#include <cmath>
+#include <nlohmann/json.hpp>
+
+#include "data/permutation.h"
+#include "parallel/comm/process_group.h"
+#include "rl/stages/rollout_batch.h"
+#include "rl/stages/sample_pool.h"
+#include "rl/stages/stages.h"
+
+namespace hone::rl {
+namespace {
+
+using nlohmann::json;
+
+// The reference policy: frozen chunks of the learner's layout, and forward passes over them.
+class ReferencePolicy {
+ public:
+  explicit ReferencePolicy(Learner& learner)
+      : learner_(learner), chunks_(learner.MakeFrozenChunks()) {
+    std::vector<parallel::PipelineStage*> stages;
+    for (auto& chunk : chunks_) stages.push_back(chunk.get());
+    parallel::TrainEngine::Options options;
+    options.pipeline = learner.config().pipeline;
+    engine_ =
+        std::make_unique<parallel::TrainEngine>(learner.ctx(), learner.mesh(), stages, options);
+  }
+  void Initialize(uint64_t seed) {
+    for (auto& chunk : chunks_) chunk->Initialize(seed);
+  }
+  void Refresh() { runtime::CopySlabs(learner_.Weights(), Learner::StateOf(chunks_, "")); }
+  parallel::TrainEngine& engine() { return *engine_; }
+  SlabIndex State(const std::string& prefix) { return Learner::StateOf(chunks_, prefix); }
+
+ private:
+  Learner& learner_;
+  std::vector<std::unique_ptr<model::TransformerStage>> chunks_;
+  std::unique_ptr<parallel::TrainEngine> engine_;
+};
+
+class GrpoStage {
+ public:
+  GrpoStage(Environment& env, const StageConfig& stage)
+      : env_(env),
+        stage_(stage),
+        config_(stage.grpo),
+        loop_(env, stage, stage.steps),
+        seed_(RandomStream{env.config.seed, HashName(stage.name)}.Bits(0)) {
+    Check<ConfigError>(env.pool != nullptr,
+                       "{}: stage '{}' samples, but there are no workers: set "
+                       "rollout.workers, or start some with `hone worker`",
+                       stage.where, stage.name);
+    if (config_.loss.kl_coefficient > 0) {
+      reference_ = std::make_unique<ReferencePolicy>(env.learner);
+    }
+    if (!loop_.resumed().is_null()) {
+      rollout_ = loop_.resumed().at("rollout");
+      RestoreReference(loop_.resumed().at("reference_step"));
+    } else if (reference_) {
+      reference_->Refresh();
+    }
+  }
+
+  void Run() {
+    int64_t lag = env_.config.rollout.lag;
+    if (loop_.step() < loop_.total_steps()) BeginRollout(rollout_, SamplingWeights());
+    while (loop_.step() < loop_.total_steps()) {
+      RolloutBatch batch = FinishRollout();
+      if (lag == 1) {
+        // What was sampled is in the journal; the weights that drew it are named there too, so that
+        // the run can go on from exactly here.
+        SaveIfDue();
+        WeightVersion version = Publish();
+        if (MoreAfter(1)) BeginRollout(rollout_ + 1, version);
+      }
+      Learn(batch);
+      ++rollout_;
+      if (lag == 0) {
+        sampled_by_.clear();
+        SaveIfDue();
+        if (loop_.step() < loop_.total_steps()) BeginRollout(rollout_, SamplingWeights());
+      }
+    }
+    loop_.Complete(Cursor());
+  }
+
+ private:
+  WeightVersion Publish() { return env_.pool->Publish(); }
+
+  // The weights of the next rollout: today's, or after a resume with lag 1 those that the journal
+  // is bound to.
+  WeightVersion SamplingWeights() {
+    WeightVersion version = Publish();
+    if (!loop_.resumed().is_null() && !resumed_weights_used_) {
+      resumed_weights_used_ = true;
+      std::string digest = loop_.resumed().at("sampled_by");
+      if (!digest.empty()) version.digest = digest;
+    }
+    return version;
+  }
+
+  bool MoreAfter(int64_t rollouts) const {
+    return loop_.step() + rollouts * config_.minibatches < loop_.total_steps();
+  }
+
+  void BeginRollout(int64_t rollout, const WeightVersion& version) {
+    RolloutPlan plan;
+    plan.stage = stage_.name;
+    plan.rollout = rollout;
+    plan.seed = env_.config.seed;
+    bool any = env_.config.rollout.max_staleness > 0;
+    plan.weight_version = any ? 0 : version.version;
+    plan.weight_digest = any ? "" : version.digest;
+    plan.group_size = config_.group_size;
+    plan.sampling = config_.sampling.sampling;
+    plan.max_new_tokens = config_.sampling.max_new_tokens;
+    plan.stop_strings = config_.sampling.stop_strings;
+    plan.stop_ids = {env_.tokenizer->eos_id()};
+    plan.record_routing = config_.replay_routing;
+    for (int64_t i = 0; i < config_.prompts_per_rollout; ++i) {
+      RolloutPrompt prompt;
+      prompt.index = i;
+      prompt.problem = ProblemAt(rollout, i);
+      prompt.tokens = env_.tokenizer->Encode(prompt.problem.prompt);
+      plan.prompts.push_back(std::move(prompt));
+    }
+    sampled_by_ = plan.weight_digest;
+    env_.pool->Begin(std::move(plan));
+  }
+
+  // General prompts take their share of each rollout during the last steps.
+  data::Problem ProblemAt(int64_t rollout, int64_t i) const {
+    int64_t first_general = stage_.steps - config_.general_last_steps;
+    bool general_now = config_.general_prompts && rollout * config_.minibatches >= first_general;
+    int64_t general =
+        general_now
+            ? std::llround(config_.general_share * static_cast<double>(config_.prompts_per_rollout))
+            : 0;
+    const data::ProblemSource& source = i < general ? *config_.general_prompts : *config_.prompts;
+    int64_t index = rollout * config_.prompts_per_rollout + i;
+    int64_t size = source.size();
+    if (size < 0) return source.At(index);
+    data::SeededPermutation order(size, seed_, index / size);
+    return source.At(static_cast<int64_t>(order(index % size)));
+  }
+
+  RolloutBatch FinishRollout() {
+    RolloutBatch batch;
+    try {
+      // One rollout behind, what is being sampled could not be finished after a stop: its weights
+      // would be gone. So a stop then waits for the rollout's end.
+      batch.samples = env_.pool->Finish(stage_.name, rollout_, env_.config.rollout.lag == 0);
+    } catch (const StoppedEarly&) {
+      loop_.StopHere(Cursor());
+    }
+    CheckUsable(batch.samples);
+    AssignAdvantages(&batch, config_, RandomStream{seed_, static_cast<uint64_t>(rollout_)}.Bits(0));
+    return batch;
+  }
+
+  void CheckUsable(const std::vector<Sample>& samples) const {
+    double unusable = 0;
+    for (const Sample& s : samples) {
+      unusable += s.outcome == Outcome::kUnparseable || s.outcome == Outcome::kTimeout ||
+                  s.outcome == Outcome::kCrashed;
+    }
+    double share = unusable / std::max<double>(1, static_cast<double>(samples.size()));
+    Check(share <= config_.max_unusable,
+          "[{}] {:.0f} % of the samples of rollout {} were unparseable, timed out or crashed (at "
+          "most "
+          "{:.0f} % are allowed by max_unusable): look at {}/rollout-{:06d}.jsonl",
+          stage_.name, 100 * share, rollout_, 100 * config_.max_unusable,
+          env_.directory.rollouts(stage_.name), rollout_);
+  }
+
+  void Learn(RolloutBatch& batch) {
+    json summary = Summarize(batch.samples, batch.reward);
+    AddLogprobs(&batch);
+    uint64_t split_seed = RandomStream{seed_, static_cast<uint64_t>(rollout_)}.Bits(1);
+    auto minibatches = SplitMinibatches(static_cast<int64_t>(batch.samples.size()),
+                                        config_.minibatches, split_seed);
+    PolicyLoss loss(config_.loss);
+    for (auto& which : minibatches) {
+      LearnerBatches data = MakeLearnerBatches(batch, which, config_, stage_.batch,
+                                               env_.config.mesh.dp, env_.learner.mesh().dp_index());
+      auto result = env_.learner.engine().Step(data.microbatches, loss, loop_.lr());
+      json extra = summary;
+      AddLossMetrics(result.metrics, &extra);
+      loop_.FinishStep(result, data.tokens, extra, nullptr);
+      if (reference_ && config_.reference_every > 0 &&
+          loop_.step() % config_.reference_every == 0) {
+        reference_->Refresh();
+        reference_step_ = loop_.step();
+      }
+      if (loop_.step() == loop_.total_steps()) break;
+    }
+  }
+
+  // Log-probabilities of the reference and, where the samples are older than the learner, of the
+  // policy as it stands now. With fresh samples the workers' own are the policy's, to the bit.
+  void AddLogprobs(RolloutBatch* batch) {
+    if (reference_) batch->reference_logp = Logprobs(*batch, reference_->engine());
+    bool stale = env_.config.rollout.lag > 0 || env_.config.rollout.max_staleness > 0;
+    if (stale) batch->old_logp = Logprobs(*batch, env_.learner.engine());
+  }
+
+  std::vector<std::vector<float>> Logprobs(const RolloutBatch& batch,
+                                           parallel::TrainEngine& engine) {
+    std::vector<int64_t> all(batch.samples.size());
+    for (size_t i = 0; i < all.size(); ++i) all[i] = static_cast<int64_t>(i);
+    LearnerBatches data = MakeLearnerBatches(batch, all, config_, stage_.batch, env_.config.mesh.dp,
+                                             env_.learner.mesh().dp_index());
+    std::vector<std::vector<float>> logp(all.size());
+    PolicyLossConfig plain;
+    plain.temperature = config_.loss.temperature;
+    plain.kl_coefficient = 0;
+    auto outcomes = engine.Evaluate(data.microbatches, PolicyLoss(plain), true);
+    std::string mine;
+    for (size_t m = 0; m < outcomes.size(); ++m) {
+      Collect(batch, data, m, outcomes[m], &mine);
+    }
+    // Every rank needs its own samples in every later minibatch, so all get all.
+    Distribute(env_.world().AllGatherBytes(mine), &logp);
+    return logp;
+  }
+
+  static void Collect(const RolloutBatch& batch, const LearnerBatches& data, size_t m,
+                      const parallel::PipelineStage::Outcome& outcome, std::string* out) {
+    std::vector<double> values = runtime::ToDoubles(outcome.head.logp_T);
+    for (size_t s = 0; s < data.samples[m].size(); ++s) {
+      int64_t index = data.samples[m][s];
+      int64_t begin = data.microbatches[m].cu_seqlens[s] + batch.samples[index].prompt_tokens() - 1;
+      int64_t count = batch.samples[index].completion_tokens();
+      out->append(reinterpret_cast<const char*>(&index), sizeof index);
+      out->append(reinterpret_cast<const char*>(&count), sizeof count);
+      for (int64_t j = 0; j < count; ++j) {
+        float value = static_cast<float>(values[begin + j]);
+        out->append(reinterpret_cast<const char*>(&value), sizeof value);
+      }
+    }
+  }
+
+  static void Distribute(const std::vector<std::string>& gathered,
+                         std::vector<std::vector<float>>* logp) {
+    for (const std::string& bytes : gathered) {
+      size_t at = 0;
+      while (at < bytes.size()) {
+        int64_t header[2];
+        std::copy_n(bytes.data() + at, sizeof header, reinterpret_cast<char*>(header));
+        at += sizeof header;
+        auto& values = (*logp)[header[0]];
+        values.resize(header[1]);
+        std::copy_n(bytes.data() + at, values.size() * sizeof(float),
+                    reinterpret_cast<char*>(values.data()));
+        at += values.size() * sizeof(float);
+      }
+    }
+  }
+
+  json Summarize(const std::vector<Sample>& samples, const std::vector<double>& reward) const {
+    std::map<std::string, double> parts;
+    std::map<std::string, int64_t> outcomes;
+    double total = 0, tokens = 0, truncated = 0;
+    for (size_t i = 0; i < samples.size(); ++i) {
+      total += reward[i];
+      tokens += static_cast<double>(samples[i].completion_tokens());
+      truncated += samples[i].finish == FinishReason::kLength;
+      for (const auto& [name, value] : samples[i].rewards) parts[name] += value;
+      ++outcomes[std::string(OutcomeName(samples[i].outcome))];
+    }
+    double n = std::max<double>(1, static_cast<double>(samples.size()));
+    json out = {{"rollout", rollout_},
+                {"reward", total / n},
+                {"completion_tokens", tokens / n},
+                {"truncated", truncated / n},
+                {"outcomes", outcomes}};
+    for (const auto& [name, value] : parts) out[name] = value / n;
+    return out;
+  }
+
+  static void AddLossMetrics(const parallel::MetricSums& sums, json* extra) {
+    for (const auto& [name, value] : sums) (*extra)[name] = value;
+    auto tokens = sums.find("tokens");
+    auto gap = sums.find("logprob_gap");
+    if (tokens != sums.end() && gap != sums.end() && tokens->second > 0) {
+      (*extra)["logprob_gap"] = gap->second / tokens->second;
+    }
+  }
+
+  json Cursor() const {
+    return {
+        {"rollout", rollout_}, {"reference_step", reference_step_}, {"sampled_by", sampled_by_}};
+  }
+
+  void SaveIfDue() {
+    if (env_.AgreeToStop()) {
+      SaveReference();
+      loop_.StopHere(Cursor());
+    }
+    if (loop_.SaveDue()) {
+      SaveReference();
+      loop_.Save(Cursor());
+    }
+  }
+
+  // The reference moves seldom: its weights have a checkpoint of their own, named by the step it
+  // was taken at.
+  std::string ReferencePath(int64_t step) const {
+    return env_.directory.checkpoints(stage_.name) + "-reference/" +
+           runtime::CheckpointStepName(step);
+  }
+  void SaveReference() {
+    if (!reference_ || reference_step_ == 0 || saved_reference_ == reference_step_) return;
+    env_.learner.SaveSlabs(ReferencePath(reference_step_), reference_->State("model/"));
+    saved_reference_ = reference_step_;
+  }
+  void RestoreReference(int64_t step) {
+    if (!reference_) return;
+    reference_step_ = step;
+    if (step == 0) {
+      std::string from = ResolveFrom(env_, stage_.from);
+      if (from.empty()) {
+        reference_->Initialize(env_.config.seed);
+      } else {
+        env_.learner.LoadSlabs(from, reference_->State("model/"));
+      }
+    } else {
+      env_.learner.LoadSlabs(ReferencePath(step), reference_->State("model/"));
+      saved_reference_ = step;
+    }
+  }
+
+  Environment& env_;
+  const StageConfig& stage_;
+  const GrpoConfig& config_;
+  TrainingLoop loop_;
+  uint64_t seed_;
+  std::unique_ptr<ReferencePolicy> reference_;
+  int64_t rollout_ = 0, reference_step_ = 0, saved_reference_ = 0;
+  bool resumed_weights_used_ = false;
+  std::string sampled_by_;
+};
+
+}  // namespace
+
+void RunGrpo(Environment& env, const StageConfig& stage) { GrpoStage(env, stage).Run(); }
+
+}  // namespace hone::rl

@@ -1,0 +1,43 @@
+// From samples to the learner's batches: rewards, advantages, packing, weights. Pure functions.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "rl/rollout/sample.h"
+#include "rl/run_config.h"
+#include "runtime/token_batch.h"
+
+namespace hone::rl {
+
+// The samples of one rollout in (prompt, sample) order with what learning needs of them.
+struct RolloutBatch {
+  std::vector<Sample> samples;
+  std::vector<double> reward, advantage;  // a sample
+  std::vector<int64_t> group;             // a sample: its prompt
+  std::vector<std::vector<float>> old_logp,
+      reference_logp;  // a sample, a completion token; may be empty
+};
+
+// Σ weight · part, DAPO's soft overlong punishment included (2503.14476 eq. 13).
+double CombineRewards(const Sample& sample, const GrpoConfig& config);
+// Fills reward and advantage from the samples' parts. With `shuffle_rewards` they are permuted by
+// `seed`.
+void AssignAdvantages(RolloutBatch* batch, const GrpoConfig& config, uint64_t seed);
+
+// The samples of each optimizer step: a random partition keyed by `seed`.
+std::vector<std::vector<int64_t>> SplitMinibatches(int64_t samples, int64_t minibatches,
+                                                   uint64_t seed);
+
+// This dp rank's packs of the given samples, and everyone's number of tokens. Loss weights sum,
+// over all ranks, to 1 for kSequence and kToken.
+struct LearnerBatches {
+  std::vector<TokenBatch> microbatches;
+  std::vector<std::vector<int64_t>> samples;  // which samples each microbatch holds, in order
+  int64_t tokens = 0;
+};
+LearnerBatches MakeLearnerBatches(const RolloutBatch& rollout, const std::vector<int64_t>& which,
+                                  const GrpoConfig& config, const BatchConfig& batch, int dp,
+                                  int dp_rank);
+
+}  // namespace hone::rl

@@ -1,0 +1,155 @@
+#include "rl/stages/sample_pool.h"
+
+#include <nlohmann/json.hpp>
+
+#include "data/tokenizer.h"
+#include "parallel/comm/process_group.h"
+#include "rl/rollout/journal.h"
+#include "runtime/philox.h"
+
+namespace hone::rl {
+namespace {
+
+using nlohmann::json;
+
+// Length-prefixed, so that any number of samples is one message.
+std::string EncodeSamples(const std::vector<Sample>& samples) {
+  std::string all;
+  for (const Sample& sample : samples) {
+    std::string bytes = EncodeSample(sample);
+    uint64_t size = bytes.size();
+    all.append(reinterpret_cast<const char*>(&size), sizeof size);
+    all += bytes;
+  }
+  return all;
+}
+
+std::vector<Sample> DecodeSamples(std::string_view all) {
+  std::vector<Sample> samples;
+  while (!all.empty()) {
+    uint64_t size = 0;
+    Check<DataError>(all.size() >= sizeof size, "[pool] a batch of samples ends early");
+    std::copy_n(all.data(), sizeof size, reinterpret_cast<char*>(&size));
+    all.remove_prefix(sizeof size);
+    Check<DataError>(all.size() >= size, "[pool] a batch of samples ends early");
+    samples.push_back(DecodeSample(all.substr(0, size)));
+    all.remove_prefix(size);
+  }
+  return samples;
+}
+
+}  // namespace
+
+std::string WorkerConfigYaml(const RunConfig& c) {
+  // JSON is YAML.
+  return json{{"model", json::parse(c.model.ToHuggingFaceJson())},
+              {"tokenizer", c.tokenizer},
+              {"special_tokens", c.special_tokens},
+              {"dtype", std::string(runtime::DTypeName(c.train.dtype))},
+              {"max_batch", c.rollout.max_batch},
+              {"page_size", c.rollout.page_size},
+              {"cache_pages", c.rollout.cache_pages},
+              {"prefill_chunk", c.rollout.prefill_chunk},
+              {"max_tokens", c.model.max_position_embeddings},
+              {"absorb", c.rollout.absorb}}
+      .dump();
+}
+
+std::string ModelDigest(const RunConfig& c, const std::string& tokenizer_digest) {
+  return fmt::format("{:016x}", HashName(c.model.ToHuggingFaceJson() + "\n" + tokenizer_digest));
+}
+
+SamplePool::SamplePool(Learner& learner, RunDirectory& directory, const std::string& secret,
+                       const std::atomic<bool>& stop)
+    : learner_(learner), directory_(directory), stop_(stop) {
+  const RunConfig& config = learner.config();
+  WeightPublisher::Options publisher;
+  // The coordinator's host with a port of its own.
+  publisher.listen = config.rollout.listen.substr(0, config.rollout.listen.rfind(':')) + ":0";
+  publisher.secret = secret;
+  publisher.tls_certificate = config.rollout.tls_certificate;
+  publisher.tls_key = config.rollout.tls_key;
+  publisher.tls_ca = config.rollout.tls_ca;
+  publisher_ = std::make_unique<WeightPublisher>(publisher);
+  if (learner.mesh().world()->rank() != 0) return;
+  Coordinator::Options options;
+  options.listen = config.rollout.listen;
+  options.secret = secret;
+  options.tls_certificate = config.rollout.tls_certificate;
+  options.tls_key = config.rollout.tls_key;
+  options.tls_ca = config.rollout.tls_ca;
+  options.worker_config = WorkerConfigYaml(config);
+  options.model_digest =
+      ModelDigest(config, data::LoadTokenizer(config.tokenizer, config.special_tokens)->Digest());
+  options.lease = std::chrono::seconds(config.rollout.lease_seconds);
+  options.prompts_per_lease = config.rollout.prompts_per_lease;
+  options.journal_dir = directory.journal();
+  coordinator_ = std::make_unique<Coordinator>(directory.fs(), options);
+  directory.fs().WriteAtomically(directory.coordinator_address(), coordinator_->address());
+}
+
+SamplePool::~SamplePool() {
+  if (coordinator_) coordinator_->Shutdown();
+}
+
+WeightVersion SamplePool::Publish() {
+  // Ascending over restarts, since the incarnation is.
+  int64_t incarnation = std::stoll(
+      learner_.mesh().world()->AllGatherBytes(std::to_string(directory_.incarnation()))[0]);
+  WeightVersion version = publisher_->Publish(
+      *learner_.mesh().world(), incarnation * 1'000'000'000 + ++versions_, learner_.Weights());
+  if (coordinator_) coordinator_->Publish(version);
+  return version;
+}
+
+void SamplePool::Begin(RolloutPlan plan) {
+  if (coordinator_) coordinator_->Begin(plan);
+}
+
+std::vector<Sample> SamplePool::Finish(const std::string& stage, int64_t rollout,
+                                       bool interruptible) {
+  auto& world = *learner_.mesh().world();
+  if (!coordinator_) {
+    // The other ranks sleep in this wait: rank 0 sends "still waiting" long before a deadline
+    // passes.
+    for (;;) {
+      std::string bytes = world.AllGatherBytes(stop_.load() ? "stop" : "")[0];
+      if (bytes == "wait") continue;
+      Check<StoppedEarly>(bytes != "stop", "[run] stopped while sampling '{}'", stage);
+      Check(bytes.compare(0, 5, "error") != 0, "{}", bytes.substr(5));
+      return DecodeSamples(std::string_view(bytes).substr(4));
+    }
+  }
+  std::string outcome;
+  std::vector<Sample> samples;
+  auto tell = [&](const std::string& bytes) { return world.AllGatherBytes(bytes); };
+  auto last = std::chrono::steady_clock::now();
+  bool stopping = false;
+  try {
+    samples = coordinator_->Finish(stage, rollout,
+                                   std::chrono::seconds(learner_.config().rollout.stall_seconds),
+                                   [&](const Coordinator::Progress& progress) {
+                                     stats_ = progress.pool;
+                                     auto now = std::chrono::steady_clock::now();
+                                     if (world.size() > 1 && now - last > std::chrono::seconds(1)) {
+                                       last = now;
+                                       for (const std::string& s : tell("wait"))
+                                         stopping = stopping || s == "stop";
+                                     }
+                                     return !interruptible || (!stopping && !stop_.load());
+                                   });
+    outcome = "done" + EncodeSamples(samples);
+  } catch (const StoppedEarly&) {
+    outcome = "stop";
+  } catch (const Error& e) {
+    outcome = std::string("error") + e.what();
+  }
+  tell(outcome);
+  Check<StoppedEarly>(outcome != "stop", "[run] stopped while sampling '{}'", stage);
+  Check(outcome.compare(0, 5, "error") != 0, "{}",
+        outcome.substr(std::min<size_t>(5, outcome.size())));
+  stats_ = coordinator_->stats();
+  return samples;
+}
+
+}  // namespace hone::rl

@@ -1,0 +1,50 @@
+// The rollout pool as the learner ranks see it: collective calls, the same samples on every rank.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "rl/learner.h"
+#include "rl/rollout/coordinator.h"
+#include "rl/rollout/weight_publisher.h"
+#include "rl/run_directory.h"
+
+namespace hone::rl {
+
+class SamplePool {
+ public:
+  // Rank 0 serves the coordinator and writes its address into the run directory; every rank serves
+  // its own weights. `stop` ends waits.
+  SamplePool(Learner& learner, RunDirectory& directory, const std::string& secret,
+             const std::atomic<bool>& stop);
+  ~SamplePool();
+
+  // Makes the learner's present weights available to workers.
+  WeightVersion Publish();
+  void Begin(RolloutPlan plan);
+  // Samples in (prompt, sample) order. Throws StoppedEarly on every rank when a signal came, unless
+  // told to wait all the same.
+  std::vector<Sample> Finish(const std::string& stage, int64_t rollout, bool interruptible = true);
+  // Of the last Finish, on rank 0.
+  const PoolStats& stats() const { return stats_; }
+
+ private:
+  Learner& learner_;
+  RunDirectory& directory_;
+  const std::atomic<bool>& stop_;
+  std::unique_ptr<Coordinator> coordinator_;  // rank 0
+  std::unique_ptr<WeightPublisher> publisher_;
+  int64_t versions_ = 0;
+  PoolStats stats_;
+};
+
+// What a worker builds its model from, as YAML: sent at registration.
+std::string WorkerConfigYaml(const RunConfig& config);
+// Of model config and tokenizer: worker and learner compute it each for itself.
+std::string ModelDigest(const RunConfig& config, const std::string& tokenizer_digest);
+
+}  // namespace hone::rl

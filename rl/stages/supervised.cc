@@ -1,0 +1,156 @@
+#include <nlohmann/json.hpp>
+
+#include "data/packing.h"
+#include "rl/policy_loss.h"
+#include "rl/stages/stages.h"
+#include "runtime/philox.h"
+
+namespace hone::rl {
+namespace {
+
+using nlohmann::json;
+
+// Examples of this stage's own source followed by what earlier stages wrote.
+class Concatenation : public data::ExampleSource {
+ public:
+  explicit Concatenation(std::vector<std::shared_ptr<data::ExampleSource>> parts)
+      : parts_(std::move(parts)) {}
+  int64_t size() const override {
+    int64_t n = 0;
+    for (auto& part : parts_) n += part->size();
+    return n;
+  }
+  data::Example At(int64_t index) const override {
+    for (auto& part : parts_) {
+      if (index < part->size()) return part->At(index);
+      index -= part->size();
+    }
+    throw DataError(fmt::format("[data] no example {} past the end", index));
+  }
+
+ private:
+  std::vector<std::shared_ptr<data::ExampleSource>> parts_;
+};
+
+std::shared_ptr<data::ExampleSource> ReadStageOutput(const Environment& env,
+                                                     const std::string& name) {
+  std::string path = name.find('/') == std::string::npos ? env.directory.dataset(name) : name;
+  Config config = Config::FromString(
+      json{{"jsonl", path}, {"prompt", "prompt"}, {"completion", "completion"}}.dump(), path);
+  ConfigReader reader(config);
+  return data::MakeExampleSource(reader, env.config.seed);
+}
+
+std::shared_ptr<data::ExampleSource> TrainingSource(const Environment& env,
+                                                    const StageConfig& stage) {
+  if (stage.samples.empty()) return stage.data;
+  std::vector<std::shared_ptr<data::ExampleSource>> parts;
+  if (stage.data) {
+    Check<ConfigError>(stage.data->size() >= 0,
+                       "{}: stage '{}': data without an end cannot be joined with samples; give it "
+                       "a `count`",
+                       stage.where, stage.name);
+    parts.push_back(stage.data);
+  }
+  for (const std::string& name : stage.samples) parts.push_back(ReadStageOutput(env, name));
+  return std::make_shared<Concatenation>(std::move(parts));
+}
+
+data::DataLoader::Options LoaderOptions(const Environment& env, const StageConfig& stage) {
+  data::DataLoader::Options o;
+  o.packs = stage.batch.packs;
+  o.pack_tokens = stage.batch.pack_tokens;
+  o.max_length = stage.batch.max_length;
+  o.seed = RandomStream{env.config.seed, HashName(stage.name), HashName("order")}.Bits(0);
+  o.dp = env.config.mesh.dp;
+  o.dp_rank = env.learner.mesh().dp_index();
+  o.repeat = stage.steps > 0;
+  o.epochs = stage.epochs;
+  return o;
+}
+
+// Steps that `epochs` of the data make: counted by walking the loader, which is cheap beside
+// training.
+int64_t CountSteps(const std::shared_ptr<data::ExampleSource>& source, const Environment& env,
+                   data::DataLoader::Options options) {
+  data::DataLoader loader(source, env.tokenizer, options);
+  int64_t steps = 0;
+  while (!loader.Next().end) ++steps;
+  return steps;
+}
+
+// Mean loss over the first packs of the held-out source: the same ones every time.
+class HeldoutLoss {
+ public:
+  HeldoutLoss(Environment& env, const StageConfig& stage) : env_(env) {
+    if (!stage.heldout) return;
+    data::DataLoader::Options options = LoaderOptions(env, stage);
+    options.repeat = true;
+    data::DataLoader loader(stage.heldout, env.tokenizer, options);
+    batches_ = loader.Next().microbatches;
+  }
+  bool defined() const { return !batches_.empty(); }
+  double Measure() {
+    double loss = 0;
+    for (auto& outcome : env_.learner.engine().Evaluate(batches_, CrossEntropyLoss(), false)) {
+      loss += outcome.loss;
+    }
+    return env_.Sum({loss})[0];
+  }
+
+ private:
+  Environment& env_;
+  std::vector<TokenBatch> batches_;
+};
+
+bool Reached(Environment& env, const StageConfig& stage, int64_t step) {
+  if (!stage.until || step % stage.until->every != 0) return false;
+  for (const EvaluationSuite& suite : env.config.suites) {
+    if (suite.name != stage.until->suite) continue;
+    EvaluationScores scores = RunSuite(env, suite, fmt::format("{}/step-{}", stage.name, step));
+    auto it = scores.find(stage.until->metric);
+    Check<ConfigError>(it != scores.end(), "{}: until.metric: suite '{}' has no metric '{}'",
+                       stage.where, suite.name, stage.until->metric);
+    if (env.root()) {
+      fmt::print(stderr, "{} step {}: {} {} {:.3f}, wanted {:.3f}\n", stage.name, step, suite.name,
+                 it->first, it->second, stage.until->at_least);
+    }
+    return it->second >= stage.until->at_least;
+  }
+  return false;
+}
+
+}  // namespace
+
+void RunSupervised(Environment& env, const StageConfig& stage) {
+  auto source = TrainingSource(env, stage);
+  data::DataLoader::Options options = LoaderOptions(env, stage);
+  int64_t total = stage.steps > 0 ? stage.steps : CountSteps(source, env, options);
+  Check<DataError>(total > 0, "{}: stage '{}': the data is empty", stage.where, stage.name);
+  TrainingLoop loop(env, stage, total);
+  data::DataLoader loader(source, env.tokenizer, options);
+  if (!loop.resumed().is_null()) {
+    loader.set_state({loop.resumed().at("next_index"), loop.resumed().at("epoch")});
+  }
+  auto cursor = [&loader] {
+    return json{{"next_index", loader.state().next_index}, {"epoch", loader.state().epoch}};
+  };
+  HeldoutLoss heldout(env, stage);
+  CrossEntropyLoss loss;
+  while (loop.step() < total) {
+    auto data = loader.Next();
+    if (data.end) break;
+    auto result = env.learner.engine().Step(data.microbatches, loss, loop.lr());
+    json extra = json::object();
+    for (const auto& [name, value] : result.metrics) extra[name] = value;
+    int64_t step = loop.step() + 1;
+    if (heldout.defined() && (step % stage.heldout_every == 0 || step == 1 || step == total)) {
+      extra["heldout_loss"] = heldout.Measure();
+    }
+    loop.FinishStep(result, data.tokens, extra, cursor);
+    if (Reached(env, stage, loop.step())) break;
+  }
+  loop.Complete(cursor());
+}
+
+}  // namespace hone::rl
