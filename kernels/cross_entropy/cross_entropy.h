@@ -15,7 +15,7 @@ struct CrossEntropyResult {
   Tensor dx_TD;   // gradient of the weighted sum; undefined when gradients are not asked for
 };
 // `dw_VD` (+=) may be null: then no gradients are computed. Tokens with weight 0 still get their
-// logp.
+// logp. Tokens without a target cost no GEMM, those without a weight none of the backward's.
 CrossEntropyResult CrossEntropy(Context& ctx, const Tensor& x_TD, const Tensor& w_VD,
                                 std::span<const int32_t> target_T, std::span<const float> weight_T,
                                 const Tensor* dw_VD);

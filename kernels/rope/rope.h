@@ -41,7 +41,7 @@ RopeTable MakeRopeTable(Context& ctx, const RopeConfig& config, int64_t position
 double YarnSoftmaxFactor(const RopeConfig& config);
 
 // Rotates every head of x in place by its token's position; x may be a view of the rotary columns
-// of a wider tensor. `inverse` rotates back: that is the backward pass.
+// of a wider tensor. `inverse` rotates back, keeping YaRN's factor: that is the backward pass.
 void Rope(Context& ctx, const Tensor& x_THR, std::span<const int32_t> position_T,
           const RopeTable& table, RopeForm form, bool inverse = false);
 

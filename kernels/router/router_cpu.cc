@@ -1,4 +1,4 @@
-// A token at a time; E is small, so choosing is K passes over the experts.
+// A token at a time.
 #include "kernels/router/router_cpu.h"
 
 #include <algorithm>
@@ -27,16 +27,17 @@ void Scores(const A* logits, Kind kind, int64_t experts, A* score) {
   for (int64_t e = 0; e < experts; ++e) score[e] /= sum;
 }
 
-// The `count` largest values, ties to the lower index; written in ascending index order.
+// The `count` largest values, ties to the lower index; written in ascending index order. One pass
+// keeps the best so far in descending order: a later value goes behind its equals.
 template <class A>
 void TopIndices(const A* value, int64_t n, int64_t count, int32_t* index) {
-  for (int64_t k = 0; k < count; ++k) {
-    int64_t best = -1;
-    for (int64_t i = 0; i < n; ++i) {
-      bool taken = std::find(index, index + k, static_cast<int32_t>(i)) != index + k;
-      if (!taken && (best < 0 || value[i] > value[best])) best = i;
-    }
-    index[k] = static_cast<int32_t>(best);
+  int64_t held = 0;
+  for (int64_t i = 0; i < n; ++i) {
+    if (held == count && !(value[i] > value[index[held - 1]])) continue;
+    int64_t place = held < count ? held++ : held - 1;
+    for (; place > 0 && value[i] > value[index[place - 1]]; --place)
+      index[place] = index[place - 1];
+    index[place] = static_cast<int32_t>(i);
   }
   std::sort(index, index + count);
 }

@@ -54,11 +54,4 @@ inline A EntropyOf(const A* z, int64_t vocab, const RowSoftmax<A>& row) {
   return std::log(row.sum) - weighted / row.sum;
 }
 
-// Rows of logits worked at once: about 4 MB of f32, so that a block stays near the cores. Depends
-// on the vocabulary only.
-inline int64_t LogitBlockRows(int64_t vocab) {
-  constexpr int64_t kElements = int64_t{1} << 20;
-  return std::clamp<int64_t>(kElements / std::max<int64_t>(1, vocab) / 64 * 64, 64, 1024);
-}
-
 }  // namespace hone::kernels

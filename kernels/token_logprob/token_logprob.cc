@@ -2,9 +2,9 @@
 
 #include <cmath>
 
+#include "kernels/dispatch.h"
 #include "kernels/linear/linear.h"
-#include "kernels/token_logprob/head_inputs.h"
-#include "kernels/token_logprob/logit_row.h"
+#include "kernels/token_logprob/head_rows.h"
 #include "kernels/token_logprob/token_logprob_cpu.h"
 
 namespace hone::kernels {
@@ -12,18 +12,22 @@ namespace {
 
 constexpr std::string_view kOp = "token_logprob";
 
-Tensor SliceIfDefined(const Tensor& t, int64_t begin, int64_t end) {
-  return t.defined() ? t.Slice(begin, end) : t;
-}
-
-TokenLogprobResult SliceResult(const TokenLogprobResult& r, int64_t begin, int64_t end) {
-  return {r.logp_T.Slice(begin, end), SliceIfDefined(r.entropy_T, begin, end),
-          r.lse_T.Slice(begin, end)};
-}
-
 void CheckTemperature(double temperature) {
   CheckShape(temperature > 0 && std::isfinite(temperature),
              "[{}] temperature {} must be positive and finite", kOp, temperature);
+}
+
+// Tokens that have a target and a gradient that is not zero.
+template <class A>
+std::vector<int32_t> RowsWithGradient(std::span<const int32_t> target_T, const Tensor& dlogp_T,
+                                      const Tensor& dentropy_T) {
+  std::vector<int32_t> rows = RowsWithTarget(target_T);
+  const A* dlogp = dlogp_T.data<A>();
+  const A* dentropy = dentropy_T.defined() ? dentropy_T.data<A>() : nullptr;
+  std::erase_if(rows, [=](int32_t t) {
+    return dlogp[t] == A(0) && (dentropy == nullptr || dentropy[t] == A(0));
+  });
+  return rows;
 }
 
 }  // namespace
@@ -33,19 +37,18 @@ TokenLogprobResult TokenLogprob(Context& ctx, const Tensor& x_TD, const Tensor& 
                                 bool with_entropy) {
   CheckHeadInputs(kOp, ctx, x_TD, w_VD, target_T);
   CheckTemperature(temperature);
-  int64_t tokens = x_TD.dim(0), block = LogitBlockRows(w_VD.dim(0));
+  int64_t tokens = x_TD.dim(0);
   DType dtype = AccDType(x_TD.dtype());
-  TokenLogprobResult result{ctx.Empty({tokens}, dtype),
-                            with_entropy ? ctx.Empty({tokens}, dtype) : Tensor(),
-                            ctx.Empty({tokens}, dtype)};
-  for (int64_t begin = 0; begin < tokens; begin += block) {
-    int64_t end = std::min(begin + block, tokens);
-    Tensor logits_BV = Linear(ctx, x_TD.Slice(begin, end), w_VD);
+  TokenLogprobResult result{ctx.Zeros({tokens}, dtype),
+                            with_entropy ? ctx.Zeros({tokens}, dtype) : Tensor(),
+                            ctx.Zeros({tokens}, dtype)};
+  std::vector<int32_t> rows = RowsWithTarget(target_T);
+  ForRowBlocks(rows, w_VD.dim(0), [&](std::span<const int32_t> row_B) {
+    Tensor logits_BV = Linear(ctx, GatherRows(ctx, x_TD, row_B), w_VD);
     SwitchFloat(kOp, x_TD.dtype(), [&](auto t) {
-      cpu::LogprobBlock<decltype(t)>(ctx, logits_BV, target_T.subspan(begin, end - begin),
-                                     temperature, SliceResult(result, begin, end));
+      cpu::LogprobBlock<decltype(t)>(ctx, logits_BV, row_B, target_T, temperature, result);
     });
-  }
+  });
   return result;
 }
 
@@ -56,7 +59,7 @@ Tensor TokenLogprobBackward(Context& ctx, const Tensor& dlogp_T, const Tensor& d
   CheckHeadInputs(kOp, ctx, x_TD, w_VD, target_T);
   CheckTemperature(temperature);
   DType dtype = AccDType(x_TD.dtype());
-  int64_t tokens = x_TD.dim(0), block = LogitBlockRows(w_VD.dim(0));
+  int64_t tokens = x_TD.dim(0);
   CheckTensor(kOp, "dlogp", ctx, dlogp_T, dtype, {tokens});
   CheckTensor(kOp, "saved lse", ctx, saved.lse_T, dtype, {tokens});
   CheckTensor(kOp, "dw", ctx, dw_VD, dtype, w_VD.shape());
@@ -64,20 +67,19 @@ Tensor TokenLogprobBackward(Context& ctx, const Tensor& dlogp_T, const Tensor& d
     CheckTensor(kOp, "dentropy", ctx, dentropy_T, dtype, {tokens});
     CheckTensor(kOp, "saved entropy", ctx, saved.entropy_T, dtype, {tokens});
   }
-  Tensor dx_TD = ctx.EmptyLike(x_TD);
-  for (int64_t begin = 0; begin < tokens; begin += block) {
-    int64_t end = std::min(begin + block, tokens);
-    Tensor x_BD = x_TD.Slice(begin, end);
-    Tensor dlogits_BV = Linear(ctx, x_BD, w_VD);
-    SwitchFloat(kOp, x_TD.dtype(), [&](auto t) {
-      cpu::LogprobGradientBlock<decltype(t)>(ctx, dlogits_BV, target_T.subspan(begin, end - begin),
-                                             temperature, SliceResult(saved, begin, end),
-                                             dlogp_T.Slice(begin, end),
-                                             SliceIfDefined(dentropy_T, begin, end));
+  Tensor dx_TD = ctx.ZerosLike(x_TD);
+  SwitchFloat(kOp, x_TD.dtype(), [&](auto t) {
+    using T = decltype(t);
+    std::vector<int32_t> rows = RowsWithGradient<Acc<T>>(target_T, dlogp_T, dentropy_T);
+    ForRowBlocks(rows, w_VD.dim(0), [&](std::span<const int32_t> row_B) {
+      Tensor x_BD = GatherRows(ctx, x_TD, row_B);
+      Tensor dlogits_BV = Linear(ctx, x_BD, w_VD);
+      cpu::LogprobGradientBlock<T>(ctx, dlogits_BV, row_B, target_T, temperature, saved, dlogp_T,
+                                   dentropy_T);
+      ScatterRows(LinearInputGradient(ctx, dlogits_BV, w_VD), row_B, dx_TD);
+      LinearWeightGradient(ctx, dlogits_BV, x_BD, dw_VD);
     });
-    CopyTo(LinearInputGradient(ctx, dlogits_BV, w_VD), dx_TD.Slice(begin, end));
-    LinearWeightGradient(ctx, dlogits_BV, x_BD, dw_VD);
-  }
+  });
   return dx_TD;
 }
 

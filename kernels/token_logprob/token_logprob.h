@@ -1,9 +1,9 @@
 // Log-probability and entropy of given tokens under softmax(x · wᵀ / temperature), without ever
 // holding T×V logits: rows are worked in blocks.
 //
-// T tokens, D model dim, V vocabulary. A target of TokenBatch::kNoTarget gives 0 and no gradient.
-// Results in f32 (f64 for f64). Batch invariant; the same bits as sampling/ gives for the token it
-// draws.
+// T tokens, D model dim, V vocabulary. A target of TokenBatch::kNoTarget gives 0 everywhere, no
+// gradient and costs no GEMM. Results in f32 (f64 for f64). Batch invariant; the same bits as
+// sampling/ gives for the token it draws.
 #pragma once
 
 #include <cstdint>

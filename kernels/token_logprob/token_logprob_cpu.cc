@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <vector>
 
-#include "kernels/token_logprob/head_inputs.h"
+#include "kernels/dispatch.h"
 #include "kernels/token_logprob/logit_row.h"
 
 namespace hone::kernels::cpu {
@@ -27,8 +27,9 @@ void GradientRow(A* z, int64_t vocab, A lse, A dlogp, A dentropy, A entropy) {
 }  // namespace
 
 template <class T>
-void LogprobBlock(Context& ctx, const Tensor& logits_BV, std::span<const int32_t> target_B,
-                  double temperature, const TokenLogprobResult& result) {
+void LogprobBlock(Context& ctx, const Tensor& logits_BV, std::span<const int32_t> row_B,
+                  std::span<const int32_t> target_T, double temperature,
+                  const TokenLogprobResult& result) {
   using A = Acc<T>;
   Rows<T> logits(logits_BV);
   A *logp = result.logp_T.data<A>(), *lse = result.lse_T.data<A>();
@@ -37,48 +38,47 @@ void LogprobBlock(Context& ctx, const Tensor& logits_BV, std::span<const int32_t
   ctx.pool().ParallelFor(logits_BV.rows(), RowGrain(vocab), [&](int64_t begin, int64_t end) {
     std::vector<A> z(vocab);
     for (int64_t b = begin; b < end; ++b) {
+      int32_t t = row_B[b];
       LoadLogits(logits[b], temperature, z.data(), vocab);
       RowSoftmax<A> row = SoftmaxOf(z.data(), vocab);
-      lse[b] = row.lse;
-      logp[b] = HasTarget(target_B[b]) ? row.Logp(z[target_B[b]]) : A(0);
-      if (!entropy) continue;
-      entropy[b] = HasTarget(target_B[b]) ? EntropyOf(z.data(), vocab, row) : A(0);
+      lse[t] = row.lse;
+      logp[t] = row.Logp(z[target_T[t]]);
+      if (entropy) entropy[t] = EntropyOf(z.data(), vocab, row);
     }
   });
 }
 
 template <class T>
-void LogprobGradientBlock(Context& ctx, const Tensor& logits_BV, std::span<const int32_t> target_B,
-                          double temperature, const TokenLogprobResult& saved,
-                          const Tensor& dlogp_B, const Tensor& dentropy_B) {
+void LogprobGradientBlock(Context& ctx, const Tensor& logits_BV, std::span<const int32_t> row_B,
+                          std::span<const int32_t> target_T, double temperature,
+                          const TokenLogprobResult& saved, const Tensor& dlogp_T,
+                          const Tensor& dentropy_T) {
   using A = Acc<T>;
   Rows<T> logits(logits_BV);
-  const A *lse = saved.lse_T.data<A>(), *dlogp = dlogp_B.data<A>();
-  const A* dentropy = dentropy_B.defined() ? dentropy_B.data<A>() : nullptr;
+  const A *lse = saved.lse_T.data<A>(), *dlogp = dlogp_T.data<A>();
+  const A* dentropy = dentropy_T.defined() ? dentropy_T.data<A>() : nullptr;
   const A* entropy = dentropy ? saved.entropy_T.data<A>() : nullptr;
   int64_t vocab = logits_BV.cols();
   A per_logit = A(1) / static_cast<A>(temperature);
   ctx.pool().ParallelFor(logits_BV.rows(), RowGrain(vocab), [&](int64_t begin, int64_t end) {
     std::vector<A> z(vocab);
     for (int64_t b = begin; b < end; ++b) {
-      A dh = dentropy ? dentropy[b] : A(0);
-      if (!HasTarget(target_B[b]) || (dlogp[b] == A(0) && dh == A(0))) {
-        std::fill_n(logits[b], vocab, Store<T>(A(0)));
-        continue;
-      }
+      int32_t t = row_B[b];
       LoadLogits(logits[b], temperature, z.data(), vocab);
-      GradientRow(z.data(), vocab, lse[b], dlogp[b], dh, entropy ? entropy[b] : A(0));
-      z[target_B[b]] += dlogp[b];
+      GradientRow(z.data(), vocab, lse[t], dlogp[t], dentropy ? dentropy[t] : A(0),
+                  entropy ? entropy[t] : A(0));
+      z[target_T[t]] += dlogp[t];
       T* out = logits[b];
       for (int64_t v = 0; v < vocab; ++v) out[v] = Store<T>(z[v] * per_logit);
     }
   });
 }
 
-#define HONE_INSTANTIATE(T)                                                                        \
-  template void LogprobBlock<T>(Context&, const Tensor&, std::span<const int32_t>, double,         \
-                                const TokenLogprobResult&);                                        \
-  template void LogprobGradientBlock<T>(Context&, const Tensor&, std::span<const int32_t>, double, \
+#define HONE_INSTANTIATE(T)                                                                   \
+  template void LogprobBlock<T>(Context&, const Tensor&, std::span<const int32_t>,            \
+                                std::span<const int32_t>, double, const TokenLogprobResult&); \
+  template void LogprobGradientBlock<T>(Context&, const Tensor&, std::span<const int32_t>,    \
+                                        std::span<const int32_t>, double,                     \
                                         const TokenLogprobResult&, const Tensor&, const Tensor&);
 HONE_INSTANTIATE(float)
 HONE_INSTANTIATE(double)

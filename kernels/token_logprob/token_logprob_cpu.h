@@ -8,14 +8,16 @@
 
 namespace hone::kernels::cpu {
 
-// Fills result's rows (views of the block's tokens) from the block's logits.
+// `row_B`: the tokens whose logits the block holds. Fills their entries of `result`.
 template <class T>
-void LogprobBlock(Context& ctx, const Tensor& logits_BV, std::span<const int32_t> target_B,
-                  double temperature, const TokenLogprobResult& result);
-// Turns the block's logits into their gradient, in place. dentropy_B may be undefined.
+void LogprobBlock(Context& ctx, const Tensor& logits_BV, std::span<const int32_t> row_B,
+                  std::span<const int32_t> target_T, double temperature,
+                  const TokenLogprobResult& result);
+// Turns the block's logits into their gradient, in place. dentropy_T may be undefined.
 template <class T>
-void LogprobGradientBlock(Context& ctx, const Tensor& logits_BV, std::span<const int32_t> target_B,
-                          double temperature, const TokenLogprobResult& saved,
-                          const Tensor& dlogp_B, const Tensor& dentropy_B);
+void LogprobGradientBlock(Context& ctx, const Tensor& logits_BV, std::span<const int32_t> row_B,
+                          std::span<const int32_t> target_T, double temperature,
+                          const TokenLogprobResult& saved, const Tensor& dlogp_T,
+                          const Tensor& dentropy_T);
 
 }  // namespace hone::kernels::cpu

@@ -73,14 +73,14 @@ TEST(RmsNorm, BackwardInLowPrecisionMatchesDouble) {
 
 TEST(RmsNorm, ARowsBitsAreItsOwn) {
   Context one, two(Device::Cpu(), 2);
-  Tensor x = Random(one, {300, 77}, DType::kF32, 1), w = Random(one, {77}, DType::kF32, 2);
-  Tensor dy = Random(one, {300, 77}, DType::kF32, 3);
+  Tensor x = Random(one, {3000, 77}, DType::kF32, 1), w = Random(one, {77}, DType::kF32, 2);
+  Tensor dy = Random(one, {3000, 77}, DType::kF32, 3);
   Tensor dw = one.Zeros({77}, DType::kF32), dw2 = one.Zeros({77}, DType::kF32);
   Tensor y = RmsNorm(one, x, w, kEps), dx = RmsNormBackward(one, dy, x, w, dw, kEps);
   ExpectSameBits(RmsNorm(two, x, w, kEps), y, "y on two threads");
   ExpectSameBits(RmsNormBackward(two, dy, x, w, dw2, kEps), dx, "dx on two threads");
   ExpectSameBits(dw2, dw, "dw on two threads");
-  for (int64_t r : {0, 7, 299}) {
+  for (int64_t r : {0, 7, 2999}) {
     ExpectSameBits(RmsNorm(one, x.Slice(r, r + 1), w, kEps), y.Slice(r, r + 1), "one row alone");
   }
 }
