@@ -1,99 +1,34 @@
 // The usual blocked algorithm (Goto and van de Geijn, "Anatomy of high-performance matrix
-// multiplication", 2008). B is cut into panels of kPanel columns and kBlockK of k, packed so that
-// the micro-kernel reads it in order; A into blocks of kBlockM rows, packed likewise. The
-// micro-kernel keeps up to kRows × kPanel elements of C in registers while it walks down k. A panel
-// of B is packed just before its first use, so with few rows (decoding) it goes from memory through
-// the first cache once.
+// multiplication", 2008). B is cut into panels of kTileCols columns and kPackedK of k, packed so
+// that the micro-kernel reads it in order; A into blocks of kBlockM rows, packed likewise. A panel
+// of B is packed just before its first use; with few rows (decoding) that is its only use, and all
+// panels share one place, which stays in the first cache.
 #include "kernels/gemm.h"
 
 #include <algorithm>
-#include <array>
 #include <type_traits>
 #include <vector>
 
-#include "kernels/simd.h"
+#include "kernels/micro_kernel.h"
 #include "kernels/vec_math.h"
 
 namespace hone::kernels {
 namespace {
 
-constexpr int kRows = kSimdRegisters == 32 ? 14 : 6;
-constexpr int64_t kBlockK = 256;
-constexpr int64_t kBlockM = 12 * kRows;
+constexpr int64_t kBlockM = 12 * kTileRows;
 constexpr int64_t kBlockN = 1024;
-constexpr int64_t kRowStride =
-    kBlockK + 16;  // of A packed by rows: rows start in different cache sets
-template <class A>
-constexpr int64_t kPanel = 2 * Simd<A>::kWidth;
 
-// c[R, W vectors] (+)= a · b over kc. A is [R][kRowStride], or [kc][kRows] when kTransposed.
-template <class A, int R, int W, bool kTransposed>
-void MicroKernel(int64_t kc, const A* a, const A* b, A* c, int64_t c_stride, bool load) {
-  using S = Simd<A>;
-  constexpr int64_t kRow = kTransposed ? 1 : kRowStride, kStep = kTransposed ? kRows : 1;
-  typename S::Vector sum[R][W];
-  Unroll<R>([&](auto r) {
-    Unroll<W>(
-        [&](auto w) { sum[r][w] = load ? S::Load(c + r * c_stride + w * S::kWidth) : S::Zero(); });
-  });
-  for (int64_t k = 0; k < kc; ++k, a += kStep, b += kPanel<A>) {
-    typename S::Vector row[W];
-    Unroll<W>([&](auto w) { row[w] = S::Load(b + w * S::kWidth); });
-    Unroll<R>([&](auto r) {
-      auto x = S::Broadcast(a[r * kRow]);
-      Unroll<W>([&](auto w) { sum[r][w] = S::Fma(x, row[w], sum[r][w]); });
-    });
-  }
-  Unroll<R>([&](auto r) {
-    Unroll<W>([&](auto w) { S::Store(c + r * c_stride + w * S::kWidth, sum[r][w]); });
-  });
-}
-
-template <class A>
-using MicroKernelFn = void (*)(int64_t, const A*, const A*, A*, int64_t, bool);
-
-template <class A, int W, bool kTransposed>
-constexpr auto KernelsByRows() {
-  return []<int... r>(std::integer_sequence<int, r...>) {
-    return std::array<MicroKernelFn<A>, kRows>{MicroKernel<A, r + 1, W, kTransposed>...};
-  }
-  (std::make_integer_sequence<int, kRows>{});
-}
-template <class A>
-MicroKernelFn<A> KernelFor(int64_t rows, bool wide, bool transposed) {
-  static constexpr std::array<MicroKernelFn<A>, kRows> kTable[2][2] = {
-      {KernelsByRows<A, 1, false>(), KernelsByRows<A, 1, true>()},
-      {KernelsByRows<A, 2, false>(), KernelsByRows<A, 2, true>()}};
-  return kTable[wide][transposed][rows - 1];
-}
-
-// Rows [0, rows) and k in [0, kc) of A: row groups of kRows, each as the micro-kernel reads it.
+// Rows [0, rows) and k in [0, kc) of a transposed A: groups of kTileRows rows, each
+// [kc][kTileRows].
 template <class T>
-void PackA(MatrixView<T> a, int64_t rows, int64_t kc, Acc<T>* to) {
-  if (!a.transposed) {
-    for (int64_t m = 0; m < rows; ++m) LoadRow(a.data + m * a.stride, to + m * kRowStride, kc);
-    return;
-  }
-  for (int64_t m = 0; m < rows; m += kRows, to += kRows * kRowStride) {
-    int64_t count = std::min<int64_t>(kRows, rows - m);
+void PackColumns(MatrixView<T> a, int64_t rows, int64_t kc, Acc<T>* to) {
+  for (int64_t m = 0; m < rows; m += kTileRows, to += kTileRows * kPackedStride) {
     const T* from = a.data + m;
-    if (count == kRows) {
-      for (int64_t k = 0; k < kc; ++k) LoadRow(from + k * a.stride, to + k * kRows, kRows);
+    if (rows - m >= kTileRows) {
+      for (int64_t k = 0; k < kc; ++k) LoadRow(from + k * a.stride, to + k * kTileRows, kTileRows);
     } else {
-      for (int64_t k = 0; k < kc; ++k) LoadRow(from + k * a.stride, to + k * kRows, count);
+      for (int64_t k = 0; k < kc; ++k) LoadRow(from + k * a.stride, to + k * kTileRows, rows - m);
     }
-  }
-}
-
-template <class T>
-auto LoadWide(const T* from) {
-  using S = Simd<Acc<T>>;
-  if constexpr (std::is_same_v<T, Acc<T>>) {
-    return S::Load(from);
-  } else {
-    Acc<T> wide[S::kWidth];
-    LoadRow(from, wide, S::kWidth);
-    return S::Load(wide);
   }
 }
 
@@ -102,13 +37,13 @@ template <class T>
 void PackTransposed(const T* from, int64_t stride, int64_t rows, int64_t kc, Acc<T>* to) {
   using A = Acc<T>;
   using S = Simd<A>;
-  constexpr int64_t kW = S::kWidth, kP = kPanel<A>;
+  constexpr int64_t kW = S::kWidth, kP = kTileCols<A>;
   A edge[kW * kW] = {};
   for (int64_t k = 0; k < kc; k += kW) {
     int64_t count = std::min(kW, kc - k);
     typename S::Vector square[kW];
     if (rows == kW && count == kW) {
-      Unroll<kW>([&](auto r) { square[r] = LoadWide(from + r * stride + k); });
+      Unroll<kW>([&](auto r) { square[r] = LoadVector(from + r * stride + k); });
     } else {
       for (int64_t r = 0; r < rows; ++r) LoadRow(from + r * stride + k, edge + r * kW, count);
       Unroll<kW>([&](auto r) { square[r] = S::Load(edge + r * kW); });
@@ -122,10 +57,10 @@ void PackTransposed(const T* from, int64_t stride, int64_t rows, int64_t kc, Acc
   }
 }
 
-// Columns [0, cols) of B, cols ≤ kPanel, as [kc][kPanel]; the columns beyond are 0.
+// Columns [0, cols) of B, cols ≤ kTileCols, as [kc][kTileCols]; the columns beyond hold anything.
 template <class T>
-void PackB(MatrixView<T> b, int64_t kc, int64_t cols, Acc<T>* to) {
-  constexpr int64_t kW = Simd<Acc<T>>::kWidth, kP = kPanel<Acc<T>>;
+void PackPanel(MatrixView<T> b, int64_t kc, int64_t cols, Acc<T>* to) {
+  constexpr int64_t kW = Simd<Acc<T>>::kWidth, kP = kTileCols<Acc<T>>;
   if (b.transposed) {
     for (int64_t n = 0; n < cols; n += kW) {
       PackTransposed(b.data + n * b.stride, b.stride, std::min(kW, cols - n), kc, to + n);
@@ -133,25 +68,11 @@ void PackB(MatrixView<T> b, int64_t kc, int64_t cols, Acc<T>* to) {
   } else if (cols == kP) {
     for (int64_t k = 0; k < kc; ++k) LoadRow(b.data + k * b.stride, to + k * kP, kP);
   } else {
-    std::fill(to, to + kc * kP, Acc<T>(0));
-    for (int64_t k = 0; k < kc; ++k) LoadRow(b.data + k * b.stride, to + k * kP, cols);
+    for (int64_t k = 0; k < kc; ++k) {
+      LoadRow(b.data + k * b.stride, to + k * kP, cols);
+      std::fill(to + k * kP + cols, to + (k + 1) * kP, Acc<T>(0));
+    }
   }
-}
-
-// One tile of C; a tile narrower than its vectors goes through a copy.
-template <class A>
-void Tile(int64_t rows, int64_t cols, int64_t kc, const A* a, bool a_transposed, const A* b, A* c,
-          int64_t c_stride, bool load) {
-  constexpr int64_t kW = Simd<A>::kWidth, kP = kPanel<A>;
-  auto kernel = KernelFor<A>(rows, cols > kW, a_transposed);
-  if (cols == kP || cols == kW) return kernel(kc, a, b, c, c_stride, load);
-  A copy[kRows * kP];
-  for (int64_t r = 0; load && r < rows; ++r) {
-    std::copy_n(c + r * c_stride, cols, copy + r * kP);
-    std::fill(copy + r * kP + cols, copy + (r + 1) * kP, A(0));
-  }
-  kernel(kc, a, b, copy, kP, load);
-  for (int64_t r = 0; r < rows; ++r) std::copy_n(copy + r * kP, cols, c + r * c_stride);
 }
 
 struct alignas(64) CacheLine {
@@ -172,33 +93,40 @@ MatrixView<T> From(MatrixView<T> x, int64_t i, int64_t j) {
   return x;
 }
 
+int64_t RoundUp(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
+
+template <class A>
+void FillRows(int64_t M, int64_t N, A* c, int64_t c_stride) {
+  for (int64_t m = 0; m < M; ++m) std::fill_n(c + m * c_stride, N, A(0));
+}
+
 }  // namespace
 
 template <class T>
 void GemmSerial(int64_t M, int64_t N, int64_t K, MatrixView<T> a_MK, MatrixView<T> b_KN,
                 Acc<T>* c_MN, int64_t c_stride, bool accumulate) {
   using A = Acc<T>;
-  constexpr int64_t kP = kPanel<A>;
-  if (K == 0 && !accumulate) {
-    for (int64_t m = 0; m < M; ++m) std::fill_n(c_MN + m * c_stride, N, A(0));
-  }
-  A* a_packed = Scratch<A, 0>(kBlockM * kRowStride);
-  A* b_packed = Scratch<A, 1>(kBlockN * kBlockK);
+  constexpr int64_t kP = kTileCols<A>;
+  if (K == 0 && !accumulate) FillRows(M, N, c_MN, c_stride);
+  A* a_packed = Scratch<A, 0>(kBlockM * kPackedStride);
+  A* b_packed = Scratch<A, 1>(kBlockN * kPackedK);
   for (int64_t n0 = 0; n0 < N; n0 += kBlockN) {
     int64_t n1 = std::min(N, n0 + kBlockN);
-    for (int64_t k0 = 0; k0 < K; k0 += kBlockK) {
-      int64_t kc = std::min(kBlockK, K - k0);
+    for (int64_t k0 = 0; k0 < K; k0 += kPackedK) {
+      int64_t kc = std::min(kPackedK, K - k0);
       bool load = accumulate || k0 > 0;
       for (int64_t m0 = 0; m0 < M; m0 += kBlockM) {
         int64_t m1 = std::min(M, m0 + kBlockM);
-        PackA(From(a_MK, m0, k0), m1 - m0, kc, a_packed);
+        MatrixView<T> a = From(a_MK, m0, k0);
+        a.transposed ? PackColumns(a, m1 - m0, kc, a_packed) : PackLeft(m1 - m0, kc, a, a_packed);
         for (int64_t n = n0; n < n1; n += kP) {
-          A* panel = b_packed + (M > kBlockM ? (n - n0) * kBlockK : 0);
+          A* panel = b_packed + (M > kBlockM ? (n - n0) * kPackedK : 0);
           int64_t cols = std::min(kP, n1 - n);
-          if (m0 == 0) PackB(From(b_KN, k0, n), kc, cols, panel);
-          for (int64_t m = m0; m < m1; m += kRows) {
-            Tile(std::min<int64_t>(kRows, m1 - m), cols, kc, a_packed + (m - m0) * kRowStride,
-                 a_MK.transposed, panel, c_MN + m * c_stride + n, c_stride, load);
+          if (m0 == 0) PackPanel(From(b_KN, k0, n), kc, cols, panel);
+          for (int64_t m = m0; m < m1; m += kTileRows) {
+            MultiplyTile<A>(std::min<int64_t>(kTileRows, m1 - m), cols, kc,
+                            a_packed + (m - m0) * kPackedStride, a.transposed, panel, kP,
+                            c_MN + m * c_stride + n, c_stride, load);
           }
         }
       }
@@ -221,7 +149,7 @@ void Gemm(ThreadPool& pool, int64_t M, int64_t N, int64_t K, MatrixView<T> a_MK,
     });
     return;
   }
-  constexpr int64_t kP = kPanel<Acc<T>>;
+  constexpr int64_t kP = kTileCols<Acc<T>>;
   int64_t panels = (N + kP - 1) / kP;
   pool.ParallelFor(panels, (panels + threads - 1) / threads, [&](int64_t begin, int64_t end) {
     int64_t n0 = begin * kP, n1 = std::min(N, end * kP);
@@ -229,14 +157,74 @@ void Gemm(ThreadPool& pool, int64_t M, int64_t N, int64_t K, MatrixView<T> a_MK,
   });
 }
 
+template <class T>
+void PackLeft(int64_t M, int64_t K, MatrixView<T> a_MK, Acc<T>* to) {
+  for (int64_t k0 = 0; k0 < K; k0 += kPackedK, to += M * kPackedStride) {
+    const T* from = From(a_MK, 0, k0).data;
+    int64_t kc = std::min(kPackedK, K - k0);
+    for (int64_t m = 0; m < M; ++m) LoadRow(from + m * a_MK.stride, to + m * kPackedStride, kc);
+  }
+}
+
+template <class A>
+int64_t PackedRightSize(int64_t K, int64_t N) {
+  return K * RoundUp(N, kTileCols<A>);
+}
+
+template <class T>
+RightOperand<Acc<T>> PackRight(int64_t M, int64_t K, int64_t N, MatrixView<T> b_KN, Acc<T>* to) {
+  using A = Acc<T>;
+  constexpr int64_t kP = kTileCols<A>;
+  if constexpr (std::is_same_v<T, A>) {
+    bool in_place = M <= kTileRows && !b_KN.transposed && N % Simd<A>::kWidth == 0;
+    if (in_place) return {b_KN.data, b_KN.stride, false};
+  }
+  A* next = to;
+  for (int64_t k0 = 0; k0 < K; k0 += kPackedK) {
+    int64_t kc = std::min(kPackedK, K - k0);
+    for (int64_t n = 0; n < N; n += kP, next += kc * kP) {
+      PackPanel(From(b_KN, k0, n), kc, std::min(kP, N - n), next);
+    }
+  }
+  return {to, kP, true};
+}
+
+template <class A>
+void GemmPacked(int64_t M, int64_t N, int64_t K, const A* left_MK, RightOperand<A> right_KN,
+                A* c_MN, int64_t c_stride, bool accumulate) {
+  constexpr int64_t kP = kTileCols<A>;
+  if (K == 0 && !accumulate) FillRows(M, N, c_MN, c_stride);
+  int64_t next_k = right_KN.packed ? RoundUp(N, kP) : right_KN.step;
+  for (int64_t k0 = 0; k0 < K; k0 += kPackedK, left_MK += M * kPackedStride) {
+    int64_t kc = std::min(kPackedK, K - k0);
+    for (int64_t n = 0; n < N; n += kP) {
+      const A* panel = right_KN.data + k0 * next_k + n * (right_KN.packed ? kc : 1);
+      for (int64_t m = 0; m < M; m += kTileRows) {
+        MultiplyTile<A>(std::min<int64_t>(kTileRows, M - m), std::min(kP, N - n), kc,
+                        left_MK + m * kPackedStride, false, panel, right_KN.step,
+                        c_MN + m * c_stride + n, c_stride, accumulate || k0 > 0);
+      }
+    }
+  }
+}
+
 #define HONE_GEMM(T)                                                                            \
   template void Gemm<T>(ThreadPool&, int64_t, int64_t, int64_t, MatrixView<T>, MatrixView<T>,   \
                         Acc<T>*, int64_t, bool);                                                \
   template void GemmSerial<T>(int64_t, int64_t, int64_t, MatrixView<T>, MatrixView<T>, Acc<T>*, \
-                              int64_t, bool);
+                              int64_t, bool);                                                   \
+  template void PackLeft<T>(int64_t, int64_t, MatrixView<T>, Acc<T>*);                          \
+  template RightOperand<Acc<T>> PackRight<T>(int64_t, int64_t, int64_t, MatrixView<T>, Acc<T>*);
+#define HONE_GEMM_PACKED(A)                                                                      \
+  template int64_t PackedRightSize<A>(int64_t, int64_t);                                         \
+  template void GemmPacked<A>(int64_t, int64_t, int64_t, const A*, RightOperand<A>, A*, int64_t, \
+                              bool);
 HONE_GEMM(float)
 HONE_GEMM(double)
 HONE_GEMM(BF16)
+HONE_GEMM_PACKED(float)
+HONE_GEMM_PACKED(double)
 #undef HONE_GEMM
+#undef HONE_GEMM_PACKED
 
 }  // namespace hone::kernels

@@ -32,4 +32,32 @@ template <class T>
 void GemmSerial(int64_t M, int64_t N, int64_t K, MatrixView<T> a_MK, MatrixView<T> b_KN,
                 Acc<T>* c_MN, int64_t c_stride, bool accumulate);
 
+// For kernels that use a packed operand several times, as attention does. A left operand [M, K] is
+// rows kPackedStride apart: whoever computes one with K ≤ kPackedK may write it in that form
+// directly; a wider one is packed kPackedK columns after the other.
+inline constexpr int64_t kPackedK = 256;
+inline constexpr int64_t kPackedStride =
+    kPackedK + 16;  // so that rows start in different cache sets
+inline int64_t PackedLeftSize(int64_t M, int64_t K) {
+  return (K + kPackedK - 1) / kPackedK * M * kPackedStride;
+}
+template <class T>
+void PackLeft(int64_t M, int64_t K, MatrixView<T> a_MK, Acc<T>* to);
+
+// A right operand [K, N]: packed; or where it stands when it is not transposed, needs no widening,
+// and meets so few rows (`M`) that packing would not pay.
+template <class A>
+struct RightOperand {
+  const A* data;
+  int64_t step;  // elements from k to k + 1
+  bool packed;
+};
+template <class A>
+int64_t PackedRightSize(int64_t K, int64_t N);
+template <class T>
+RightOperand<Acc<T>> PackRight(int64_t M, int64_t K, int64_t N, MatrixView<T> b_KN, Acc<T>* to);
+template <class A>
+void GemmPacked(int64_t M, int64_t N, int64_t K, const A* left_MK, RightOperand<A> right_KN,
+                A* c_MN, int64_t c_stride, bool accumulate);
+
 }  // namespace hone::kernels

@@ -1,6 +1,7 @@
 // The widest vector this build may use, for code that a compiler would not vectorise by itself.
 //
-// Lanes never mix, and Fma is fused in each form, so the width changes speed and no bit.
+// Lanes never mix, Fma is fused in each form, and Max gives its second operand where one is NaN, so
+// the width changes speed and no bit.
 #pragma once
 
 #include <utility>
@@ -25,6 +26,8 @@ struct Simd<float> {
   static Vector Broadcast(float x) { return _mm512_set1_ps(x); }
   static void Store(float* p, Vector v) { _mm512_storeu_ps(p, v); }
   static Vector Fma(Vector a, Vector b, Vector c) { return _mm512_fmadd_ps(a, b, c); }
+  static Vector Add(Vector a, Vector b) { return a + b; }
+  static Vector Max(Vector a, Vector b) { return a > b ? a : b; }
 };
 template <>
 struct Simd<double> {
@@ -35,6 +38,8 @@ struct Simd<double> {
   static Vector Broadcast(double x) { return _mm512_set1_pd(x); }
   static void Store(double* p, Vector v) { _mm512_storeu_pd(p, v); }
   static Vector Fma(Vector a, Vector b, Vector c) { return _mm512_fmadd_pd(a, b, c); }
+  static Vector Add(Vector a, Vector b) { return a + b; }
+  static Vector Max(Vector a, Vector b) { return a > b ? a : b; }
 };
 #elif defined(__AVX2__) && defined(__FMA__)
 inline constexpr int kSimdRegisters = 16;
@@ -47,6 +52,8 @@ struct Simd<float> {
   static Vector Broadcast(float x) { return _mm256_set1_ps(x); }
   static void Store(float* p, Vector v) { _mm256_storeu_ps(p, v); }
   static Vector Fma(Vector a, Vector b, Vector c) { return _mm256_fmadd_ps(a, b, c); }
+  static Vector Add(Vector a, Vector b) { return a + b; }
+  static Vector Max(Vector a, Vector b) { return a > b ? a : b; }
 };
 template <>
 struct Simd<double> {
@@ -57,6 +64,8 @@ struct Simd<double> {
   static Vector Broadcast(double x) { return _mm256_set1_pd(x); }
   static void Store(double* p, Vector v) { _mm256_storeu_pd(p, v); }
   static Vector Fma(Vector a, Vector b, Vector c) { return _mm256_fmadd_pd(a, b, c); }
+  static Vector Add(Vector a, Vector b) { return a + b; }
+  static Vector Max(Vector a, Vector b) { return a > b ? a : b; }
 };
 #else
 // No vectors the compiler is told of: one lane, fused by the library where the machine cannot.
@@ -73,6 +82,8 @@ struct Simd {
     if constexpr (sizeof(A) == 4) return __builtin_fmaf(a, b, c);
     return __builtin_fma(a, b, c);
   }
+  static A Add(A a, A b) { return a + b; }
+  static A Max(A a, A b) { return a > b ? a : b; }
 };
 #endif
 

@@ -11,7 +11,9 @@
 #include <cmath>
 #include <cstdint>
 #include <limits>
+#include <type_traits>
 
+#include "kernels/simd.h"
 #include "runtime/dtype.h"
 
 namespace hone::kernels {
@@ -65,29 +67,80 @@ inline void StoreRow(const Acc<T>* from, T* to, int64_t n) {
 inline constexpr int kLanes = 16;
 
 // Folds lane i + h into lane i for h = 8, 4, 2, 1.
-template <class A, class Op>
+template <int half = kLanes / 2, class A, class Op>
 inline A FoldLanes(A* lane, Op op) {
-  for (int half = kLanes / 2; half > 0; half /= 2) {
-    for (int i = 0; i < half; ++i) lane[i] = op(lane[i], lane[i + half]);
+  Unroll<half>([&](auto i) { lane[i] = op(lane[i], lane[i + half]); });
+  if constexpr (half > 1) {
+    return FoldLanes<half / 2>(lane, op);
+  } else {
+    return lane[0];
   }
-  return lane[0];
 }
 
-// Σ term(i) for i in [0, n); `term` is called once an index.
-template <class A, class Term>
-inline A SumOver(int64_t n, Term term) {
-  A lane[kLanes] = {};
-  int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes) {
-    for (int l = 0; l < kLanes; ++l) lane[l] += term(i + l);
+// The kLanes partial results, in vectors.
+template <class A>
+struct Lanes {
+  using S = Simd<A>;
+  static constexpr int kVectors = kLanes / S::kWidth;
+  typename S::Vector part[kVectors];
+
+  explicit Lanes(A value) {
+    Unroll<kVectors>([&](auto v) { part[v] = S::Broadcast(value); });
   }
-  for (int l = 0; i + l < n; ++l) lane[l] += term(i + l);
-  return FoldLanes(lane, [](A a, A b) { return a + b; });
+  // part = fn(offset, part) for each vector.
+  template <class Fn>
+  void Update(Fn fn) {
+    Unroll<kVectors>([&](auto v) { part[v] = fn(v * S::kWidth, part[v]); });
+  }
+  void Spill(A* lane) const {
+    Unroll<kVectors>([&](auto v) { S::Store(lane + v * S::kWidth, part[v]); });
+  }
+};
+
+// kWidth consecutive elements, widened.
+template <class T>
+inline auto LoadVector(const T* from) {
+  using S = Simd<Acc<T>>;
+  if constexpr (std::is_same_v<T, Acc<T>>) {
+    return S::Load(from);
+  } else {
+    Acc<T> wide[S::kWidth];
+    LoadRow(from, wide, S::kWidth);
+    return S::Load(wide);
+  }
 }
 
 template <class T>
 inline Acc<T> SumLanes(const T* x, int64_t n) {
-  return SumOver<Acc<T>>(n, [x](int64_t i) { return Load(x[i]); });
+  using A = Acc<T>;
+  Lanes<A> sum(0);
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+    sum.Update([&](int at, auto part) { return Simd<A>::Add(part, LoadVector(x + i + at)); });
+  }
+  A lane[kLanes];
+  sum.Spill(lane);
+  for (int l = 0; i + l < n; ++l) lane[l] += Load(x[i + l]);
+  return FoldLanes(lane, [](A a, A b) { return a + b; });
+}
+
+// Σ term(i) for i in [0, n); `term` is called once an index, in blocks that a compiler can
+// vectorise.
+template <class A, class Term>
+inline A SumOver(int64_t n, Term term) {
+  constexpr int kBlock = 4 * kLanes;
+  A block[kBlock], lane[kLanes];
+  Lanes<A> sum(0);
+  int64_t i = 0;
+  for (; i + kBlock <= n; i += kBlock) {
+    for (int j = 0; j < kBlock; ++j) block[j] = term(i + j);
+    for (int j = 0; j < kBlock; j += kLanes) {
+      sum.Update([&](int at, auto part) { return Simd<A>::Add(part, LoadVector(block + j + at)); });
+    }
+  }
+  sum.Spill(lane);
+  for (; i < n; ++i) lane[i % kLanes] += term(i);
+  return FoldLanes(lane, [](A a, A b) { return a + b; });
 }
 
 // Σ x[i] y[i], fused.
@@ -96,10 +149,16 @@ inline Acc<T> Dot(const T* x, const U* y, int64_t n) {
   using A = Acc<T>;
   A lane[kLanes] = {};
   int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes) {
-    for (int l = 0; l < kLanes; ++l) lane[l] = Fma(Load(x[i + l]), A(Load(y[i + l])), lane[l]);
+  if constexpr (std::is_same_v<A, Acc<U>>) {
+    Lanes<A> sum(0);
+    for (; i + kLanes <= n; i += kLanes) {
+      sum.Update([&](int at, auto part) {
+        return Simd<A>::Fma(LoadVector(x + i + at), LoadVector(y + i + at), part);
+      });
+    }
+    sum.Spill(lane);
   }
-  for (int l = 0; i + l < n; ++l) lane[l] = Fma(Load(x[i + l]), A(Load(y[i + l])), lane[l]);
+  for (; i < n; ++i) lane[i % kLanes] = Fma(Load(x[i]), A(Load(y[i])), lane[i % kLanes]);
   return FoldLanes(lane, [](A a, A b) { return a + b; });
 }
 
@@ -107,15 +166,13 @@ inline Acc<T> Dot(const T* x, const U* y, int64_t n) {
 template <class T>
 inline Acc<T> MaxLanes(const T* x, int64_t n) {
   using A = Acc<T>;
-  A lane[kLanes];
-  std::fill(lane, lane + kLanes, -std::numeric_limits<A>::infinity());
+  Lanes<A> max(-std::numeric_limits<A>::infinity());
   int64_t i = 0;
   for (; i + kLanes <= n; i += kLanes) {
-    for (int l = 0; l < kLanes; ++l) {
-      A v = Load(x[i + l]);
-      lane[l] = v > lane[l] ? v : lane[l];
-    }
+    max.Update([&](int at, auto part) { return Simd<A>::Max(LoadVector(x + i + at), part); });
   }
+  A lane[kLanes];
+  max.Spill(lane);
   for (int l = 0; i + l < n; ++l) lane[l] = std::max(lane[l], A(Load(x[i + l])));
   return FoldLanes(lane, [](A a, A b) { return a > b ? a : b; });
 }

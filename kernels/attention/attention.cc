@@ -71,26 +71,18 @@ void CheckPages(std::string_view op, const Context& ctx, const Tensor& q_THC, co
   }
 }
 
-// float or double for a dtype already widened.
-template <class Fn>
-void SwitchAcc(DType dtype, Fn&& fn) {
-  dtype == DType::kF64 ? fn(double{}) : fn(float{});
-}
-
 }  // namespace
 
 AttentionResult Attention(Context& ctx, const Tensor& q_THC, const Tensor& k_TGC,
                           const Tensor& v_TGV, std::span<const int32_t> cu_seqlens, double scale) {
   CheckInputs("attention", ctx, q_THC, k_TGC, v_TGV, cu_seqlens);
   int64_t tokens = q_THC.dim(0), heads = q_THC.dim(1);
-  DType acc = AccDType(q_THC.dtype());
-  Tensor out_THV = ctx.Empty({tokens, heads, v_TGV.dim(2)}, acc);
-  Tensor lse_TH = ctx.Empty({tokens, heads}, acc);
-  Tensor q = Cast(ctx, q_THC, acc), k = Cast(ctx, k_TGC, acc), v = Cast(ctx, v_TGV, acc);
-  SwitchAcc(acc, [&](auto a) {
-    cpu::Attention<decltype(a)>(ctx, q, k, v, cu_seqlens, scale, out_THV, lse_TH);
+  AttentionResult result{ctx.Empty({tokens, heads, v_TGV.dim(2)}, q_THC.dtype()),
+                         ctx.Empty({tokens, heads}, AccDType(q_THC.dtype()))};
+  SwitchFloat("attention", q_THC.dtype(), [&](auto t) {
+    cpu::Attention<decltype(t)>(ctx, q_THC, k_TGC, v_TGV, cu_seqlens, scale, result);
   });
-  return {Cast(ctx, out_THV, q_THC.dtype()), lse_TH};
+  return result;
 }
 
 AttentionGradients AttentionBackward(Context& ctx, const Tensor& dout_THV, const Tensor& q_THC,
@@ -110,22 +102,19 @@ AttentionGradients AttentionBackward(Context& ctx, const Tensor& dout_THV, const
   AttentionResult wide{Cast(ctx, saved.out_THV, acc), saved.lse_TH};
   Tensor q = Cast(ctx, q_THC, acc), k = Cast(ctx, k_TGC, acc), v = Cast(ctx, v_TGV, acc);
   Tensor dout = Cast(ctx, dout_THV, acc);
-  SwitchAcc(acc, [&](auto a) {
-    cpu::AttentionBackward<decltype(a)>(ctx, dout, q, k, v, wide, cu_seqlens, scale, sum);
-  });
+  auto run = acc == DType::kF64 ? cpu::AttentionBackward<double> : cpu::AttentionBackward<float>;
+  run(ctx, dout, q, k, v, wide, cu_seqlens, scale, sum);
   return {Cast(ctx, sum.dq_THC, dtype), Cast(ctx, sum.dk_TGC, dtype), Cast(ctx, sum.dv_TGV, dtype)};
 }
 
 Tensor PagedAttention(Context& ctx, const Tensor& q_THC, const PagedKv& kv,
                       std::span<const int32_t> cu_seqlens, double scale) {
   CheckPages("paged_attention", ctx, q_THC, kv, cu_seqlens);
-  DType acc = AccDType(q_THC.dtype());
-  Tensor out_THV = ctx.Empty({q_THC.dim(0), q_THC.dim(1), kv.v_PSGV.dim(3)}, acc);
-  Tensor q = Cast(ctx, q_THC, acc);
+  Tensor out_THV = ctx.Empty({q_THC.dim(0), q_THC.dim(1), kv.v_PSGV.dim(3)}, q_THC.dtype());
   SwitchFloat("paged_attention", q_THC.dtype(), [&](auto t) {
-    cpu::PagedAttention<decltype(t)>(ctx, q, kv, cu_seqlens, scale, out_THV);
+    cpu::PagedAttention<decltype(t)>(ctx, q_THC, kv, cu_seqlens, scale, out_THV);
   });
-  return Cast(ctx, out_THV, q_THC.dtype());
+  return out_THV;
 }
 
 }  // namespace hone::kernels

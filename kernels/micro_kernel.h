@@ -1,0 +1,78 @@
+// The innermost loops of gemm.cc: a tile of C in registers, walked down k.
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <cstdint>
+#include <utility>
+
+#include "kernels/gemm.h"
+#include "kernels/simd.h"
+
+namespace hone::kernels {
+
+inline constexpr int kTileRows = kSimdRegisters == 32 ? 14 : 6;
+template <class A>
+inline constexpr int64_t kTileCols = 2 * Simd<A>::kWidth;
+
+// c[R, W vectors] (+)= a · b over kc steps of k. Row r of a lies kPackedStride after row r − 1; or
+// a is [kc][kTileRows] when kByColumns. Step k of b is `b_step` elements after step k − 1.
+template <class A, int R, int W, bool kByColumns>
+void MicroKernel(int64_t kc, const A* a, const A* b, int64_t b_step, A* c, int64_t c_stride,
+                 bool load) {
+  using S = Simd<A>;
+  constexpr int64_t kRow = kByColumns ? 1 : kPackedStride, kStep = kByColumns ? kTileRows : 1;
+  typename S::Vector sum[R][W];
+  Unroll<R>([&](auto r) {
+    Unroll<W>(
+        [&](auto w) { sum[r][w] = load ? S::Load(c + r * c_stride + w * S::kWidth) : S::Zero(); });
+  });
+  for (int64_t k = 0; k < kc; ++k, a += kStep, b += b_step) {
+    typename S::Vector row[W];
+    Unroll<W>([&](auto w) { row[w] = S::Load(b + w * S::kWidth); });
+    Unroll<R>([&](auto r) {
+      auto x = S::Broadcast(a[r * kRow]);
+      Unroll<W>([&](auto w) { sum[r][w] = S::Fma(x, row[w], sum[r][w]); });
+    });
+  }
+  Unroll<R>([&](auto r) {
+    Unroll<W>([&](auto w) { S::Store(c + r * c_stride + w * S::kWidth, sum[r][w]); });
+  });
+}
+
+template <class A>
+using MicroKernelFn = void (*)(int64_t, const A*, const A*, int64_t, A*, int64_t, bool);
+
+template <class A, int W, bool kByColumns>
+constexpr auto KernelsByRows() {
+  return []<int... r>(std::integer_sequence<int, r...>) {
+    return std::array<MicroKernelFn<A>, kTileRows>{MicroKernel<A, r + 1, W, kByColumns>...};
+  }
+  (std::make_integer_sequence<int, kTileRows>{});
+}
+template <class A>
+MicroKernelFn<A> KernelFor(int64_t rows, bool wide, bool by_columns) {
+  static constexpr std::array<MicroKernelFn<A>, kTileRows> kTable[2][2] = {
+      {KernelsByRows<A, 1, false>(), KernelsByRows<A, 1, true>()},
+      {KernelsByRows<A, 2, false>(), KernelsByRows<A, 2, true>()}};
+  return kTable[wide][by_columns][rows - 1];
+}
+
+// One tile of C, rows ≤ kTileRows, cols ≤ kTileCols. A tile narrower than its vectors goes through
+// a copy.
+template <class A>
+void MultiplyTile(int64_t rows, int64_t cols, int64_t kc, const A* a, bool a_by_columns, const A* b,
+                  int64_t b_step, A* c, int64_t c_stride, bool load) {
+  constexpr int64_t kWidth = Simd<A>::kWidth, kCols = kTileCols<A>;
+  auto kernel = KernelFor<A>(rows, cols > kWidth, a_by_columns);
+  if (cols == kCols || cols == kWidth) return kernel(kc, a, b, b_step, c, c_stride, load);
+  A copy[kTileRows * kCols];
+  for (int64_t r = 0; load && r < rows; ++r) {
+    std::copy_n(c + r * c_stride, cols, copy + r * kCols);
+    std::fill(copy + r * kCols + cols, copy + (r + 1) * kCols, A(0));
+  }
+  kernel(kc, a, b, b_step, copy, kCols, load);
+  for (int64_t r = 0; r < rows; ++r) std::copy_n(copy + r * kCols, cols, c + r * c_stride);
+}
+
+}  // namespace hone::kernels
