@@ -41,7 +41,6 @@ const std::vector<Library> kLibraries = {
     {"CUDA", std::regex("cuda.*|cublas.*|cudnn.*|driver_types\\.h|cuda/.*"),
      std::regex("runtime/device.*|(.*/)?[a-z0-9_]*cuda\\.(cu|cuh|cc|h)|parallel/comm/nccl.*")},
     {"yaml-cpp", std::regex("yaml-cpp/.*"), std::regex("runtime/config.*\\.cc")},
-    {"nlohmann json", std::regex("nlohmann/.*"), std::regex(".*\\.cc")},
 };
 
 struct Include {
