@@ -29,6 +29,16 @@ constexpr int64_t kExpandRows = 8192;
 
 using Init = ParameterBuilder::Init;
 
+// CopyTo, shared among the threads.
+void CopyRows(Context& ctx, const Tensor& source, const Tensor& target) {
+  if (!ctx.device().is_cpu()) return CopyTo(source, target, &ctx.stream());
+  int64_t per_token = std::max<int64_t>(1, source.size() / std::max<int64_t>(1, source.dim(0)));
+  ctx.pool().ParallelFor(source.dim(0), kernels::RowGrain(per_token),
+                         [&](int64_t begin, int64_t end) {
+                           CopyTo(source.Slice(begin, end), target.Slice(begin, end));
+                         });
+}
+
 struct MlaRecord : Record {
   Tensor x_TD;
   Tensor q_latent_TQ;          // before its norm; undefined when q_lora_rank is 0
@@ -144,10 +154,10 @@ std::pair<Tensor, Tensor> MultiHeadLatentAttention::Expand(Context& ctx, const T
   Tensor kv = kv_b_.Forward(ctx, c_TL).Reshape({tokens, heads_, nope_ + value_});
   Tensor k_THC = ctx.Empty({tokens, heads_, nope_ + rope_}, kv.dtype());
   Tensor v_THV = ctx.Empty({tokens, heads_, value_}, kv.dtype());
-  CopyTo(kv.Columns(0, nope_), k_THC.Columns(0, nope_), &ctx.stream());
-  CopyTo(kv.Columns(nope_, nope_ + value_), v_THV, &ctx.stream());
+  CopyRows(ctx, kv.Columns(0, nope_), k_THC.Columns(0, nope_));
+  CopyRows(ctx, kv.Columns(nope_, nope_ + value_), v_THV);
   for (int64_t h = 0; h < heads_; ++h) {
-    CopyTo(kr_TR, HeadColumns(k_THC, h, nope_ + rope_, nope_, nope_ + rope_), &ctx.stream());
+    CopyRows(ctx, kr_TR, HeadColumns(k_THC, h, nope_ + rope_, nope_, nope_ + rope_));
   }
   return {k_THC, v_THV};
 }
@@ -156,8 +166,8 @@ Tensor MultiHeadLatentAttention::ExpandBackward(Context& ctx, const Tensor& dk_T
                                                 const Tensor& dv_THV, const Tensor& c_TL) const {
   int64_t tokens = c_TL.dim(0);
   Tensor dkv = ctx.Empty({tokens, heads_, nope_ + value_}, dk_THC.dtype());
-  CopyTo(dk_THC.Columns(0, nope_), dkv.Columns(0, nope_), &ctx.stream());
-  CopyTo(dv_THV, dkv.Columns(nope_, nope_ + value_), &ctx.stream());
+  CopyRows(ctx, dk_THC.Columns(0, nope_), dkv.Columns(0, nope_));
+  CopyRows(ctx, dv_THV, dkv.Columns(nope_, nope_ + value_));
   return kv_b_.Backward(ctx, dkv.Reshape({tokens, heads_ * (nope_ + value_)}), c_TL);
 }
 
@@ -205,12 +215,11 @@ Tensor MultiHeadLatentAttention::Backward(Context& ctx, const Tensor& dy_TD, con
   Tensor c_TL = kv_norm_.Forward(ctx, record.latent_TL);  // cheaper to recompute than to keep
   Tensor dc_TL = ExpandBackward(ctx, dk_THC, dv_THV, c_TL);
   Tensor dkv_a = ctx.Empty({tokens, latent_ + rope_}, dy_TD.dtype());
-  CopyTo(kv_norm_.Backward(ctx, dc_TL, record.latent_TL), dkv_a.Columns(0, latent_), &ctx.stream());
+  CopyRows(ctx, kv_norm_.Backward(ctx, dc_TL, record.latent_TL), dkv_a.Columns(0, latent_));
   Tensor dkr_TR = SumOverHeads(ctx, dk_THC);
   kernels::Rope(ctx, dkr_TR.Reshape({tokens, 1, rope_}), pack.position_T, table_, form_,
                 /*inverse=*/true);
-  CopyTo(kernels::Cast(ctx, dkr_TR, dy_TD.dtype()), dkv_a.Columns(latent_, latent_ + rope_),
-         &ctx.stream());
+  CopyRows(ctx, kernels::Cast(ctx, dkr_TR, dy_TD.dtype()), dkv_a.Columns(latent_, latent_ + rope_));
 
   Tensor dx_TD = QueryBackward(ctx, dq_THC, pack.position_T, record);
   kernels::AddInPlace(ctx, dx_TD, kv_a_.Backward(ctx, dkv_a, record.x_TD));
@@ -297,7 +306,7 @@ Tensor MultiHeadLatentAttention::AttendExpanded(Context& ctx, const Tensor& q_TH
       int64_t pages = (decode.length_S[s] + page_size - 1) / page_size;
       for (int64_t p = 0; p < pages; ++p) {
         int64_t page = decode.pages_S[s][p];
-        CopyTo(joint.Slice(page, page + 1), gathered.Slice(next + p, next + p + 1), &ctx.stream());
+        CopyRows(ctx, joint.Slice(page, page + 1), gathered.Slice(next + p, next + p + 1));
         numbers[next + p] = static_cast<int32_t>(next + p);
       }
       kv.pages_S.push_back(std::span<const int32_t>(numbers).subspan(next, pages));
@@ -310,8 +319,8 @@ Tensor MultiHeadLatentAttention::AttendExpanded(Context& ctx, const Tensor& q_TH
     kv.k_PSGC = k.Reshape({chunk.pages, page_size, heads_, nope_ + rope_});
     kv.v_PSGV = v.Reshape({chunk.pages, page_size, heads_, value_});
     int32_t last = decode.cu_seqlens[chunk.end];
-    CopyTo(kernels::PagedAttention(ctx, q_THC.Slice(first, last), kv, cu_seqlens, scale_),
-           out_THV.Slice(first, last), &ctx.stream());
+    CopyRows(ctx, kernels::PagedAttention(ctx, q_THC.Slice(first, last), kv, cu_seqlens, scale_),
+             out_THV.Slice(first, last));
   }
   return out_THV;
 }
@@ -324,10 +333,10 @@ Tensor MultiHeadLatentAttention::AttendAbsorbed(Context& ctx, const Tensor& q_TH
   for (int64_t h = 0; h < heads_; ++h) {
     Tensor w_uk_NL = w.Slice(h * per_head, h * per_head + nope_);
     Tensor q_TN = ctx.Clone(HeadColumns(q_THC, h, nope_ + rope_, 0, nope_));
-    CopyTo(kernels::LinearInputGradient(ctx, q_TN, w_uk_NL),
-           HeadColumns(absorbed, h, width, 0, latent_), &ctx.stream());
+    CopyRows(ctx, kernels::LinearInputGradient(ctx, q_TN, w_uk_NL),
+             HeadColumns(absorbed, h, width, 0, latent_));
   }
-  CopyTo(RopeColumns(q_THC), absorbed.Columns(latent_, width), &ctx.stream());
+  CopyRows(ctx, RopeColumns(q_THC), absorbed.Columns(latent_, width));
 
   kernels::PagedKv kv =
       PagesOf(decode, decode.cache.joint(decode.layer), decode.cache.first(decode.layer));
@@ -337,8 +346,8 @@ Tensor MultiHeadLatentAttention::AttendAbsorbed(Context& ctx, const Tensor& q_TH
   for (int64_t h = 0; h < heads_; ++h) {
     Tensor w_uv_VL = w.Slice(h * per_head + nope_, (h + 1) * per_head);
     Tensor mixed_TL = ctx.Clone(HeadColumns(mixed_THL, h, latent_, 0, latent_));
-    CopyTo(kernels::Linear(ctx, mixed_TL, w_uv_VL), HeadColumns(out_THV, h, value_, 0, value_),
-           &ctx.stream());
+    CopyRows(ctx, kernels::Linear(ctx, mixed_TL, w_uv_VL),
+             HeadColumns(out_THV, h, value_, 0, value_));
   }
   return out_THV;
 }

@@ -10,8 +10,11 @@
 //
 // In a TokenBatch, position i of a sequence reads token_T[i + 1], predicts target_T[i + 1] and
 // weighs mtp_loss_weight · loss_weight_T[i + 1]; the last position of each sequence takes no part.
-// So of T tokens at most T − S rows are worked on, in S sequences. Gradient convention: dh is
-// returned (=); those of parameters, embedding and head are added (+=).
+// So of T tokens at most T − S rows are worked on, in S sequences. The sequence balance loss of the
+// block's experts weighs as the main model's, without mtp_loss_weight. A spliced embedding stands
+// in for its token's here too; its own gradient from here is dropped.
+//
+// Gradient convention: dh is returned (=); those of parameters, embedding and head are added (+=).
 #pragma once
 
 #include <memory>
