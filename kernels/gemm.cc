@@ -18,7 +18,13 @@ namespace {
 constexpr int64_t kBlockM = 12 * kTileRows;
 constexpr int64_t kBlockN = 1024;
 
-// Rows [0, rows) and k in [0, kc) of a transposed A: groups of kTileRows rows, each
+// Rows [0, rows) and k in [0, kc) of A, kPackedStride apart.
+template <class T>
+void PackRows(MatrixView<T> a, int64_t rows, int64_t kc, Acc<T>* to) {
+  for (int64_t m = 0; m < rows; ++m) LoadRow(a.data + m * a.stride, to + m * kPackedStride, kc);
+}
+
+// The same of a transposed A: groups of kTileRows rows, each
 // [kc][kTileRows].
 template <class T>
 void PackColumns(MatrixView<T> a, int64_t rows, int64_t kc, Acc<T>* to) {
@@ -118,7 +124,7 @@ void GemmSerial(int64_t M, int64_t N, int64_t K, MatrixView<T> a_MK, MatrixView<
       for (int64_t m0 = 0; m0 < M; m0 += kBlockM) {
         int64_t m1 = std::min(M, m0 + kBlockM);
         MatrixView<T> a = From(a_MK, m0, k0);
-        a.transposed ? PackColumns(a, m1 - m0, kc, a_packed) : PackLeft(m1 - m0, kc, a, a_packed);
+        a.transposed ? PackColumns(a, m1 - m0, kc, a_packed) : PackRows(a, m1 - m0, kc, a_packed);
         for (int64_t n = n0; n < n1; n += kP) {
           A* panel = b_packed + (M > kBlockM ? (n - n0) * kPackedK : 0);
           int64_t cols = std::min(kP, n1 - n);
@@ -157,15 +163,6 @@ void Gemm(ThreadPool& pool, int64_t M, int64_t N, int64_t K, MatrixView<T> a_MK,
   });
 }
 
-template <class T>
-void PackLeft(int64_t M, int64_t K, MatrixView<T> a_MK, Acc<T>* to) {
-  for (int64_t k0 = 0; k0 < K; k0 += kPackedK, to += M * kPackedStride) {
-    const T* from = From(a_MK, 0, k0).data;
-    int64_t kc = std::min(kPackedK, K - k0);
-    for (int64_t m = 0; m < M; ++m) LoadRow(from + m * a_MK.stride, to + m * kPackedStride, kc);
-  }
-}
-
 template <class A>
 int64_t PackedRightSize(int64_t K, int64_t N) {
   return K * RoundUp(N, kTileCols<A>);
@@ -190,18 +187,18 @@ RightOperand<Acc<T>> PackRight(int64_t M, int64_t K, int64_t N, MatrixView<T> b_
 }
 
 template <class A>
-void GemmPacked(int64_t M, int64_t N, int64_t K, const A* left_MK, RightOperand<A> right_KN,
+void GemmPacked(int64_t M, int64_t N, int64_t K, LeftOperand<A> left_MK, RightOperand<A> right_KN,
                 A* c_MN, int64_t c_stride, bool accumulate) {
   constexpr int64_t kP = kTileCols<A>;
   if (K == 0 && !accumulate) FillRows(M, N, c_MN, c_stride);
   int64_t next_k = right_KN.packed ? RoundUp(N, kP) : right_KN.step;
-  for (int64_t k0 = 0; k0 < K; k0 += kPackedK, left_MK += M * kPackedStride) {
+  for (int64_t k0 = 0; k0 < K; k0 += kPackedK, left_MK.data += left_MK.chunk) {
     int64_t kc = std::min(kPackedK, K - k0);
     for (int64_t n = 0; n < N; n += kP) {
       const A* panel = right_KN.data + k0 * next_k + n * (right_KN.packed ? kc : 1);
       for (int64_t m = 0; m < M; m += kTileRows) {
         MultiplyTile<A>(std::min<int64_t>(kTileRows, M - m), std::min(kP, N - n), kc,
-                        left_MK + m * kPackedStride, false, panel, right_KN.step,
+                        left_MK.data + m * kPackedStride, false, panel, right_KN.step,
                         c_MN + m * c_stride + n, c_stride, accumulate || k0 > 0);
       }
     }
@@ -213,12 +210,11 @@ void GemmPacked(int64_t M, int64_t N, int64_t K, const A* left_MK, RightOperand<
                         Acc<T>*, int64_t, bool);                                                \
   template void GemmSerial<T>(int64_t, int64_t, int64_t, MatrixView<T>, MatrixView<T>, Acc<T>*, \
                               int64_t, bool);                                                   \
-  template void PackLeft<T>(int64_t, int64_t, MatrixView<T>, Acc<T>*);                          \
   template RightOperand<Acc<T>> PackRight<T>(int64_t, int64_t, int64_t, MatrixView<T>, Acc<T>*);
-#define HONE_GEMM_PACKED(A)                                                                      \
-  template int64_t PackedRightSize<A>(int64_t, int64_t);                                         \
-  template void GemmPacked<A>(int64_t, int64_t, int64_t, const A*, RightOperand<A>, A*, int64_t, \
-                              bool);
+#define HONE_GEMM_PACKED(A)                                                                   \
+  template int64_t PackedRightSize<A>(int64_t, int64_t);                                      \
+  template void GemmPacked<A>(int64_t, int64_t, int64_t, LeftOperand<A>, RightOperand<A>, A*, \
+                              int64_t, bool);
 HONE_GEMM(float)
 HONE_GEMM(double)
 HONE_GEMM(BF16)

@@ -34,15 +34,18 @@ void GemmSerial(int64_t M, int64_t N, int64_t K, MatrixView<T> a_MK, MatrixView<
 
 // For kernels that use a packed operand several times, as attention does. A left operand [M, K] is
 // rows kPackedStride apart: whoever computes one with K ≤ kPackedK may write it in that form
-// directly; a wider one is packed kPackedK columns after the other.
+// directly. A wider one is cut into chunks of kPackedK columns, `chunk` elements apart.
 inline constexpr int64_t kPackedK = 256;
 inline constexpr int64_t kPackedStride =
     kPackedK + 16;  // so that rows start in different cache sets
 inline int64_t PackedLeftSize(int64_t M, int64_t K) {
   return (K + kPackedK - 1) / kPackedK * M * kPackedStride;
 }
-template <class T>
-void PackLeft(int64_t M, int64_t K, MatrixView<T> a_MK, Acc<T>* to);
+template <class A>
+struct LeftOperand {
+  const A* data;
+  int64_t chunk;
+};
 
 // A right operand [K, N]: packed; or where it stands when it is not transposed, needs no widening,
 // and meets so few rows (`M`) that packing would not pay.
@@ -57,7 +60,7 @@ int64_t PackedRightSize(int64_t K, int64_t N);
 template <class T>
 RightOperand<Acc<T>> PackRight(int64_t M, int64_t K, int64_t N, MatrixView<T> b_KN, Acc<T>* to);
 template <class A>
-void GemmPacked(int64_t M, int64_t N, int64_t K, const A* left_MK, RightOperand<A> right_KN,
+void GemmPacked(int64_t M, int64_t N, int64_t K, LeftOperand<A> left_MK, RightOperand<A> right_KN,
                 A* c_MN, int64_t c_stride, bool accumulate);
 
 }  // namespace hone::kernels

@@ -27,6 +27,7 @@ struct Simd<float> {
   static void Store(float* p, Vector v) { _mm512_storeu_ps(p, v); }
   static Vector Fma(Vector a, Vector b, Vector c) { return _mm512_fmadd_ps(a, b, c); }
   static Vector Add(Vector a, Vector b) { return a + b; }
+  static float First(Vector v) { return v[0]; }
   static Vector Max(Vector a, Vector b) { return a > b ? a : b; }
 };
 template <>
@@ -39,6 +40,7 @@ struct Simd<double> {
   static void Store(double* p, Vector v) { _mm512_storeu_pd(p, v); }
   static Vector Fma(Vector a, Vector b, Vector c) { return _mm512_fmadd_pd(a, b, c); }
   static Vector Add(Vector a, Vector b) { return a + b; }
+  static double First(Vector v) { return v[0]; }
   static Vector Max(Vector a, Vector b) { return a > b ? a : b; }
 };
 #elif defined(__AVX2__) && defined(__FMA__)
@@ -53,6 +55,7 @@ struct Simd<float> {
   static void Store(float* p, Vector v) { _mm256_storeu_ps(p, v); }
   static Vector Fma(Vector a, Vector b, Vector c) { return _mm256_fmadd_ps(a, b, c); }
   static Vector Add(Vector a, Vector b) { return a + b; }
+  static float First(Vector v) { return v[0]; }
   static Vector Max(Vector a, Vector b) { return a > b ? a : b; }
 };
 template <>
@@ -65,6 +68,7 @@ struct Simd<double> {
   static void Store(double* p, Vector v) { _mm256_storeu_pd(p, v); }
   static Vector Fma(Vector a, Vector b, Vector c) { return _mm256_fmadd_pd(a, b, c); }
   static Vector Add(Vector a, Vector b) { return a + b; }
+  static double First(Vector v) { return v[0]; }
   static Vector Max(Vector a, Vector b) { return a > b ? a : b; }
 };
 #else
@@ -83,6 +87,7 @@ struct Simd {
     return __builtin_fma(a, b, c);
   }
   static A Add(A a, A b) { return a + b; }
+  static A First(A v) { return v; }
   static A Max(A a, A b) { return a > b ? a : b; }
 };
 #endif
@@ -94,6 +99,16 @@ inline __attribute__((always_inline)) void Unroll(Fn&& fn) {
     (fn(std::integral_constant<int, i>{}), ...);
   }
   (std::make_integer_sequence<int, n>{});
+}
+
+// Lane i of the result is lane i + by of v, cyclically.
+template <class A, int by>
+inline __attribute__((always_inline)) auto RotateLanes(typename Simd<A>::Vector v) {
+  constexpr int kWidth = Simd<A>::kWidth;
+  return [&]<int... i>(std::integer_sequence<int, i...>) __attribute__((always_inline)) {
+    return __builtin_shufflevector(v, v, ((i + by) % kWidth)...);
+  }
+  (std::make_integer_sequence<int, kWidth>{});
 }
 
 // Transposes a square of kWidth × kWidth. Each stage interleaves row i with row i + kWidth / 2,

@@ -66,18 +66,7 @@ inline void StoreRow(const Acc<T>* from, T* to, int64_t n) {
 
 inline constexpr int kLanes = 16;
 
-// Folds lane i + h into lane i for h = 8, 4, 2, 1.
-template <int half = kLanes / 2, class A, class Op>
-inline A FoldLanes(A* lane, Op op) {
-  Unroll<half>([&](auto i) { lane[i] = op(lane[i], lane[i + half]); });
-  if constexpr (half > 1) {
-    return FoldLanes<half / 2>(lane, op);
-  } else {
-    return lane[0];
-  }
-}
-
-// The kLanes partial results, in vectors.
+// The kLanes partial results of a reduction, in vectors.
 template <class A>
 struct Lanes {
   using S = Simd<A>;
@@ -92,8 +81,37 @@ struct Lanes {
   void Update(Fn fn) {
     Unroll<kVectors>([&](auto v) { part[v] = fn(v * S::kWidth, part[v]); });
   }
-  void Spill(A* lane) const {
+  // lane i = fn(i, lane i) for i in [0, n).
+  template <class Fn>
+  void UpdateFirst(int64_t n, Fn fn) {
+    if (n <= 0) return;
+    A lane[kLanes];
     Unroll<kVectors>([&](auto v) { S::Store(lane + v * S::kWidth, part[v]); });
+    for (int64_t i = 0; i < n; ++i) lane[i] = fn(i, lane[i]);
+    Unroll<kVectors>([&](auto v) { part[v] = S::Load(lane + v * S::kWidth); });
+  }
+  // Folds lane i + h into lane i for h = 8, 4, 2, 1; `op` takes vectors.
+  template <class Op>
+  A Fold(Op op) {
+    FoldVectors<kVectors / 2>(op);
+    return FoldWithin<S::kWidth / 2>(part[0], op);
+  }
+
+ private:
+  template <int half, class Op>
+  void FoldVectors(Op op) {
+    if constexpr (half > 0) {
+      Unroll<half>([&](auto v) { part[v] = op(part[v], part[v + half]); });
+      FoldVectors<half / 2>(op);
+    }
+  }
+  template <int half, class Op>
+  static A FoldWithin(typename S::Vector v, Op op) {
+    if constexpr (half > 0) {
+      return FoldWithin<half / 2>(op(v, RotateLanes<A, half>(v)), op);
+    } else {
+      return S::First(v);
+    }
   }
 };
 
@@ -118,10 +136,8 @@ inline Acc<T> SumLanes(const T* x, int64_t n) {
   for (; i + kLanes <= n; i += kLanes) {
     sum.Update([&](int at, auto part) { return Simd<A>::Add(part, LoadVector(x + i + at)); });
   }
-  A lane[kLanes];
-  sum.Spill(lane);
-  for (int l = 0; i + l < n; ++l) lane[l] += Load(x[i + l]);
-  return FoldLanes(lane, [](A a, A b) { return a + b; });
+  sum.UpdateFirst(n - i, [&](int64_t l, A lane) { return lane + Load(x[i + l]); });
+  return sum.Fold(Simd<A>::Add);
 }
 
 // Σ term(i) for i in [0, n); `term` is called once an index, in blocks that a compiler can
@@ -129,37 +145,42 @@ inline Acc<T> SumLanes(const T* x, int64_t n) {
 template <class A, class Term>
 inline A SumOver(int64_t n, Term term) {
   constexpr int kBlock = 4 * kLanes;
-  A block[kBlock], lane[kLanes];
+  A block[kBlock];
   Lanes<A> sum(0);
-  int64_t i = 0;
-  for (; i + kBlock <= n; i += kBlock) {
-    for (int j = 0; j < kBlock; ++j) block[j] = term(i + j);
-    for (int j = 0; j < kBlock; j += kLanes) {
+  for (int64_t i = 0; i < n; i += kBlock) {
+    int64_t count = std::min<int64_t>(kBlock, n - i), j = 0;
+    if (count == kBlock) {
+      for (int u = 0; u < kBlock; ++u) block[u] = term(i + u);
+    } else {
+      for (int64_t u = 0; u < count; ++u) block[u] = term(i + u);
+    }
+    for (; j + kLanes <= count; j += kLanes) {
       sum.Update([&](int at, auto part) { return Simd<A>::Add(part, LoadVector(block + j + at)); });
     }
+    sum.UpdateFirst(count - j, [&](int64_t l, A lane) { return lane + block[j + l]; });
   }
-  sum.Spill(lane);
-  for (; i < n; ++i) lane[i % kLanes] += term(i);
-  return FoldLanes(lane, [](A a, A b) { return a + b; });
+  return sum.Fold(Simd<A>::Add);
 }
 
 // Σ x[i] y[i], fused.
 template <class T, class U>
 inline Acc<T> Dot(const T* x, const U* y, int64_t n) {
   using A = Acc<T>;
-  A lane[kLanes] = {};
+  Lanes<A> sum(0);
   int64_t i = 0;
   if constexpr (std::is_same_v<A, Acc<U>>) {
-    Lanes<A> sum(0);
     for (; i + kLanes <= n; i += kLanes) {
       sum.Update([&](int at, auto part) {
         return Simd<A>::Fma(LoadVector(x + i + at), LoadVector(y + i + at), part);
       });
     }
-    sum.Spill(lane);
   }
-  for (; i < n; ++i) lane[i % kLanes] = Fma(Load(x[i]), A(Load(y[i])), lane[i % kLanes]);
-  return FoldLanes(lane, [](A a, A b) { return a + b; });
+  for (; i < n; i += kLanes) {
+    sum.UpdateFirst(std::min<int64_t>(kLanes, n - i), [&](int64_t l, A lane) {
+      return Fma(Load(x[i + l]), A(Load(y[i + l])), lane);
+    });
+  }
+  return sum.Fold(Simd<A>::Add);
 }
 
 // The greatest element; -inf when n = 0. NaN is skipped.
@@ -171,10 +192,8 @@ inline Acc<T> MaxLanes(const T* x, int64_t n) {
   for (; i + kLanes <= n; i += kLanes) {
     max.Update([&](int at, auto part) { return Simd<A>::Max(LoadVector(x + i + at), part); });
   }
-  A lane[kLanes];
-  max.Spill(lane);
-  for (int l = 0; i + l < n; ++l) lane[l] = std::max(lane[l], A(Load(x[i + l])));
-  return FoldLanes(lane, [](A a, A b) { return a > b ? a : b; });
+  max.UpdateFirst(n - i, [&](int64_t l, A lane) { return std::max(lane, A(Load(x[i + l]))); });
+  return max.Fold(Simd<A>::Max);
 }
 
 }  // namespace hone::kernels

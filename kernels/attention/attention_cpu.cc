@@ -9,6 +9,8 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <utility>
+#include <vector>
 
 #include "kernels/dispatch.h"
 #include "kernels/gemm.h"
@@ -47,43 +49,50 @@ std::vector<Block> MakeBlocks(std::span<const int32_t> cu_seqlens, int64_t group
 template <class A>
 struct Workspace {
   Tensor memory;
-  A *q, *score, *out, *max, *sum, *k, *v;
+  A *q, *k, *v, *score, *out, *sum, *max, *greatest, *shrink;
 
   Workspace(Context& ctx, int64_t rows, int64_t dim_c, int64_t dim_v) {
-    int64_t sizes[] = {PackedLeftSize(rows, dim_c),
-                       PackedLeftSize(rows, kKeyTile),
-                       rows * dim_v,
-                       rows,
-                       rows,
-                       PackedRightSize<A>(dim_c, kKeyTile),
-                       PackedRightSize<A>(kKeyTile, dim_v)};
-    A** places[] = {&q, &score, &out, &max, &sum, &k, &v};
+    std::pair<A**, int64_t> parts[] = {{&q, PackedLeftSize(rows, dim_c)},
+                                       {&k, PackedRightSize<A>(dim_c, kKeyTile)},
+                                       {&v, PackedRightSize<A>(kKeyTile, dim_v)},
+                                       {&score, PackedLeftSize(rows, kKeyTile)},
+                                       {&out, rows * dim_v},
+                                       {&sum, rows},
+                                       {&max, rows},
+                                       {&greatest, rows},
+                                       {&shrink, rows}};
     int64_t total = 0;
-    for (int64_t& size : sizes) total += size = (size + 15) / 16 * 16;
+    for (auto& [place, size] : parts) total += size = (size + 15) / 16 * 16;
     memory = ctx.Empty({total}, DTypeOf<A>::value);
     A* next = memory.data<A>();
-    for (int i = 0; i < 7; next += sizes[i], ++i) *places[i] = next;
+    for (auto& [place, size] : parts) *place = std::exchange(next, next + size);
   }
 };
 
-// Turns a row of kKeyTile scores into weights; the first `visible` of them count.
-template <class A>
-void SoftmaxRow(A* score, int64_t visible, A scale, A* max, A* sum, A* out, int64_t dim_v) {
-  if (visible == 0) {
-    std::fill_n(score, kKeyTile, A(0));
-    return;
+// Turns rows [first, rows) of kKeyTile scores into weights; visible(r) of the scores of row r
+// count. All rows take a step together, so that the processor overlaps their short chains.
+template <class A, class Visible>
+void SoftmaxTile(const Workspace<A>& work, int64_t first, int64_t rows, int64_t dim_v, A scale,
+                 Visible visible) {
+  for (int64_t r = first; r < rows; ++r) {
+    A* score = work.score + r * kPackedStride;
+    for (int u = 0; u < kKeyTile; ++u) score[u] *= scale;
+    std::fill(score + visible(r), score + kKeyTile, -std::numeric_limits<A>::infinity());
+    work.greatest[r] = std::max(work.max[r], MaxLanes(score, kKeyTile));
   }
-  for (int u = 0; u < kKeyTile; ++u) score[u] *= scale;
-  for (int64_t u = visible; u < kKeyTile; ++u) score[u] = -std::numeric_limits<A>::infinity();
-  A greatest = std::max(*max, MaxLanes(score, kKeyTile));
-  if (greatest != *max) {
-    A shrink = Exp(*max - greatest);
-    *sum *= shrink;
-    for (int64_t i = 0; i < dim_v; ++i) out[i] *= shrink;
-    *max = greatest;
+  for (int64_t r = first; r < rows; ++r) work.shrink[r] = Exp(work.max[r] - work.greatest[r]);
+  for (int64_t r = first; r < rows; ++r) {
+    if (work.greatest[r] == work.max[r]) continue;
+    A* out = work.out + r * dim_v;
+    for (int64_t i = 0; i < dim_v; ++i) out[i] *= work.shrink[r];
+    work.sum[r] *= work.shrink[r];
+    work.max[r] = work.greatest[r];
   }
-  for (int u = 0; u < kKeyTile; ++u) score[u] = Exp(score[u] - greatest);
-  *sum += SumLanes(score, kKeyTile);
+  for (int64_t r = first; r < rows; ++r) {
+    A *score = work.score + r * kPackedStride, max = work.max[r];
+    for (int u = 0; u < kKeyTile; ++u) score[u] = Exp(score[u] - max);
+    work.sum[r] += SumLanes(score, kKeyTile);
+  }
 }
 
 template <class T>
@@ -94,40 +103,48 @@ struct KeyTile {
 template <class T>
 struct ForwardPass {
   using A = Acc<T>;
-  const Tensor &q_THC, &out_THV;
+  Rows<T> q, out;
   A* lse_TH;  // may be null
-  int64_t groups;
+  int64_t heads, groups, share, dim_c, dim_v;
   A scale;
   std::span<const int32_t> cu_seqlens;
 
-  int64_t heads() const { return q_THC.dim(1); }
-  int64_t share() const { return heads() / groups; }
+  ForwardPass(const Tensor& q_THC, const Tensor& out_THV, A* lse, int64_t kv_heads,
+              double score_scale, std::span<const int32_t> offsets)
+      : q(q_THC),
+        out(out_THV),
+        lse_TH(lse),
+        heads(q_THC.dim(1)),
+        groups(kv_heads),
+        share(heads / kv_heads),
+        dim_c(q_THC.dim(2)),
+        dim_v(out_THV.dim(2)),
+        scale(static_cast<A>(score_scale)),
+        cu_seqlens(offsets) {}
 
   // `position` of the block's first token in its sequence; `tile(u0, keys)` gives keys [u0, u0 +
   // keys).
   template <class Tiles>
   void Run(const Block& block, int64_t position, Tiles&& tile, const Workspace<A>& work) const {
-    int64_t rows = block.tokens * share(), dim_c = q_THC.dim(2), dim_v = out_THV.dim(2);
+    int64_t rows = block.tokens * share, end = position + block.tokens;
     PackQueries(block, work.q);
     std::fill_n(work.out, rows * dim_v, A(0));
     std::fill_n(work.sum, rows, A(0));
     std::fill_n(work.max, rows, -std::numeric_limits<A>::infinity());
-    int64_t end = position + block.tokens;
     for (int64_t u0 = 0; u0 < end; u0 += kKeyTile) {
       int64_t keys = std::min(kKeyTile, end - u0);
+      int64_t first =
+          std::max<int64_t>(0, u0 - position) * share;  // rows before see none of the tile
+      int64_t count = rows - first;
+      A* score = work.score + first * kPackedStride;
       KeyTile<T> at = tile(u0, keys);
       MatrixView<T> k_columns = {at.k.data, at.k.stride, true};
-      GemmPacked<A>(rows, keys, dim_c, work.q, PackRight(rows, dim_c, keys, k_columns, work.k),
-                    work.score, kPackedStride, false);
-      for (int64_t t = 0; t < block.tokens; ++t) {
-        int64_t visible = std::clamp<int64_t>(position + t + 1 - u0, 0, keys);
-        for (int64_t r = t * share(); r < (t + 1) * share(); ++r) {
-          SoftmaxRow(work.score + r * kPackedStride, visible, scale, work.max + r, work.sum + r,
-                     work.out + r * dim_v, dim_v);
-        }
-      }
-      GemmPacked<A>(rows, dim_v, keys, work.score, PackRight(rows, keys, dim_v, at.v, work.v),
-                    work.out, dim_v, true);
+      GemmPacked<A>(count, keys, dim_c, {work.q + first * kPackedStride, rows * kPackedStride},
+                    PackRight(count, dim_c, keys, k_columns, work.k), score, kPackedStride, false);
+      SoftmaxTile(work, first, rows, dim_v, scale,
+                  [&](int64_t r) { return std::min(keys, position - u0 + r / share + 1); });
+      GemmPacked<A>(count, dim_v, keys, {score, 0}, PackRight(count, keys, dim_v, at.v, work.v),
+                    work.out + first * dim_v, dim_v, true);
     }
     Finish(block, work);
   }
@@ -137,16 +154,12 @@ struct ForwardPass {
   void ForEachRow(const Block& block, Fn&& fn) const {
     int64_t first = cu_seqlens[block.sequence] + block.first, r = 0;
     for (int64_t t = first; t < first + block.tokens; ++t) {
-      for (int64_t h = block.group * share(); h < (block.group + 1) * share(); ++h) {
-        fn(r++, t * heads() + h);
-      }
+      for (int64_t h = 0; h < share; ++h) fn(r++, t * heads + block.group * share + h);
     }
   }
 
   void PackQueries(const Block& block, A* to) const {
-    int64_t rows = block.tokens * share(), dim_c = q_THC.dim(2);
-    Rows<T> q(q_THC);
-    for (int64_t c = 0; c < dim_c; c += kPackedK, to += rows * kPackedStride) {
+    for (int64_t c = 0; c < dim_c; c += kPackedK, to += block.tokens * share * kPackedStride) {
       ForEachRow(block, [&](int64_t r, int64_t row) {
         LoadRow(q[row] + c, to + r * kPackedStride, std::min(kPackedK, dim_c - c));
       });
@@ -155,8 +168,6 @@ struct ForwardPass {
 
   // Adding 0 makes a −0 that some keys of weight 0 may or may not have turned into 0 the same.
   void Finish(const Block& block, const Workspace<A>& work) const {
-    int64_t dim_v = out_THV.dim(2);
-    Rows<T> out(out_THV);
     ForEachRow(block, [&](int64_t r, int64_t row) {
       A* from = work.out + r * dim_v;
       for (int64_t i = 0; i < dim_v; ++i) from[i] = from[i] / work.sum[r] + A(0);
@@ -168,11 +179,11 @@ struct ForwardPass {
   // Calls work(block, workspace) for every block, shared among the threads.
   template <class Work>
   void ForEachBlock(Context& ctx, Work&& work) const {
-    std::vector<Block> blocks = MakeBlocks(cu_seqlens, groups, share());
+    std::vector<Block> blocks = MakeBlocks(cu_seqlens, groups, share);
     int64_t rows = 0;
-    for (const Block& block : blocks) rows = std::max(rows, block.tokens * share());
+    for (const Block& block : blocks) rows = std::max(rows, block.tokens * share);
     ctx.pool().ParallelFor(static_cast<int64_t>(blocks.size()), 1, [&](int64_t begin, int64_t end) {
-      Workspace<A> workspace(ctx, rows, q_THC.dim(2), out_THV.dim(2));
+      Workspace<A> workspace(ctx, rows, dim_c, dim_v);
       for (int64_t i = begin; i < end; ++i) work(blocks[i], workspace);
     });
   }
@@ -199,8 +210,8 @@ template <class T>
 void Attention(Context& ctx, const Tensor& q_THC, const Tensor& k_TGC, const Tensor& v_TGV,
                std::span<const int32_t> cu_seqlens, double scale, const AttentionResult& result) {
   using A = Acc<T>;
-  ForwardPass<T> pass{q_THC,        result.out_THV,        result.lse_TH.data<A>(),
-                      k_TGC.dim(1), static_cast<A>(scale), cu_seqlens};
+  ForwardPass<T> pass(q_THC, result.out_THV, result.lse_TH.data<A>(), k_TGC.dim(1), scale,
+                      cu_seqlens);
   pass.ForEachBlock(ctx, [&](const Block& block, const Workspace<A>& work) {
     int64_t start = cu_seqlens[block.sequence];
     auto tile = [&](int64_t u0, int64_t) {
@@ -215,7 +226,7 @@ template <class T>
 void PagedAttention(Context& ctx, const Tensor& q_THC, const PagedKv& kv,
                     std::span<const int32_t> cu_seqlens, double scale, const Tensor& out_THV) {
   using A = Acc<T>;
-  ForwardPass<T> pass{q_THC, out_THV, nullptr, kv.k_PSGC.dim(2), static_cast<A>(scale), cu_seqlens};
+  ForwardPass<T> pass(q_THC, out_THV, nullptr, kv.k_PSGC.dim(2), scale, cu_seqlens);
   pass.ForEachBlock(ctx, [&](const Block& block, const Workspace<A>& work) {
     int64_t s = block.sequence, queries = cu_seqlens[s + 1] - cu_seqlens[s];
     std::vector<T> k, v;
