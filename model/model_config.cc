@@ -184,7 +184,7 @@ void ModelConfig::Validate(const std::string& where) const {
 int64_t ModelConfig::ParameterCount(bool with_mtp) const {
   int64_t count = 0;
   for (const TensorInfo& t : TensorTable(*this)) {
-    if (!t.buffer && (with_mtp || !t.mtp)) count += runtime::NumElements(t.shape);
+    if (with_mtp || !t.mtp) count += runtime::NumElements(t.shape);
   }
   return count;
 }
@@ -192,7 +192,7 @@ int64_t ModelConfig::ParameterCount(bool with_mtp) const {
 int64_t ModelConfig::ActiveParameterCount(bool with_embedding) const {
   int64_t count = 0;
   for (const TensorInfo& t : TensorTable(*this)) {
-    if (t.buffer || t.mtp) continue;
+    if (t.mtp) continue;
     // A tied table works as the output head, which is active.
     if (t.name == kEmbeddingName && !with_embedding && !tie_word_embeddings) continue;
     const int64_t size = runtime::NumElements(t.shape);

@@ -57,6 +57,7 @@ struct ModelConfig {
   std::string ToHuggingFaceJson() const;
   void Read(ConfigReader& reader);  // `family:` and config.json's own names
   void Validate(const std::string& where) const;
+  // Router biases are counted: DeepSeek-V3 without MTP has 671,026,419,200. Active: of one token.
   int64_t ParameterCount(bool with_mtp) const;
   int64_t ActiveParameterCount(bool with_embedding) const;
 

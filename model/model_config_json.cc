@@ -116,7 +116,8 @@ void ReadCommon(const Fields& f, ModelConfig& c) {
 }
 
 void ReadQwen3Moe(const Fields& f, ModelConfig& c) {
-  f.Required("num_experts", &c.n_routed_experts);
+  // Newer files say num_local_experts.
+  f.Required(f.Has("num_local_experts") ? "num_local_experts" : "num_experts", &c.n_routed_experts);
   f.Required("num_experts_per_tok", &c.num_experts_per_tok);
   f.Required("moe_intermediate_size", &c.moe_intermediate_size);
   c.norm_topk_prob = false;  // the format's default

@@ -28,8 +28,7 @@ class OutputHead {
     MultiTokenPrediction::Routing mtp_routing;
   };
 
-  // `projection_VD` is lm_head or, when tied, the embedding; `embedding_VD` is used by MTP only and
-  // may be null without it. Neither is owned.
+  // `projection_VD` is lm_head or, when tied, the embedding. Not owned; it outlives this.
   OutputHead(ParameterBuilder& builder, const ModelConfig& config, Parameter* projection_VD);
   void AddMultiTokenPrediction(ParameterBuilder& builder, const ModelConfig& config,
                                const kernels::RopeTable& rope,

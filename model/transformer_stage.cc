@@ -1,6 +1,7 @@
 #include "model/transformer_stage.h"
 
-#include <cmath>
+#include <algorithm>
+#include <utility>
 
 #include "model/transformer_stage_impl.h"
 
@@ -74,52 +75,65 @@ StageIO TransformerStage::Forward(Context& ctx, int microbatch, const TokenBatch
 StageIO TransformerStage::Backward(Context& ctx, int microbatch, StageIO doutput) {
   Impl::Microbatch m = impl_->TakeRecord(microbatch);
   Tensor dx_TD = impl_->EnterBackward(ctx, m, doutput);
+  GradientsDone(ctx, impl_->head_parameters);
   doutput.clear();
   for (size_t i = impl_->blocks.size(); i-- > 0;) {
     dx_TD = impl_->blocks[i]->Backward(ctx, dx_TD, impl_->InputOf(m, static_cast<int64_t>(i)),
                                        std::move(m.records[i]));
+    GradientsDone(ctx, impl_->block_parameters[i]);
   }
-  return impl_->LeaveBackward(ctx, m, dx_TD);
+  StageIO dinput = impl_->LeaveBackward(ctx, m, dx_TD);
+  GradientsDone(ctx, impl_->embedding_parameters);
+  return dinput;
 }
 
-// Block i of the forward runs beside block L−1−i of the backward. Each starts an exchange, and the
-// other's compute runs while it is under way.
-std::pair<StageIO, StageIO> TransformerStage::ForwardBackward(Context& ctx, int forward_microbatch,
-                                                              const TokenBatch& batch, StageIO in,
-                                                              const LossFunction* loss,
-                                                              int backward_microbatch,
-                                                              StageIO doutput) {
-  if (!impl_->CanOverlap()) {
-    return PipelineStage::ForwardBackward(ctx, forward_microbatch, batch, std::move(in), loss,
-                                          backward_microbatch, std::move(doutput));
+bool TransformerStage::overlaps_forward_backward() const { return impl_->expert_ranks > 1; }
+
+std::pair<StageIO, StageIO> TransformerStage::Overlap(Context& ctx, int forward_microbatch,
+                                                      const TokenBatch& batch, StageIO in,
+                                                      const LossFunction* loss,
+                                                      PipelineStage& backward_stage,
+                                                      int backward_microbatch, StageIO doutput) {
+  auto* other = dynamic_cast<TransformerStage*>(&backward_stage);
+  if (!other || (other == this && impl_->MustNotOverlapItself())) {
+    return PipelineStage::Overlap(ctx, forward_microbatch, batch, std::move(in), loss,
+                                  backward_stage, backward_microbatch, std::move(doutput));
   }
-  Impl::Microbatch f = impl_->Begin(batch, true);
-  Impl::Microbatch b = impl_->TakeRecord(backward_microbatch);
-  Tensor dx_TD = impl_->EnterBackward(ctx, b, doutput);
-  Tensor x_TD = impl_->Enter(ctx, f, in);
+  Impl &fi = *impl_, &bi = *other->impl_;
+  Impl::Microbatch f = fi.Begin(batch, true), b = bi.TakeRecord(backward_microbatch);
+  Tensor dx_TD = bi.EnterBackward(ctx, b, doutput), x_TD = fi.Enter(ctx, f, in);
   in.clear();
   doutput.clear();
-  auto& blocks = impl_->blocks;
-  const size_t n = blocks.size();
-  for (size_t i = 0; i < n; ++i) {
-    Block &forward = *blocks[i], &backward = *blocks[n - 1 - i];
-    const int64_t fi = static_cast<int64_t>(i), bi = static_cast<int64_t>(n - 1 - i);
-    auto backward_state = backward.BackwardDispatch(ctx, dx_TD, impl_->InputOf(b, bi),
-                                                    std::move(b.records[n - 1 - i]));
-    auto forward_state = forward.ForwardDispatch(ctx, x_TD, impl_->InputOf(f, fi), &f.records[i]);
-    backward.BackwardExperts(ctx, *backward_state);
-    forward.ForwardExperts(ctx, *forward_state);
-    dx_TD = backward.BackwardCombine(ctx, std::move(backward_state));
-    x_TD = forward.ForwardCombine(ctx, std::move(forward_state));
+  const size_t forwards = fi.blocks.size(), backwards = bi.blocks.size();
+  for (size_t i = 0; i < std::max(forwards, backwards); ++i) {
+    const bool has_forward = i < forwards, has_backward = i < backwards;
+    const size_t back = has_backward ? backwards - 1 - i : 0;
+    Block::StatePtr forward, backward;
+    if (has_backward) {
+      backward = bi.blocks[back]->BackwardDispatch(
+          ctx, dx_TD, bi.InputOf(b, static_cast<int64_t>(back)), std::move(b.records[back]));
+    }
+    if (has_forward) {
+      forward = fi.blocks[i]->ForwardDispatch(ctx, x_TD, fi.InputOf(f, static_cast<int64_t>(i)),
+                                              &f.records[i]);
+    }
+    if (has_backward) bi.blocks[back]->BackwardExperts(ctx, *backward);
+    if (has_forward) fi.blocks[i]->ForwardExperts(ctx, *forward);
+    if (has_backward) dx_TD = bi.blocks[back]->BackwardCombine(ctx, std::move(backward));
+    if (has_forward) x_TD = fi.blocks[i]->ForwardCombine(ctx, std::move(forward));
   }
-  StageIO out = impl_->Leave(ctx, forward_microbatch, std::move(f), x_TD, loss);
-  return {std::move(out), impl_->LeaveBackward(ctx, b, dx_TD)};
+  StageIO out = fi.Leave(ctx, forward_microbatch, std::move(f), x_TD, loss);
+  return {std::move(out), bi.LeaveBackward(ctx, b, dx_TD)};
 }
 
 parallel::PipelineStage::Outcome TransformerStage::TakeOutcome(int microbatch) {
   auto node = impl_->outcomes.extract(microbatch);
   Check<Error>(!node.empty(), "[stage] microbatch {} has no outcome", microbatch);
   return std::move(node.mapped());
+}
+
+parallel::PipelineStage::Outcome TransformerStage::TakeAuxiliary() {
+  return std::exchange(impl_->auxiliary, Outcome{});
 }
 
 std::vector<int32_t> TransformerStage::TakeRouting(int microbatch) {
@@ -132,6 +146,7 @@ void TransformerStage::BeginStep(bool keep_head_output) {
   impl_->keep_head_output = keep_head_output;
   impl_->in_flight.clear();
   impl_->outcomes.clear();
+  impl_->auxiliary = Outcome{};
   impl_->routing_TLK.clear();
 }
 

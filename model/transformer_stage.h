@@ -61,11 +61,15 @@ class TransformerStage : public parallel::PipelineStage {
                             parallel::StageIO in, const parallel::LossFunction* loss,
                             bool train) override;
   parallel::StageIO Backward(Context& ctx, int microbatch, parallel::StageIO doutput) override;
-  std::pair<parallel::StageIO, parallel::StageIO> ForwardBackward(
+  // Block i of the forward runs beside block i from the end of the backward: while one's rows are
+  // on their way to other ranks, the other computes.
+  std::pair<parallel::StageIO, parallel::StageIO> Overlap(
       Context& ctx, int forward_microbatch, const TokenBatch& batch, parallel::StageIO in,
-      const parallel::LossFunction* loss, int backward_microbatch,
+      const parallel::LossFunction* loss, PipelineStage& backward_stage, int backward_microbatch,
       parallel::StageIO doutput) override;
+  bool overlaps_forward_backward() const override;
   Outcome TakeOutcome(int microbatch) override;
+  Outcome TakeAuxiliary() override;
   // Expert choices of a forward with `record_routing`: [T, MoE layers of this stage, K], MTP's
   // last.
   std::vector<int32_t> TakeRouting(int microbatch);

@@ -26,23 +26,37 @@ TransformerStage::Impl::Impl(Context& ctx, const ModelConfig& config, const Stag
                      options.end_layer, config.num_hidden_layers);
   std::shared_ptr<parallel::ExpertDispatcher> dispatcher;
   if (config.is_moe()) {
-    dispatcher = std::make_shared<parallel::ExpertDispatcher>(
-        ep ? std::move(ep) : parallel::MakeSingleGroup(), config.n_routed_experts);
+    if (!ep) ep = parallel::MakeSingleGroup();
+    expert_ranks = ep->size();
+    dispatcher = std::make_shared<parallel::ExpertDispatcher>(ep, config.n_routed_experts);
   }
   if (options.has_embedding) {
     embedding_table = builder.Add(kEmbeddingName, {config.vocab_size, config.hidden_size},
                                   ParameterBuilder::Init::kNormal);
     embedding.emplace(embedding_table);
+    embedding_parameters = {embedding_table};
   }
   for (int64_t layer = options.first_layer; layer < options.end_layer; ++layer) {
     const bool moe = config.IsMoeLayer(layer);
+    const size_t first_entry = builder.entries().size();
     auto block = MakeTransformerBlock(builder, fmt::format("model.layers.{}", layer), config, moe,
                                       rope, options.mla_decode, dispatcher);
     blocks.push_back(options.activation_checkpointing ? MakeCheckpointedBlock(std::move(block))
                                                       : std::move(block));
+    block_parameters.push_back(ParametersFrom(first_entry));
     moe_layers += moe;
   }
+  const size_t first_entry = builder.entries().size();
   if (options.has_head) BuildHead(dispatcher);
+  head_parameters = ParametersFrom(first_entry);
+}
+
+std::vector<Parameter*> TransformerStage::Impl::ParametersFrom(size_t first_entry) const {
+  std::vector<Parameter*> parameters;
+  for (size_t i = first_entry; i < builder.entries().size(); ++i) {
+    parameters.push_back(builder.entries()[i].parameter.get());
+  }
+  return parameters;
 }
 
 // The embedding where this stage has none of its own: same name, marked as tied across the
@@ -145,8 +159,8 @@ StageIO TransformerStage::Impl::Leave(Context& ctx, int microbatch, Microbatch m
   for (auto& block : blocks) balance += block->feed_forward().TakeAuxiliaryLoss();
   if (head && head->mtp()) balance += head->mtp()->feed_forward().TakeAuxiliaryLoss();
   if (config.balance_loss_alpha > 0 && m.train) {
-    outcome.loss += balance;
-    outcome.metrics["balance_loss"] += balance;
+    auxiliary.loss += balance;
+    auxiliary.metrics["balance_loss"] += balance;
   }
   outcomes[microbatch] = std::move(outcome);
   if (options.record_routing) {
@@ -186,8 +200,8 @@ StageIO TransformerStage::Impl::LeaveBackward(Context& ctx, const Microbatch& m,
   return dembedding_VD.defined() ? StageIO{{"embedding", dembedding_VD}} : StageIO{};
 }
 
-bool TransformerStage::Impl::CanOverlap() const {
-  return !(head && config.tie_word_embeddings && config.num_nextn_predict_layers > 0);
+bool TransformerStage::Impl::MustNotOverlapItself() const {
+  return head && config.tie_word_embeddings && config.num_nextn_predict_layers > 0;
 }
 
 }  // namespace hone::model

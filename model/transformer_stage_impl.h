@@ -36,11 +36,12 @@ struct TransformerStage::Impl {
   Microbatch TakeRecord(int microbatch);
   Tensor EnterBackward(Context& ctx, Microbatch& m, const parallel::StageIO& doutput) const;
   parallel::StageIO LeaveBackward(Context& ctx, const Microbatch& m, const Tensor& dx_TD) const;
-  // False where an overlapped pass would add to the same gradient in another order than a separate
-  // one.
-  bool CanOverlap() const;
+  // True where the head adds to a tied embedding in forward, and MTP to the same in backward: an
+  // overlapped pass would add in another order than a separate one.
+  bool MustNotOverlapItself() const;
   int64_t MoeIndex(int64_t block) const;  // among this stage's MoE layers; −1 for a dense block
   void ReplayFrom(const std::vector<int32_t>& routing_TLK, Microbatch& m) const;
+  std::vector<Parameter*> ParametersFrom(size_t first_entry) const;
   Parameter* ReplicaOfEmbedding();
   void BuildHead(std::shared_ptr<parallel::ExpertDispatcher> dispatcher);
 
@@ -53,10 +54,15 @@ struct TransformerStage::Impl {
   std::vector<std::unique_ptr<Block>> blocks;
   std::optional<OutputHead> head;
   int64_t moe_layers = 0;  // MoE blocks here, MTP's included
+  int expert_ranks = 1;
+  // What is final after each part's backward.
+  std::vector<Parameter*> embedding_parameters, head_parameters;
+  std::vector<std::vector<Parameter*>> block_parameters;
 
   bool keep_head_output = false;
   std::map<int, Microbatch> in_flight;
   std::map<int, Outcome> outcomes;
+  Outcome auxiliary;
   std::map<int, std::vector<int32_t>> routing_TLK;
 };
 

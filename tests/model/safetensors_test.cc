@@ -1,0 +1,196 @@
+#include "model/safetensors.h"
+
+#include <gmock/gmock.h>
+#include <unistd.h>
+
+#include <filesystem>
+#include <fstream>
+#include <nlohmann/json.hpp>
+
+#include "model/families/tensor_table.h"
+#include "tests/model/stage_testing.h"
+
+namespace hone::model {
+namespace {
+
+using nlohmann::json;
+using testing::HasSubstr;
+
+class SafetensorsTest : public testing::Test {
+ protected:
+  SafetensorsTest() {
+    std::string pattern = testing::TempDir() + "/safetensors-XXXXXX";
+    folder_ = mkdtemp(pattern.data());
+  }
+  ~SafetensorsTest() override { std::filesystem::remove_all(folder_); }
+
+  std::string Path(const std::string& name) const { return folder_ + "/" + name; }
+  void WriteBytes(const std::string& name, const std::string& bytes) const {
+    std::ofstream(Path(name), std::ios::binary) << bytes;
+  }
+  void Write(const std::string& name, const std::string& header, const std::string& data) const {
+    const uint64_t size = header.size();
+    WriteBytes(name, std::string(reinterpret_cast<const char*>(&size), 8) + header + data);
+  }
+  // What is said about a file with this header and 16 bytes of data.
+  std::string ErrorOf(const std::string& header) const {
+    Write("bad.safetensors", header, std::string(16, 'x'));
+    return ReadError("bad.safetensors");
+  }
+  std::string ReadError(const std::string& name) const {
+    try {
+      SafetensorsReader reader(Path(name));
+    } catch (const CheckpointError& e) {
+      return e.what();
+    }
+    return "";
+  }
+  // The tensors of a stage as a Hugging Face checkpoint has them.
+  void WriteModel(const std::string& name, TransformerStage& stage,
+                  const std::function<bool(const std::string&)>& keep,
+                  const std::string& rename_from = "", const std::string& rename_to = "") const {
+    json header;
+    std::string data;
+    for (const SlabTensor& s : stage.State()) {
+      const TensorInfo info{s.slab.name, s.slab.global_shape,
+                            s.slab.name.find(".experts.") != std::string::npos};
+      const std::vector<std::string> names = HuggingFaceNames(info);
+      for (size_t i = 0; i < names.size(); ++i) {
+        if (!keep(names[i])) continue;
+        const int64_t e = static_cast<int64_t>(i);
+        const Tensor part = info.experts ? s.tensor.Slice(e, e + 1) : s.tensor;
+        const Shape shape =
+            info.experts ? Shape(info.shape.begin() + 1, info.shape.end()) : info.shape;
+        const size_t begin = data.size();
+        data.append(static_cast<const char*>(part.raw()), part.bytes());
+        header[names[i] == rename_from ? rename_to : names[i]] = {
+            {"dtype", "F32"}, {"shape", shape}, {"data_offsets", {begin, data.size()}}};
+      }
+    }
+    Write(name, header.dump(), data);
+  }
+
+  std::string folder_;
+  Context ctx_;
+};
+
+TEST_F(SafetensorsTest, ReadsTypesAndShapesAlsoUnaligned) {
+  const float values[2] = {1.5f, -2.0f};
+  std::string data = "abc";  // three bytes in front: the floats are not aligned
+  data.append(reinterpret_cast<const char*>(values), 8);
+  const BF16 b(3.0f);
+  data.append(reinterpret_cast<const char*>(&b), 2);
+  Write("a.safetensors",
+        R"({"__metadata__":{"format":"pt"},"u":{"dtype":"U8","shape":[3],"data_offsets":[0,3]},)"
+        R"("f":{"dtype":"F32","shape":[1,2],"data_offsets":[3,11]},)"
+        R"("b":{"dtype":"BF16","shape":[],"data_offsets":[11,13]}})",
+        data);
+  Tensor f, b_read;
+  {
+    SafetensorsReader reader(Path("a.safetensors"));
+    EXPECT_EQ(reader.entries().size(), 3u);
+    EXPECT_TRUE(reader.Has("f"));
+    EXPECT_FALSE(reader.Has("__metadata__"));
+    EXPECT_THROW(reader.Get("g"), CheckpointError);
+    f = reader.Get("f");
+    b_read = reader.Get("b");
+    EXPECT_EQ(ToDoubles(reader.Get("u")), (std::vector<double>{'a', 'b', 'c'}));
+  }
+  EXPECT_EQ(f.shape(), (Shape{1, 2}));  // outlives the reader
+  EXPECT_EQ(ToDoubles(f), (std::vector<double>{1.5, -2.0}));
+  EXPECT_EQ(ToDoubles(b_read), (std::vector<double>{3.0}));
+}
+
+TEST_F(SafetensorsTest, HostileHeadersAreRefusedByName) {
+  EXPECT_THAT(ErrorOf("[]"), HasSubstr("not a JSON object"));
+  EXPECT_THAT(ErrorOf("{\"a\":"), HasSubstr("not a JSON object"));
+  auto entry = [&](const std::string& dtype, const std::string& shape, const std::string& at) {
+    return ErrorOf("{\"w\":{\"dtype\":" + dtype + ",\"shape\":" + shape +
+                   ",\"data_offsets\":" + at + "}}");
+  };
+  EXPECT_EQ(entry("\"F32\"", "[2,2]", "[0,16]"), "");
+  EXPECT_THAT(entry("\"F32\"", "[2,2]", "[0,20]"), HasSubstr("'w': lies outside the file"));
+  EXPECT_THAT(entry("\"F32\"", "[2,2]", "[16,0]"), HasSubstr("outside"));
+  EXPECT_THAT(entry("\"F32\"", "[2,2]", "[0,12]"), HasSubstr("disagree"));
+  EXPECT_THAT(entry("\"F32\"", "[2,2]", "[-4,12]"), HasSubstr("offset is not a whole number"));
+  EXPECT_THAT(entry("\"F32\"", "[-2,-2]", "[0,16]"), HasSubstr("dim is not a whole number"));
+  EXPECT_THAT(entry("\"F32\"", "[1.5]", "[0,4]"), HasSubstr("dim is not a whole number"));
+  EXPECT_THAT(entry("\"F32\"", "[4611686018427387904,4]", "[0,0]"),
+              HasSubstr("larger than the file"));
+  EXPECT_THAT(entry("\"F32\"", "[1,1,1,1,1,1,1,1,1]", "[0,4]"), HasSubstr("too many dims"));
+  EXPECT_THAT(entry("\"C64\"", "[1]", "[0,8]"), HasSubstr("\"C64\" is not supported"));
+  EXPECT_THAT(entry("7", "[1]", "[0,8]"), HasSubstr("needs dtype"));
+  WriteBytes("short.safetensors", "abc");
+  EXPECT_THAT(ReadError("short.safetensors"), HasSubstr("short.safetensors"));
+  WriteBytes("long.safetensors", std::string(8, '\x7f') + "{}");
+  EXPECT_THAT(ReadError("long.safetensors"), HasSubstr("the header is said to have"));
+  EXPECT_THROW(SafetensorsReader(Path("absent.safetensors")), IoError);
+  EXPECT_THROW(SafetensorsReader{folder_ + "/."}, CheckpointError);
+}
+
+TEST_F(SafetensorsTest, LoadsAShardedFolderAndRefusesABrokenOne) {
+  const ModelConfig config = TinyV3();
+  TransformerStage stage(ctx_, config, WholeModel(config, DType::kF32));
+  FillStage(ctx_, stage, 3);
+  WriteModel("one.safetensors", stage, [](const std::string& n) { return n < "model.layers.1"; });
+  WriteModel("two.safetensors", stage, [](const std::string& n) { return n >= "model.layers.1"; });
+  json map;
+  for (const char* file : {"one.safetensors", "two.safetensors"}) {
+    const SafetensorsReader reader(Path(file));
+    for (const auto& e : reader.entries()) map[e.name] = file;
+  }
+  WriteBytes("model.safetensors.index.json", json{{"weight_map", map}}.dump());
+  // Whole, and the second half of a pipeline.
+  const auto split = SplitLayers(config, 2, WholeModel(config, DType::kF32));
+  for (const StageOptions& options : {WholeModel(config, DType::kF32), split[0], split[1]}) {
+    TransformerStage loaded(ctx_, config, options);
+    LoadHuggingFace(folder_, loaded);
+    std::map<std::string, Tensor> want;
+    for (const SlabTensor& s : stage.State()) want[s.slab.name] = s.tensor;
+    for (const SlabTensor& s : loaded.State()) {
+      EXPECT_TRUE(SameBits(s.tensor, want.at(s.slab.name))) << s.slab.name;
+    }
+  }
+  map["model.elsewhere"] = "one.safetensors";
+  WriteBytes("model.safetensors.index.json", json{{"weight_map", map}}.dump());
+  EXPECT_THROW(SafetensorsReader{folder_}, CheckpointError);
+  map.erase("model.elsewhere");
+  map["model.norm.weight"] = "../one.safetensors";
+  WriteBytes("model.safetensors.index.json", json{{"weight_map", map}}.dump());
+  EXPECT_THROW(SafetensorsReader{folder_}, CheckpointError);
+}
+
+TEST_F(SafetensorsTest, MissingUnexpectedAndMisshapenTensorsAreNamed) {
+  const ModelConfig config = TinyV3();
+  TransformerStage stage(ctx_, config, WholeModel(config, DType::kF32));
+  auto load = [&](const ModelConfig& c) -> std::string {
+    TransformerStage target(ctx_, c, WholeModel(c, DType::kF32));
+    try {
+      LoadHuggingFace(folder_, target);
+    } catch (const CheckpointError& e) {
+      return e.what();
+    }
+    return "";
+  };
+  WriteModel("model.safetensors", stage, [](const std::string&) { return true; });
+  EXPECT_EQ(load(config), "");
+  ModelConfig other = config;
+  other.vocab_size += 1;
+  EXPECT_THAT(load(other), HasSubstr("has shape [23, 12], the model needs [24, 12]"));
+  const std::string expert = "model.layers.2.mlp.experts.5.up_proj.weight";
+  WriteModel("model.safetensors", stage, [&](const std::string& n) { return n != expert; });
+  EXPECT_THAT(load(config), HasSubstr("missing: " + expert));
+  WriteModel(
+      "model.safetensors", stage, [](const std::string&) { return true; }, "lm_head.weight",
+      "lm_head.wait");
+  EXPECT_THAT(load(config), HasSubstr("does not have: lm_head.wait"));
+  WriteModel("model.safetensors", stage,
+             [](const std::string& n) { return !n.starts_with("model.layers.3."); });
+  EXPECT_THAT(load(config), HasSubstr("set num_nextn_predict_layers to 0"));
+  other = config;
+  other.num_nextn_predict_layers = 0;
+  EXPECT_EQ(load(other), "");
+}
+
+}  // namespace
+}  // namespace hone::model
