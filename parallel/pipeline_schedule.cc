@@ -99,22 +99,20 @@ std::vector<Action> ZbH1(const PipelineShape& shape, int rank) {
 }
 
 // The V: chunk 0 runs down the ranks, chunk 1 back up; the last rank holds the turn and rank 0 the
-// loss. With b = ranks behind this one (p − 1 − r), a rank goes through eight phases:
-//   1  2b forwards of chunk 0, which fill the way down;
-//   2  r + 1 forwards of each chunk: the first microbatches come back up;
-//   3  b times backward of chunk 1, its weight half at once (the forward behind it has yet to
-//   arrive),
-//      and a forward of chunk 1;
-//   4  the steady state, m − 2p + r + 1 times two pairs: forward of one chunk with backward of the
-//   other.
-//      (DeepSeek's program takes the last rank's first pair apart; with the costs of a pair atomic
-//      and between B and F + B, that never ends sooner, and later when overlap gains anything);
-//   5  no forwards of chunk 0 are left: backward of chunk 1, then the pair of the other two, b
-//   times; 6  r + 1 backwards of each chunk; in the second half only the input halves, whose result
-//   the
-//      neighbours wait for;
-//   7  b times a weight half, and an input half of chunk 0;
-//   8  the weight halves that are left.
+// loss. With b = p − 1 − r ranks behind this one, a rank goes through eight phases:
+//
+//   1. 2b forwards of chunk 0, which fill the way down.
+//   2. r + 1 forwards of each chunk: the first microbatches come back up.
+//   3. b times a backward of chunk 1, with its weight half at once, since the forward behind it has
+//      yet to arrive; and a forward of chunk 1.
+//   4. The steady state, m − 2p + r + 1 times two pairs: forward of one chunk with backward of the
+//      other. DeepSeek's program takes the last rank's first pair apart: for no costs with
+//      B ≤ F&B ≤ F + B does that end sooner, and where overlap gains it ends later.
+//   5. No forwards of chunk 0 are left: b times a backward of chunk 1 and the other pair.
+//   6. r + 1 backwards of each chunk; in the second half only the input halves, for whose result
+//      the neighbours wait.
+//   7. b times a weight half, and an input half of chunk 0.
+//   8. The weight halves that are left.
 std::vector<Action> DualPipeV(const PipelineShape& shape, int rank) {
   ListBuilder list(2);
   const int p = shape.ranks, behind = p - 1 - rank;

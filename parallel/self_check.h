@@ -19,7 +19,7 @@ void CheckReplicas(Context& ctx, const Mesh& mesh, const std::vector<Parameter*>
                    const std::string& config_digest);
 
 // Gives every gradient values that tell its rank, lets `reducer` sum them, and compares with the
-// sum over the ranks that hold the slab. Leaves the gradients zero. `parameters`: those of the
+// sum over the ranks that hold the slab. Overwrites the gradients. `parameters`: those of the
 // reducer.
 void CheckGradientSums(Context& ctx, const Mesh& mesh, const std::vector<Parameter*>& parameters,
                        GradientReducer& reducer);

@@ -59,8 +59,7 @@ class ToyStage : public PipelineStage {
     if (is_last() && tied && embedding_ != nullptr) {
       head_ = embedding_;
     } else if (is_last()) {
-      head_ = Make(ctx, tied ? "embedding" : "head", {kToyVocab, kToyWidth});
-      if (tied) head_->spec.tied_to = "embedding";
+      head_ = Make(ctx, "head", {kToyVocab, kToyWidth}, tied ? "embedding" : "");
     }
     counter_ = Make(ctx, "layers." + std::to_string(first) + ".counter", {1});
     counter_->spec.buffer = true;
@@ -166,14 +165,17 @@ class ToyStage : public PipelineStage {
   static double& At(const Tensor& x, int64_t t, int d) { return x.row<double>(t)[d]; }
   static double& Gradient(Parameter* p, int64_t i) { return p->gradient.data<double>()[i]; }
 
-  Parameter* Make(Context& ctx, const std::string& name, Shape shape) {
+  Parameter* Make(Context& ctx, const std::string& name, Shape shape,
+                  const std::string& tied_to = "") {
     auto p = std::make_unique<Parameter>();
     p->spec.name = name;
+    p->spec.tied_to = tied_to;
     p->spec.slab = Slab::Whole(name, shape);
     p->spec.storage = p->spec.gradient = p->spec.master = DType::kF64;
     p->value = ctx.Zeros(shape, DType::kF64, MemoryCategory::kWeights);
     p->gradient = ctx.Zeros(shape, DType::kF64, MemoryCategory::kGradients);
-    for (int64_t i = 0; i < p->value.size(); ++i) p->value.data<double>()[i] = ToyInitial(name, i);
+    for (int64_t i = 0; i < p->value.size(); ++i)
+      p->value.data<double>()[i] = ToyInitial(tied_to.empty() ? name : tied_to, i);
     parameters_.push_back(std::move(p));
     return parameters_.back().get();
   }

@@ -82,7 +82,8 @@ std::map<std::string, std::vector<double>> GatherValues(Rank& rank) {
   std::string mine;
   for (const Parameter* p : rank.engine.Parameters()) {
     const auto values = runtime::ToDoubles(p->value);
-    mine += p->spec.name + " " + std::to_string(values.size()) + "\n";
+    mine += (p->spec.tied_to.empty() ? p->spec.name : p->spec.tied_to) + " " +
+            std::to_string(values.size()) + "\n";
     mine.append(reinterpret_cast<const char*>(values.data()), values.size() * sizeof(double));
   }
   std::map<std::string, std::vector<double>> all;
