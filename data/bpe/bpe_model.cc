@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <functional>
-#include <queue>
 
 #include "data/utf8.h"
 
@@ -28,22 +27,15 @@ struct Candidate {
 // left. A candidate whose symbols have changed since it was found is dropped.
 class Merger {
  public:
-  Merger(const MergeTable& merges, const std::vector<int32_t>& ids) : merges_(merges) {
-    int32_t n = static_cast<int32_t>(ids.size());
-    for (int32_t i = 0; i < n; ++i) {
-      symbols_.push_back({ids[static_cast<size_t>(i)], i - 1, i + 1 < n ? i + 1 : -1});
-    }
-    for (int32_t i = 0; i + 1 < n; ++i) Look(i);
-  }
-
-  void Run(std::vector<int32_t>* ids) {
-    while (!queue_.empty()) {
-      Candidate top = queue_.top();
-      queue_.pop();
+  void Run(const MergeTable& merges, const std::vector<int32_t>& word, std::vector<int32_t>* ids) {
+    merges_ = &merges;
+    Begin(word);
+    while (!heap_.empty()) {
+      Candidate top = Pop();
       Symbol& left = At(top.position);
       if (left.id < 0 || left.next < 0) continue;
       Symbol& right = At(left.next);
-      MergeTable::Merge merge = merges_.Find(left.id, right.id);
+      MergeTable::Merge merge = merges.Find(left.id, right.id);
       if (merge.rank != top.rank || merge.result != top.result) continue;
       left.id = merge.result;
       right.id = -1;
@@ -58,17 +50,34 @@ class Merger {
   }
 
  private:
+  void Begin(const std::vector<int32_t>& word) {
+    int32_t n = static_cast<int32_t>(word.size());
+    symbols_.clear();
+    heap_.clear();
+    for (int32_t i = 0; i < n; ++i) {
+      symbols_.push_back({word[static_cast<size_t>(i)], i - 1, i + 1 < n ? i + 1 : -1});
+    }
+    for (int32_t i = 0; i + 1 < n; ++i) Look(i);
+  }
   Symbol& At(int32_t i) { return symbols_[static_cast<size_t>(i)]; }
   void Look(int32_t position) {
     const Symbol& left = At(position);
     if (left.next < 0) return;
-    MergeTable::Merge merge = merges_.Find(left.id, At(left.next).id);
-    if (merge.rank >= 0) queue_.push({merge.rank, position, merge.result});
+    MergeTable::Merge merge = merges_->Find(left.id, At(left.next).id);
+    if (merge.rank < 0) return;
+    heap_.push_back({merge.rank, position, merge.result});
+    std::push_heap(heap_.begin(), heap_.end(), std::greater<>());
+  }
+  Candidate Pop() {
+    std::pop_heap(heap_.begin(), heap_.end(), std::greater<>());
+    Candidate top = heap_.back();
+    heap_.pop_back();
+    return top;
   }
 
-  const MergeTable& merges_;
+  const MergeTable* merges_ = nullptr;
   std::vector<Symbol> symbols_;
-  std::priority_queue<Candidate, std::vector<Candidate>, std::greater<>> queue_;
+  std::vector<Candidate> heap_;
 };
 
 }  // namespace
@@ -146,10 +155,11 @@ void BpeModel::Encode(std::string_view word, std::vector<int32_t>* ids) const {
       return;
     }
   }
-  std::vector<int32_t> symbols;
-  symbols.reserve(word.size());
+  thread_local std::vector<int32_t> symbols;
+  thread_local Merger merger;
+  symbols.clear();
   Begin(word, &symbols);
-  Merger(merges, symbols).Run(ids);
+  merger.Run(merges, symbols, ids);
 }
 
 void AddMergesFromRanks(const std::vector<std::string>& tokens, const std::vector<int32_t>& rank_of,
