@@ -90,6 +90,9 @@ class PipelineStage {
     HeadOutput head;  // kept only when `keep_head_output` was set
   };
   virtual Outcome TakeOutcome(int microbatch) = 0;
+  // Losses of inner layers (a balance loss), of the forwards in training since the last call: any
+  // stage may have some, and they are part of the step's loss.
+  virtual Outcome TakeAuxiliary() { return {}; }
   virtual bool is_last() const = 0;
 
   // Called before a step's first action and after its gradients are reduced and applied.
