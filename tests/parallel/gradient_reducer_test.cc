@@ -63,12 +63,11 @@ std::map<std::string, std::vector<double>> ReduceAndCheck(const GroupPtr& world,
   std::map<std::string, std::vector<double>> shards;
   for (int step = 0; step < steps; ++step) {
     for (auto& p : owned) {
-      if (!p->spec.trainable) continue;
-      FillGradient(*p, [&](int64_t e) {
-        return Contribution(p->spec.name, e + 1000 * step, mesh.dp_index());
-      });
-    }
-    for (auto& p : owned) {
+      if (p->spec.trainable) {
+        FillGradient(*p, [&](int64_t e) {
+          return Contribution(p->spec.name, e + 1000 * step, mesh.dp_index());
+        });
+      }
       if (p->spec.name[0] != 'o') reducer.MarkReady(p.get());  // Finish takes what is left
     }
     reducer.Finish();
