@@ -22,7 +22,7 @@ void CrossEntropyBlock(Context& ctx, const Tensor& logits_BV, std::span<const in
       int32_t t = row_B[b], target = target_T[t];
       LoadLogits(logits[b], 1.0, z.data(), vocab);
       A target_z = z[target];
-      RowSoftmax<A> row = SoftmaxOf(z.data(), vocab, gradient ? z.data() : nullptr);
+      RowSoftmax<A> row = gradient ? SoftmaxInPlace(z.data(), vocab) : SoftmaxOf(z.data(), vocab);
       logp[t] = row.Logp(target_z);
       if (!gradient) continue;
       A weight = static_cast<A>(weight_T[t]), scale = weight / row.sum;

@@ -39,17 +39,28 @@ int64_t LogitBlockRows(int64_t vocab) {
   return std::clamp<int64_t>(kElements / std::max<int64_t>(1, vocab) / 64 * 64, 64, 256);
 }
 
+namespace {
+bool Consecutive(std::span<const int32_t> rows) {
+  return rows.back() - rows.front() + 1 == static_cast<int64_t>(rows.size());
+}
+}  // namespace
+
 Tensor GatherRows(Context& ctx, const Tensor& x_TD, std::span<const int32_t> row_B) {
-  int64_t first = row_B.front(), count = static_cast<int64_t>(row_B.size());
-  if (row_B.back() - first + 1 == count) return x_TD.Slice(first, first + count);
+  if (Consecutive(row_B)) return x_TD.Slice(row_B.front(), row_B.back() + 1);
   return Embedding(ctx, x_TD, row_B);
 }
 
 void ScatterRows(const Tensor& rows_BD, std::span<const int32_t> row_B, const Tensor& y_TD) {
-  for (size_t b = 0; b < row_B.size(); ++b) {
-    int64_t from = static_cast<int64_t>(b), to = row_B[b];
-    CopyTo(rows_BD.Slice(from, from + 1), y_TD.Slice(to, to + 1));
+  if (Consecutive(row_B)) {
+    CopyTo(rows_BD, y_TD.Slice(row_B.front(), row_B.back() + 1));
+    return;
   }
+  SwitchFloat("scatter_rows", y_TD.dtype(), [&](auto t) {
+    Rows<decltype(t)> rows(rows_BD), y(y_TD);
+    for (size_t b = 0; b < row_B.size(); ++b) {
+      std::copy_n(rows[static_cast<int64_t>(b)], rows_BD.cols(), y[row_B[b]]);
+    }
+  });
 }
 
 }  // namespace hone::kernels

@@ -30,20 +30,21 @@ struct RowSoftmax {
   A Logp(A z) const { return z - lse; }
 };
 
-// `exp_z` gets exp(z − max), which may be written over z; null when not wanted. Same bits either
-// way.
+template <class A, class Term>
+inline RowSoftmax<A> SoftmaxFrom(A max, int64_t vocab, Term exp_of) {
+  A sum = SumOver<A>(vocab, exp_of);
+  return {max, sum, max + std::log(sum)};
+}
 template <class A>
-inline RowSoftmax<A> SoftmaxOf(const A* z, int64_t vocab, A* exp_z = nullptr) {
-  RowSoftmax<A> row;
-  row.max = MaxLanes(z, vocab);
-  A max = row.max;
-  if (exp_z) {
-    row.sum = SumOver<A>(vocab, [=](int64_t v) { return exp_z[v] = Exp(z[v] - max); });
-  } else {
-    row.sum = SumOver<A>(vocab, [=](int64_t v) { return Exp(z[v] - max); });
-  }
-  row.lse = row.max + std::log(row.sum);
-  return row;
+inline RowSoftmax<A> SoftmaxOf(const A* z, int64_t vocab) {
+  A max = MaxLanes(z, vocab);
+  return SoftmaxFrom(max, vocab, [=](int64_t v) { return Exp(z[v] - max); });
+}
+// The same bits, and z becomes exp(z − max).
+template <class A>
+inline RowSoftmax<A> SoftmaxInPlace(A* z, int64_t vocab) {
+  A max = MaxLanes(z, vocab);
+  return SoftmaxFrom(max, vocab, [=](int64_t v) { return z[v] = Exp(z[v] - max); });
 }
 
 // −Σ p log p, in nats: log(sum) − Σ exp(z − max)·(z − max) / sum.
