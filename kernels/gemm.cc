@@ -163,6 +163,13 @@ void Gemm(ThreadPool& pool, int64_t M, int64_t N, int64_t K, MatrixView<T> a_MK,
   });
 }
 
+template <class T>
+void PackLeft(int64_t M, int64_t K, MatrixView<T> a_MK, Acc<T>* to) {
+  for (int64_t k0 = 0; k0 < K; k0 += kPackedK, to += M * kPackedStride) {
+    PackRows(From(a_MK, 0, k0), M, std::min(kPackedK, K - k0), to);
+  }
+}
+
 template <class A>
 int64_t PackedRightSize(int64_t K, int64_t N) {
   return K * RoundUp(N, kTileCols<A>);
@@ -210,6 +217,7 @@ void GemmPacked(int64_t M, int64_t N, int64_t K, LeftOperand<A> left_MK, RightOp
                         Acc<T>*, int64_t, bool);                                                \
   template void GemmSerial<T>(int64_t, int64_t, int64_t, MatrixView<T>, MatrixView<T>, Acc<T>*, \
                               int64_t, bool);                                                   \
+  template void PackLeft<T>(int64_t, int64_t, MatrixView<T>, Acc<T>*);                          \
   template RightOperand<Acc<T>> PackRight<T>(int64_t, int64_t, int64_t, MatrixView<T>, Acc<T>*);
 #define HONE_GEMM_PACKED(A)                                                                   \
   template int64_t PackedRightSize<A>(int64_t, int64_t);                                      \

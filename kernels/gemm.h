@@ -41,6 +41,8 @@ inline constexpr int64_t kPackedStride =
 inline int64_t PackedLeftSize(int64_t M, int64_t K) {
   return (K + kPackedK - 1) / kPackedK * M * kPackedStride;
 }
+template <class T>
+void PackLeft(int64_t M, int64_t K, MatrixView<T> a_MK, Acc<T>* to);
 template <class A>
 struct LeftOperand {
   const A* data;

@@ -16,65 +16,105 @@ namespace {
 
 constexpr int64_t kQueryTile = 64;
 
+// One head's rows of a [tokens, heads, dim] tensor, from the first token of a sequence on.
 template <class A>
-struct BackwardOf {
-  const Tensor &dout, &q, &k, &v;
-  const AttentionResult& saved;
-  const AttentionGradients& gradients;
+struct HeadRows {
+  A* data;
+  int64_t stride, dim;
+
+  HeadRows(const Tensor& t, int64_t token, int64_t head)
+      : data(t.row<A>(token * t.dim(1) + head)), stride(t.dim(1) * t.row_stride()), dim(t.dim(2)) {}
+  A* operator[](int64_t token) const { return data + token * stride; }
+  MatrixView<A> From(int64_t token, bool transposed = false) const {
+    return {(*this)[token], stride, transposed};
+  }
+};
+
+// A key tile as right operands, packed once for all the query tiles it meets.
+template <class A>
+struct PackedKeys {
+  std::vector<A> memory;
+  RightOperand<A> k_columns, v_columns, k_rows;
+
+  void Pack(const HeadRows<A>& k, const HeadRows<A>& v, int64_t u0, int64_t keys) {
+    int64_t size_k = PackedRightSize<A>(k.dim, kKeyTile),
+            size_v = PackedRightSize<A>(v.dim, kKeyTile);
+    memory.resize(size_k + size_v + PackedRightSize<A>(kKeyTile, k.dim));
+    k_columns = PackRight(kQueryTile, k.dim, keys, k.From(u0, true), memory.data());
+    v_columns = PackRight(kQueryTile, v.dim, keys, v.From(u0, true), memory.data() + size_k);
+    k_rows = PackRight(kQueryTile, keys, k.dim, k.From(u0), memory.data() + size_k + size_v);
+  }
+};
+
+// One worker's memory: a key tile, and scores of a tile pair as left operands.
+template <class A>
+struct TileBuffers {
+  PackedKeys<A> packed;
+  std::vector<A> left, weight, slope;
+
+  TileBuffers(int64_t dim_c, int64_t dim_v)
+      : left(PackedLeftSize(kQueryTile, std::max(dim_c, dim_v))),
+        weight(PackedLeftSize(kQueryTile, kKeyTile)),
+        slope(PackedLeftSize(kQueryTile, kKeyTile)) {}
+};
+
+// A key/value head of one sequence with the query heads that read it.
+template <class A>
+struct SequenceBackward {
+  TileBuffers<A>& buffers;
+  HeadRows<A> k, v, dk, dv;
+  int64_t length;
   A scale;
-  int64_t share;  // query heads a key/value head
 
-  // Rows of one head of a [T, heads, dim] tensor from `token` on.
-  static A* Head(const Tensor& t, int64_t token, int64_t head) {
-    return t.row<A>(token * t.dim(1) + head);
-  }
-  static int64_t Stride(const Tensor& t) { return t.dim(1) * t.row_stride(); }
-  static MatrixView<A> View(const Tensor& t, int64_t token, int64_t head, bool transposed = false) {
-    return {Head(t, token, head), Stride(t), transposed};
-  }
+  struct QueryHead {
+    HeadRows<A> q, out, dout, dq;
+    const A* lse;
+    int64_t lse_stride;
+    std::vector<A> delta;  // Σ(dout ∘ out)
+  };
 
-  void Sequence(int64_t start, int64_t end, int64_t g) const {
-    int64_t length = end - start;
-    std::vector<A> delta(share * length);
-    for (int64_t h = 0; h < share; ++h) {
+  void Run(std::vector<QueryHead>& heads) {
+    for (QueryHead& head : heads) {
+      head.delta.resize(length);
       for (int64_t t = 0; t < length; ++t) {
-        delta[h * length + t] = Dot(Head(dout, start + t, g * share + h),
-                                    Head(saved.out_THV, start + t, g * share + h), dout.dim(2));
+        head.delta[t] = Dot(head.dout[t], head.out[t], v.dim);
       }
     }
     for (int64_t u0 = 0; u0 < length; u0 += kKeyTile) {
-      for (int64_t h = 0; h < share; ++h) {
-        for (int64_t t0 = u0 - u0 % kQueryTile; t0 < length; t0 += kQueryTile) {
-          TilePair(start, length, t0, u0, g * share + h, g, delta.data() + h * length);
-        }
+      buffers.packed.Pack(k, v, u0, std::min(kKeyTile, length - u0));
+      for (const QueryHead& head : heads) {
+        for (int64_t t0 = u0; t0 < length; t0 += kQueryTile) TilePair(head, t0, u0);
       }
     }
   }
 
-  // Queries [t0, …) against keys [u0, …) of a sequence that begins at token `start`.
-  void TilePair(int64_t start, int64_t length, int64_t t0, int64_t u0, int64_t h, int64_t g,
-                const A* delta) const {
+  void Scores(int64_t rows, int64_t keys, const HeadRows<A>& queries, int64_t t0,
+              const RightOperand<A>& columns, A* to) {
+    PackLeft(rows, queries.dim, queries.From(t0), buffers.left.data());
+    GemmPacked<A>(rows, keys, queries.dim, {buffers.left.data(), rows * kPackedStride}, columns, to,
+                  kPackedStride, false);
+  }
+
+  // Queries [t0, …) against keys [u0, …).
+  void TilePair(const QueryHead& head, int64_t t0, int64_t u0) {
     int64_t rows = std::min(kQueryTile, length - t0), keys = std::min(kKeyTile, length - u0);
-    int64_t t = start + t0, u = start + u0, dim_c = q.dim(2), dim_v = v.dim(2);
-    A weight[kQueryTile * kKeyTile], slope[kQueryTile * kKeyTile];
-    GemmSerial<A>(rows, keys, dim_c, View(q, t, h), View(k, u, g, true), weight, kKeyTile, false);
-    GemmSerial<A>(rows, keys, dim_v, View(dout, t, h), View(v, u, g, true), slope, kKeyTile, false);
+    A *weight = buffers.weight.data(), *slope = buffers.slope.data();
+    Scores(rows, keys, head.q, t0, buffers.packed.k_columns, weight);
+    Scores(rows, keys, head.dout, t0, buffers.packed.v_columns, slope);
     for (int64_t r = 0; r < rows; ++r) {
-      A *p = weight + r * kKeyTile, *ds = slope + r * kKeyTile;
-      A lse = *(saved.lse_TH.template data<A>() + (t + r) * q.dim(1) + h);
-      A shift = delta[t0 + r];
-      int64_t visible = std::clamp<int64_t>(t0 + r + 1 - u0, 0, keys);
-      for (int64_t i = 0; i < visible; ++i) p[i] = Exp(p[i] * scale - lse);
-      for (int64_t i = 0; i < visible; ++i) ds[i] = p[i] * (ds[i] - shift) * scale;
-      std::fill(p + visible, p + keys, A(0));
-      std::fill(ds + visible, ds + keys, A(0));
+      A *p = weight + r * kPackedStride, *ds = slope + r * kPackedStride;
+      A lse = head.lse[(t0 + r) * head.lse_stride], shift = head.delta[t0 + r];
+      for (int u = 0; u < kKeyTile; ++u) p[u] = Exp(p[u] * scale - lse);
+      for (int u = 0; u < kKeyTile; ++u) ds[u] = p[u] * (ds[u] - shift) * scale;
+      int64_t visible = std::min(keys, t0 + r + 1 - u0);
+      std::fill(p + visible, p + kKeyTile, A(0));
+      std::fill(ds + visible, ds + kKeyTile, A(0));
     }
-    const Tensor &dq = gradients.dq_THC, &dk = gradients.dk_TGC, &dv = gradients.dv_TGV;
-    GemmSerial<A>(keys, dim_v, rows, {weight, kKeyTile, true}, View(dout, t, h), Head(dv, u, g),
-                  Stride(dv), true);
-    GemmSerial<A>(keys, dim_c, rows, {slope, kKeyTile, true}, View(q, t, h), Head(dk, u, g),
-                  Stride(dk), true);
-    GemmSerial<A>(rows, dim_c, keys, {slope, kKeyTile}, View(k, u, g), Head(dq, t, h), Stride(dq),
+    GemmSerial<A>(keys, v.dim, rows, {weight, kPackedStride, true}, head.dout.From(t0), dv[u0],
+                  dv.stride, true);
+    GemmSerial<A>(keys, k.dim, rows, {slope, kPackedStride, true}, head.q.From(t0), dk[u0],
+                  dk.stride, true);
+    GemmPacked<A>(rows, k.dim, keys, {slope, 0}, buffers.packed.k_rows, head.dq[t0], head.dq.stride,
                   true);
   }
 };
@@ -86,18 +126,33 @@ void AttentionBackward(Context& ctx, const Tensor& dout_THV, const Tensor& q_THC
                        const Tensor& k_TGC, const Tensor& v_TGV, const AttentionResult& saved,
                        std::span<const int32_t> cu_seqlens, double scale,
                        const AttentionGradients& gradients) {
-  int64_t groups = k_TGC.dim(1), sequences = static_cast<int64_t>(cu_seqlens.size()) - 1;
-  BackwardOf<A> backward{dout_THV,
-                         q_THC,
-                         k_TGC,
-                         v_TGV,
-                         saved,
-                         gradients,
-                         static_cast<A>(scale),
-                         q_THC.dim(1) / groups};
+  int64_t heads = q_THC.dim(1), groups = k_TGC.dim(1), share = heads / groups;
+  int64_t sequences = static_cast<int64_t>(cu_seqlens.size()) - 1;
+  auto work = [&](TileBuffers<A>& buffers, int64_t start, int64_t length, int64_t g) {
+    SequenceBackward<A> backward{buffers,
+                                 {k_TGC, start, g},
+                                 {v_TGV, start, g},
+                                 {gradients.dk_TGC, start, g},
+                                 {gradients.dv_TGV, start, g},
+                                 length,
+                                 static_cast<A>(scale)};
+    std::vector<typename SequenceBackward<A>::QueryHead> queries;
+    for (int64_t h = g * share; h < (g + 1) * share; ++h) {
+      queries.push_back({{q_THC, start, h},
+                         {saved.out_THV, start, h},
+                         {dout_THV, start, h},
+                         {gradients.dq_THC, start, h},
+                         saved.lse_TH.data<A>() + start * heads + h,
+                         heads,
+                         {}});
+    }
+    backward.Run(queries);
+  };
   ctx.pool().ParallelFor(sequences * groups, 1, [&](int64_t begin, int64_t end) {
+    TileBuffers<A> buffers(q_THC.dim(2), v_TGV.dim(2));
     for (int64_t i = begin; i < end; ++i) {
-      backward.Sequence(cu_seqlens[i / groups], cu_seqlens[i / groups + 1], i % groups);
+      int64_t start = cu_seqlens[i / groups];
+      work(buffers, start, cu_seqlens[i / groups + 1] - start, i % groups);
     }
   });
 }
