@@ -50,7 +50,10 @@ struct InferenceEngine::Impl {
         cache(c, m.config(), m.options().end_layer - m.options().first_layer,
               e.cache_pages > 0 ? e.cache_pages
                                 : e.max_batch * (PagesFor(e.max_tokens, e.page_size) + 1),
-              e.page_size, m.options().dtype) {}
+              e.page_size, m.options().dtype,
+              // Rebuilding keys and values at every step costs far more time than keeping them costs memory.
+              e.mla_decode == model::MlaDecode::kExpand ? model::KvCache::Mla::kExpanded
+                                                        : model::KvCache::Mla::kLatent) {}
 
   using SequenceList = std::list<Sequence>;
 

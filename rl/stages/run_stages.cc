@@ -27,7 +27,7 @@ void RunOne(Environment& env, const StageConfig& stage) {
     case StageKind::kDistill:
       return RunSupervised(env, stage);
     case StageKind::kRewardModel:
-      return RunRewardModel(env, stage);
+      throw ConfigError(stage.where + ": kind reward_model cannot be run yet");
     case StageKind::kGrpo:
       return RunGrpo(env, stage);
     case StageKind::kRejectionSampling:

@@ -1,16 +1,13 @@
 #include "rl/stages/sample_pool.h"
 
-#include <nlohmann/json.hpp>
-
 #include "data/tokenizer.h"
 #include "parallel/comm/process_group.h"
 #include "rl/rollout/journal.h"
+#include "rl/rollout/worker_config.h"
 #include "runtime/philox.h"
 
 namespace hone::rl {
 namespace {
-
-using nlohmann::json;
 
 // Length-prefixed, so that any number of samples is one message.
 std::string EncodeSamples(const std::vector<Sample>& samples) {
@@ -38,26 +35,25 @@ std::vector<Sample> DecodeSamples(std::string_view all) {
   return samples;
 }
 
+WorkerConfig MakeWorkerConfig(const RunConfig& config) {
+  WorkerConfig worker;
+  worker.model = config.model;
+  worker.tokenizer = config.tokenizer;
+  worker.special_tokens = config.special_tokens;
+  worker.dtype = config.train.dtype;
+  worker.engine.max_batch = config.rollout.max_batch;
+  worker.engine.page_size = config.rollout.page_size;
+  worker.engine.cache_pages = config.rollout.cache_pages;
+  worker.engine.prefill_chunk = config.rollout.prefill_chunk;
+  worker.engine.max_tokens = config.model.max_position_embeddings;
+  for (const StageConfig& stage : config.stages) {
+    if (stage.grpo.replay_routing) worker.engine.record_routing = true;
+  }
+  if (config.rollout.absorb) worker.engine.mla_decode = model::MlaDecode::kAbsorb;
+  return worker;
+}
+
 }  // namespace
-
-std::string WorkerConfigYaml(const RunConfig& c) {
-  // JSON is YAML.
-  return json{{"model", json::parse(c.model.ToHuggingFaceJson())},
-              {"tokenizer", c.tokenizer},
-              {"special_tokens", c.special_tokens},
-              {"dtype", std::string(runtime::DTypeName(c.train.dtype))},
-              {"max_batch", c.rollout.max_batch},
-              {"page_size", c.rollout.page_size},
-              {"cache_pages", c.rollout.cache_pages},
-              {"prefill_chunk", c.rollout.prefill_chunk},
-              {"max_tokens", c.model.max_position_embeddings},
-              {"absorb", c.rollout.absorb}}
-      .dump();
-}
-
-std::string ModelDigest(const RunConfig& c, const std::string& tokenizer_digest) {
-  return fmt::format("{:016x}", HashName(c.model.ToHuggingFaceJson() + "\n" + tokenizer_digest));
-}
 
 SamplePool::SamplePool(Learner& learner, RunDirectory& directory, const std::string& secret,
                        const std::atomic<bool>& stop)
@@ -78,9 +74,9 @@ SamplePool::SamplePool(Learner& learner, RunDirectory& directory, const std::str
   options.tls_certificate = config.rollout.tls_certificate;
   options.tls_key = config.rollout.tls_key;
   options.tls_ca = config.rollout.tls_ca;
-  options.worker_config = WorkerConfigYaml(config);
-  options.model_digest =
-      ModelDigest(config, data::LoadTokenizer(config.tokenizer, config.special_tokens)->Digest());
+  options.worker_config = WriteWorkerConfig(MakeWorkerConfig(config));
+  options.model_digest = ModelDigest(
+      config.model, data::LoadTokenizer(config.tokenizer, config.special_tokens)->Digest());
   options.lease = std::chrono::seconds(config.rollout.lease_seconds);
   options.prompts_per_lease = config.rollout.prompts_per_lease;
   options.journal_dir = directory.journal();

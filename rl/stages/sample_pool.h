@@ -42,9 +42,4 @@ class SamplePool {
   PoolStats stats_;
 };
 
-// What a worker builds its model from, as YAML: sent at registration.
-std::string WorkerConfigYaml(const RunConfig& config);
-// Of model config and tokenizer: worker and learner compute it each for itself.
-std::string ModelDigest(const RunConfig& config, const std::string& tokenizer_digest);
-
 }  // namespace hone::rl

@@ -1,0 +1,315 @@
+#include "rl/rollout/coordinator.h"
+
+#include <condition_variable>
+#include <mutex>
+#include <thread>
+
+#include "rl/rollout/lease_book.h"
+#include "rl/rollout/wire.h"
+#include "rollout.grpc.pb.h"
+#include "runtime/error.h"
+
+namespace hone::rl {
+namespace {
+
+constexpr auto kHousekeeping = std::chrono::milliseconds(200);
+constexpr int64_t kLongestWaitMs = 2000;
+constexpr int kMissedHeartbeats = 5;  // then a worker is taken for dead
+constexpr int kServerThreads = 64;
+constexpr size_t kVersionsKnown = 2;
+
+grpc::Status Refused(grpc::StatusCode code, const std::string& why) { return {code, why}; }
+
+}  // namespace
+
+struct Coordinator::Impl final : proto::RolloutPool::Service {
+  Impl(FileSystem& fs, Options o)
+      : options(std::move(o)), book(fs, options.journal_dir, options.lease) {
+    security = {options.secret, options.tls_certificate, options.tls_key, options.tls_ca};
+    grpc::ServerBuilder builder;
+    grpc::ResourceQuota quota;
+    quota.SetMaxThreads(kServerThreads);
+    builder.SetResourceQuota(quota);
+    builder.SetMaxReceiveMessageSize(static_cast<int>(options.max_message_bytes));
+    builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
+    int port = 0;
+    builder.AddListeningPort(options.listen, ServerCredentials(security, options.listen), &port);
+    builder.RegisterService(this);
+    server = builder.BuildAndStart();
+    Check<CommError>(server != nullptr && port != 0, "[rollout] cannot listen on {}",
+                     options.listen);
+    address = ReachableAddress(options.listen, port);
+    housekeeper = std::thread([this] { KeepHouse(); });
+  }
+
+  ~Impl() override {
+    {
+      std::lock_guard lock(mutex);
+      shutdown = ending = true;
+    }
+    changed.notify_all();
+    housekeeper.join();
+    server->Shutdown(std::chrono::system_clock::now() + std::chrono::seconds(2));
+  }
+
+  // ---- What workers call
+  // --------------------------------------------------------------------------
+
+  struct WorkerState {
+    std::string name;
+    Clock::time_point last_seen;
+  };
+
+  // The caller's worker; refused when its secret is wrong or it is not registered. Needs the lock.
+  grpc::Status Identify(const grpc::ServerContext* context, int64_t worker) {
+    grpc::Status status = CheckSecret(*context, options.secret);
+    if (!status.ok()) {
+      ++counts.refused;
+      return status;
+    }
+    auto it = workers.find(worker);
+    if (it == workers.end()) {
+      return Refused(grpc::StatusCode::NOT_FOUND,
+                     fmt::format("worker {} is not registered", worker));
+    }
+    it->second.last_seen = Clock::now();
+    return status;
+  }
+
+  grpc::Status Register(grpc::ServerContext* context, const proto::RegisterRequest* request,
+                        proto::RegisterReply* reply) override {
+    std::lock_guard lock(mutex);
+    grpc::Status status = CheckSecret(*context, options.secret);
+    std::string why;
+    if (request->protocol() != kProtocolVersion) {
+      why = fmt::format("protocol {} where {} is spoken: update the worker", request->protocol(),
+                        kProtocolVersion);
+    } else if (request->build() != BuildId()) {
+      why = fmt::format("build '{}' where the learner is '{}': log-probabilities would differ",
+                        request->build(), BuildId());
+    } else if (!request->model_digest().empty() &&
+               request->model_digest() != options.model_digest) {
+      why = fmt::format("model {} where the run trains {}", request->model_digest(),
+                        options.model_digest);
+    }
+    if (!status.ok() || !why.empty()) {
+      ++counts.refused;
+      return status.ok() ? Refused(grpc::StatusCode::FAILED_PRECONDITION, why) : status;
+    }
+    reply->set_config(options.worker_config);
+    reply->set_model_digest(options.model_digest);
+    reply->set_heartbeat_ms(options.heartbeat.count());
+    reply->set_max_message_bytes(options.max_message_bytes);
+    if (request->model_digest().empty()) return grpc::Status::OK;  // it has yet to build the model
+    reply->set_worker(next_worker++);
+    workers[reply->worker()] = {request->name(), Clock::now()};
+    return grpc::Status::OK;
+  }
+
+  grpc::Status Heartbeat(grpc::ServerContext* context, const proto::HeartbeatRequest* request,
+                         proto::HeartbeatReply* reply) override {
+    std::lock_guard lock(mutex);
+    grpc::Status status = Identify(context, request->worker());
+    if (!status.ok()) return status;
+    reply->set_shutdown(shutdown);
+    for (int64_t id : book.TakeCancelled(request->worker())) reply->add_cancelled_leases(id);
+    return grpc::Status::OK;
+  }
+
+  grpc::Status TakeLeases(grpc::ServerContext* context, const proto::LeaseRequest* request,
+                          proto::LeaseReply* reply) override {
+    std::unique_lock lock(mutex);
+    grpc::Status status = Identify(context, request->worker());
+    if (!status.ok()) return status;
+    auto until = Clock::now() + std::chrono::milliseconds(
+                                    std::clamp<int64_t>(request->wait_ms(), 0, kLongestWaitMs));
+    std::vector<OpenLease*> leases;
+    for (;;) {
+      if (shutdown) break;
+      leases = book.Take(request->worker(), options.prompts_per_lease, request->max_samples());
+      if (!leases.empty() || changed.wait_until(lock, until) == std::cv_status::timeout) break;
+    }
+    reply->set_shutdown(shutdown);
+    for (OpenLease* lease : leases) FillLease(*lease, reply->add_leases());
+    counts.leased += static_cast<int64_t>(leases.size());
+    return grpc::Status::OK;
+  }
+
+  void FillLease(const OpenLease& lease, proto::Lease* m) {
+    const RolloutPlan& plan = lease.plan->plan;
+    const RolloutPrompt& prompt = plan.prompts[lease.plan->prompt_at.at(lease.prompt)];
+    m->set_lease(lease.id);
+    m->set_stage(plan.stage);
+    m->set_rollout(plan.rollout);
+    m->set_prompt(lease.prompt);
+    m->mutable_samples()->Add(lease.samples.begin(), lease.samples.end());
+    m->mutable_prompt_tokens()->Add(prompt.tokens.begin(), prompt.tokens.end());
+    m->set_problem_id(prompt.problem.id);
+    m->set_verifier(prompt.problem.verifier);
+    m->set_gold(prompt.problem.answer);
+    m->set_language(prompt.problem.language);
+    m->set_seed(plan.seed);
+    m->set_temperature(plan.sampling.temperature);
+    m->set_top_p(plan.sampling.top_p);
+    m->set_top_k(plan.sampling.top_k);
+    m->set_max_new_tokens(plan.max_new_tokens);
+    m->mutable_stop_ids()->Add(plan.stop_ids.begin(), plan.stop_ids.end());
+    for (const std::string& text : plan.stop_strings) m->add_stop_strings(text);
+    m->set_record_routing(plan.record_routing);
+    int64_t wanted = plan.weight_version != 0 ? plan.weight_version : versions.rbegin()->first;
+    const WeightVersion& version = versions.at(wanted);
+    m->mutable_weights()->set_version(version.version);
+    m->mutable_weights()->set_digest(version.digest);
+    for (const std::string& e : version.endpoints) m->mutable_weights()->add_endpoints(e);
+    for (int64_t s : lease.samples) {
+      auto it = lease.plan->partial.find({lease.prompt, s});
+      if (it != lease.plan->partial.end()) *m->add_partial() = ToProto(it->second);
+    }
+  }
+
+  grpc::Status Submit(grpc::ServerContext* context, const proto::SubmitRequest* request,
+                      proto::SubmitReply* reply) override {
+    std::lock_guard lock(mutex);
+    grpc::Status status = Identify(context, request->worker());
+    if (!status.ok()) return status;
+    std::string why;
+    try {
+      for (const proto::Sample& m : request->finished()) {
+        bool repeat = false;
+        std::string refused = book.Accept(FromProto(m), &repeat);
+        if (refused.empty()) {
+          ++(repeat ? counts.repeats : accepted);
+          repeat ? reply->set_repeats(reply->repeats() + 1)
+                 : reply->set_accepted(reply->accepted() + 1);
+          if (!repeat)
+            ++counts.outcomes[std::string(OutcomeName(static_cast<Outcome>(m.outcome())))];
+        } else {
+          why = refused;
+        }
+      }
+      book.Commit();  // before the answer: what is acknowledged is on disk
+      for (const proto::Sample& m : request->continued()) {
+        std::string refused = book.Continue(FromProto(m));
+        if (!refused.empty()) why = refused;
+      }
+    } catch (const Error& e) {
+      // Malformed samples are the worker's fault, a journal that cannot be written is the run's.
+      why = e.what();
+      if (dynamic_cast<const IoError*>(&e) && failure.empty()) failure = why;
+    }
+    book.Renew(request->worker());
+    for (int64_t lease : request->returned_leases()) book.Return(lease);
+    if (!request->error().empty()) {
+      fmt::print(stderr, "rollout: {} gave leases back: {}\n", workers[request->worker()].name,
+                 request->error());
+    }
+    changed.notify_all();
+    if (why.empty()) return grpc::Status::OK;
+    ++counts.refused;
+    return Refused(grpc::StatusCode::INVALID_ARGUMENT, why);
+  }
+
+  // ---- Housekeeping
+  // -------------------------------------------------------------------------------
+
+  void KeepHouse() {
+    std::unique_lock lock(mutex);
+    while (!ending) {
+      changed.wait_for(lock, kHousekeeping);
+      auto dead_since = Clock::now() - kMissedHeartbeats * options.heartbeat;
+      int64_t returned = book.ExpireOld();
+      for (auto it = workers.begin(); it != workers.end();) {
+        if (it->second.last_seen >= dead_since) {
+          ++it;
+          continue;
+        }
+        int64_t before = book.open_leases();
+        book.ReturnAllOf(it->first);
+        returned += before - book.open_leases();
+        it = workers.erase(it);
+      }
+      counts.reissued += returned;
+      if (returned > 0) changed.notify_all();
+    }
+  }
+
+  Options options;
+  Security security;
+  std::string address;
+  std::unique_ptr<grpc::Server> server;
+  std::thread housekeeper;
+
+  mutable std::mutex mutex;
+  std::condition_variable changed;
+  bool shutdown = false, ending = false;
+  std::string failure;  // the journal could not be written
+  LeaseBook book;
+  std::map<int64_t, WeightVersion> versions;
+  std::map<int64_t, WorkerState> workers;
+  int64_t next_worker = 1, accepted = 0;
+  PoolStats counts;
+};
+
+Coordinator::Coordinator(FileSystem& fs, Options options)
+    : impl_(std::make_unique<Impl>(fs, std::move(options))) {}
+Coordinator::~Coordinator() = default;
+
+std::string Coordinator::address() const { return impl_->address; }
+
+void Coordinator::Publish(const WeightVersion& version) {
+  std::lock_guard lock(impl_->mutex);
+  impl_->versions[version.version] = version;
+  while (impl_->versions.size() > kVersionsKnown) impl_->versions.erase(impl_->versions.begin());
+}
+
+void Coordinator::Begin(const RolloutPlan& plan) {
+  std::lock_guard lock(impl_->mutex);
+  bool known = plan.weight_version == 0 ? !impl_->versions.empty()
+                                        : impl_->versions.count(plan.weight_version) > 0;
+  Check(known, "[rollout] {} rollout {} wants weights {}, which are not published", plan.stage,
+        plan.rollout, plan.weight_version);
+  impl_->book.Open(plan);
+  impl_->changed.notify_all();
+}
+
+std::vector<Sample> Coordinator::Finish(const std::string& stage, int64_t rollout,
+                                        std::chrono::milliseconds stall,
+                                        const std::function<bool(const Progress&)>& poll) {
+  std::unique_lock lock(impl_->mutex);
+  OpenPlan* plan = impl_->book.Find(stage, rollout);
+  Check(plan != nullptr, "[rollout] {} rollout {} was not begun", stage, rollout);
+  while (!plan->complete()) {
+    Check<IoError>(impl_->failure.empty(), "{}", impl_->failure);
+    Check<TimeoutError>(
+        Clock::now() - plan->last_sample < stall,
+        "[rollout] no sample of '{}' rollout {} arrived for {} s ({} of {} are here, {} "
+        "workers are registered); look at the workers' logs",
+        stage, rollout, stall.count() / 1000, plan->done.size(), plan->total,
+        impl_->workers.size());
+    Progress progress{static_cast<int64_t>(plan->done.size()), plan->total, plan->tokens,
+                      impl_->counts};
+    progress.pool.workers = static_cast<int>(impl_->workers.size());
+    lock.unlock();
+    bool go_on = poll(progress);
+    lock.lock();
+    Check<StoppedEarly>(go_on, "[rollout] stopped while waiting for '{}' rollout {}", stage,
+                        rollout);
+    if (!plan->complete()) impl_->changed.wait_for(lock, kHousekeeping);
+  }
+  return impl_->book.Close(plan);
+}
+
+PoolStats Coordinator::stats() const {
+  std::lock_guard lock(impl_->mutex);
+  PoolStats stats = impl_->counts;
+  stats.workers = static_cast<int>(impl_->workers.size());
+  return stats;
+}
+
+void Coordinator::Shutdown() {
+  std::lock_guard lock(impl_->mutex);
+  impl_->shutdown = true;
+  impl_->changed.notify_all();
+}
+
+}  // namespace hone::rl

@@ -1,0 +1,215 @@
+#include "rl/rollout/lease_book.h"
+
+#include <algorithm>
+
+#include "runtime/error.h"
+
+namespace hone::rl {
+
+std::string LeaseBook::JournalPath(const RolloutPlan& plan) const {
+  return fmt::format("{}/{}/rollout-{:06d}.bin", journal_dir_, plan.stage, plan.rollout);
+}
+
+void LeaseBook::Open(const RolloutPlan& plan) {
+  Check(Find(plan.stage, plan.rollout) == nullptr, "[rollout] {} {} is already under way",
+        plan.stage, plan.rollout);
+  OpenPlan& open = plans_.emplace_back();
+  open.plan = plan;
+  open.last_sample = Clock::now();
+  for (size_t p = 0; p < plan.prompts.size(); ++p) {
+    open.prompt_at[plan.prompts[p].index] = p;
+    for (int64_t s = 0; s < plan.group_size; ++s) open.waiting.insert({plan.prompts[p].index, s});
+  }
+  open.total = static_cast<int64_t>(open.waiting.size());
+  // Without a digest nothing on disk can be known to be of the same weights.
+  if (journal_dir_.empty()) return;
+  open.journal = std::make_unique<Journal>(
+      fs_, JournalPath(plan),
+      JournalHeader{plan.stage, plan.rollout, plan.weight_version, plan.weight_digest});
+  for (const Sample& sample : open.journal->recovered()) {
+    auto key = std::make_pair(sample.key.prompt, sample.key.sample);
+    if (!open.waiting.erase(key)) continue;
+    open.tokens += sample.completion_tokens();
+    open.done[key] = sample;
+  }
+}
+
+OpenPlan* LeaseBook::Find(const std::string& stage, int64_t rollout) {
+  for (OpenPlan& p : plans_) {
+    if (p.plan.stage == stage && p.plan.rollout == rollout) return &p;
+  }
+  return nullptr;
+}
+
+void LeaseBook::WriteJsonl(const OpenPlan& p) const {
+  std::string jsonl;
+  for (const auto& [key, sample] : p.done) jsonl += SampleToJson(sample) + "\n";
+  std::string dir = journal_dir_.substr(0, journal_dir_.rfind('/')) + "/rollouts/" + p.plan.stage;
+  fs_.MakeDirs(dir);
+  fs_.WriteAtomically(fmt::format("{}/rollout-{:06d}.jsonl", dir, p.plan.rollout), jsonl);
+}
+
+std::vector<Sample> LeaseBook::Close(OpenPlan* plan) {
+  if (plan->journal) {
+    plan->journal->Commit();
+    WriteJsonl(*plan);
+  }
+  for (auto it = leases_.begin(); it != leases_.end();) {
+    if (it->second.plan != plan) {
+      ++it;
+      continue;
+    }
+    cancelled_[it->second.worker].push_back(it->first);
+    it = leases_.erase(it);
+  }
+  closed_.clear();
+  std::vector<Sample> samples;
+  for (auto& [key, sample] : plan->done) {
+    closed_.insert(sample.key);
+    samples.push_back(std::move(sample));
+  }
+  plans_.remove_if([plan](const OpenPlan& p) { return &p == plan; });
+  return samples;
+}
+
+std::vector<OpenLease*> LeaseBook::Take(int64_t worker, int64_t prompts, int64_t samples) {
+  std::vector<OpenLease*> taken;
+  for (OpenPlan& plan : plans_) {
+    while (!plan.waiting.empty() && static_cast<int64_t>(taken.size()) < prompts && samples > 0) {
+      OpenLease lease;
+      lease.id = next_lease_++;
+      lease.worker = worker;
+      lease.plan = &plan;
+      lease.prompt = plan.waiting.begin()->first;
+      lease.expires = Clock::now() + lease_;
+      while (!plan.waiting.empty() && plan.waiting.begin()->first == lease.prompt && samples > 0) {
+        lease.samples.insert(plan.waiting.begin()->second);
+        plan.waiting.erase(plan.waiting.begin());
+        --samples;
+      }
+      taken.push_back(&(leases_[lease.id] = lease));
+    }
+    if (!taken.empty()) break;  // leases of one answer want one weight version
+  }
+  return taken;
+}
+
+// Why a sample cannot be one of the plan's.
+std::string LeaseBook::Misfit(const OpenPlan& p, const Sample& sample) const {
+  auto at = p.prompt_at.find(sample.key.prompt);
+  bool known =
+      at != p.prompt_at.end() && sample.key.sample >= 0 && sample.key.sample < p.plan.group_size;
+  if (!known) {
+    return fmt::format("{} rollout {} has no prompt {} sample {}", p.plan.stage, p.plan.rollout,
+                       sample.key.prompt, sample.key.sample);
+  }
+  const auto& prompt = p.plan.prompts[at->second].tokens;
+  bool same = static_cast<int64_t>(prompt.size()) == sample.prompt_tokens();
+  for (size_t i = 0; same && i < prompt.size(); ++i) same = sample.tokens[i].id == prompt[i];
+  if (!same) return fmt::format("prompt {} has other tokens", sample.key.prompt);
+  if (sample.completion_tokens() > p.plan.max_new_tokens) {
+    return fmt::format("prompt {} sample {} has {} tokens, at most {} were asked for",
+                       sample.key.prompt, sample.key.sample, sample.completion_tokens(),
+                       p.plan.max_new_tokens);
+  }
+  for (const SampleToken& t : sample.tokens) {
+    bool stale = p.plan.weight_version != 0 && t.source == TokenSource::kModel &&
+                 t.weight_version != p.plan.weight_version;
+    if (stale) {
+      return fmt::format("prompt {} sample {} was drawn with weights {}, not {}", sample.key.prompt,
+                         sample.key.sample, t.weight_version, p.plan.weight_version);
+    }
+  }
+  return "";
+}
+
+std::string LeaseBook::Accept(const Sample& sample, bool* repeat) {
+  *repeat = false;
+  OpenPlan* plan = Find(sample.key.stage, sample.key.rollout);
+  if (!plan) {
+    *repeat = closed_.count(sample.key) > 0;
+    return *repeat ? ""
+                   : fmt::format("no rollout {} of '{}' is under way", sample.key.rollout,
+                                 sample.key.stage);
+  }
+  auto key = std::make_pair(sample.key.prompt, sample.key.sample);
+  if (plan->done.count(key)) {
+    *repeat = true;
+    return "";
+  }
+  if (std::string why = Misfit(*plan, sample); !why.empty()) return why;
+  if (plan->journal) plan->journal->Append(sample);
+  plan->waiting.erase(key);
+  plan->partial.erase(key);
+  plan->tokens += sample.completion_tokens();
+  plan->done[key] = sample;
+  plan->last_sample = Clock::now();
+  for (auto it = leases_.begin(); it != leases_.end();) {
+    OpenLease& lease = it->second;
+    bool owes = lease.plan == plan && lease.prompt == sample.key.prompt;
+    if (owes) lease.samples.erase(sample.key.sample);
+    it = owes && lease.samples.empty() ? leases_.erase(it) : std::next(it);
+  }
+  return "";
+}
+
+void LeaseBook::Commit() {
+  for (OpenPlan& p : plans_) {
+    if (p.journal) p.journal->Commit();
+  }
+}
+
+std::string LeaseBook::Continue(const Sample& sample) {
+  OpenPlan* plan = Find(sample.key.stage, sample.key.rollout);
+  if (!plan) return "";  // nobody needs it any more
+  auto key = std::make_pair(sample.key.prompt, sample.key.sample);
+  if (plan->done.count(key)) return "";
+  if (std::string why = Misfit(*plan, sample); !why.empty()) return why;
+  plan->partial[key] = sample;
+  return "";
+}
+
+void LeaseBook::Return(int64_t lease) {
+  auto it = leases_.find(lease);
+  if (it == leases_.end()) return;
+  for (int64_t sample : it->second.samples) {
+    auto key = std::make_pair(it->second.prompt, sample);
+    if (!it->second.plan->done.count(key)) it->second.plan->waiting.insert(key);
+  }
+  leases_.erase(it);
+}
+
+void LeaseBook::ReturnAllOf(int64_t worker) {
+  std::vector<int64_t> ids;
+  for (auto& [id, lease] : leases_) {
+    if (lease.worker == worker) ids.push_back(id);
+  }
+  for (int64_t id : ids) Return(id);
+  cancelled_.erase(worker);
+}
+
+void LeaseBook::Renew(int64_t worker) {
+  for (auto& [id, lease] : leases_) {
+    if (lease.worker == worker) lease.expires = Clock::now() + lease_;
+  }
+}
+
+int64_t LeaseBook::ExpireOld() {
+  std::vector<int64_t> ids;
+  for (auto& [id, lease] : leases_) {
+    if (lease.expires < Clock::now()) ids.push_back(id);
+  }
+  for (int64_t id : ids) {
+    cancelled_[leases_[id].worker].push_back(id);
+    Return(id);
+  }
+  return static_cast<int64_t>(ids.size());
+}
+
+std::vector<int64_t> LeaseBook::TakeCancelled(int64_t worker) {
+  std::vector<int64_t> ids;
+  std::swap(ids, cancelled_[worker]);
+  return ids;
+}
+
+}  // namespace hone::rl

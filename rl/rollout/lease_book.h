@@ -1,0 +1,85 @@
+// What is to be sampled, by whom, and what has come back: the coordinator's state without the wire.
+// Not thread safe: the coordinator holds its lock.
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <list>
+#include <map>
+#include <memory>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "rl/rollout/coordinator.h"
+#include "rl/rollout/journal.h"
+
+namespace hone::rl {
+
+using Clock = std::chrono::steady_clock;
+
+// One plan under way.
+struct OpenPlan {
+  RolloutPlan plan;
+  std::map<int64_t, size_t> prompt_at;            // prompt index → place in plan.prompts
+  std::set<std::pair<int64_t, int64_t>> waiting;  // (prompt, sample), nobody's
+  std::map<std::pair<int64_t, int64_t>, Sample> done;
+  std::map<std::pair<int64_t, int64_t>, Sample> partial;  // begun and given back
+  std::unique_ptr<Journal> journal;
+  int64_t total = 0, tokens = 0;
+  Clock::time_point last_sample;
+
+  bool complete() const { return static_cast<int64_t>(done.size()) == total; }
+};
+
+// All samples of one prompt that one worker draws.
+struct OpenLease {
+  int64_t id = 0, worker = 0;
+  OpenPlan* plan = nullptr;
+  int64_t prompt = 0;
+  std::set<int64_t> samples;  // still owed
+  Clock::time_point expires;
+};
+
+class LeaseBook {
+ public:
+  LeaseBook(FileSystem& fs, std::string journal_dir, std::chrono::milliseconds lease)
+      : fs_(fs), journal_dir_(std::move(journal_dir)), lease_(lease) {}
+
+  // Recovers what the journal holds.
+  void Open(const RolloutPlan& plan);
+  OpenPlan* Find(const std::string& stage, int64_t rollout);
+  // Journal closed, derived JSONL written for training rollouts; samples in (prompt, sample) order.
+  std::vector<Sample> Close(OpenPlan* plan);
+
+  // Up to `prompts` leases of at most `samples` samples in all, of the earliest plan with work.
+  std::vector<OpenLease*> Take(int64_t worker, int64_t prompts, int64_t samples);
+  // "" when taken (journalled, not yet committed) or a repeat; else why it is refused.
+  std::string Accept(const Sample& sample, bool* repeat);
+  void Commit();
+  // A sample given back: its tokens so far are kept for the next lease.
+  std::string Continue(const Sample& sample);
+  void Return(int64_t lease);
+  void ReturnAllOf(int64_t worker);
+  void Renew(int64_t worker);  // it made progress
+  int64_t ExpireOld();         // how many leases were taken back
+  // Leases of this worker that nobody needs any more.
+  std::vector<int64_t> TakeCancelled(int64_t worker);
+  int64_t open_leases() const { return static_cast<int64_t>(leases_.size()); }
+
+ private:
+  std::string JournalPath(const RolloutPlan& plan) const;
+  void WriteJsonl(const OpenPlan& plan) const;
+  std::string Misfit(const OpenPlan& plan, const Sample& sample) const;
+
+  FileSystem& fs_;
+  std::string journal_dir_;
+  std::chrono::milliseconds lease_;
+  std::list<OpenPlan> plans_;
+  std::map<int64_t, OpenLease> leases_;
+  std::map<int64_t, std::vector<int64_t>> cancelled_;
+  std::set<SampleKey> closed_;  // keys of the plan closed last: late repeats are harmless
+  int64_t next_lease_ = 1;
+};
+
+}  // namespace hone::rl

@@ -1,0 +1,41 @@
+// Between the messages of rollout.proto and the types of sample.h; channels and credentials. For
+// the .cc files of this folder only: it draws in gRPC.
+#pragma once
+
+#include <grpcpp/grpcpp.h>
+
+#include <chrono>
+#include <memory>
+#include <string>
+
+#include "rl/rollout/sample.h"
+#include "rollout.pb.h"
+
+namespace hone::rl {
+
+inline constexpr int kProtocolVersion = 1;
+
+proto::Sample ToProto(const Sample& sample);
+Sample FromProto(const proto::Sample& message);
+
+struct Security {
+  std::string secret, certificate, key, ca;  // the last three are files; empty: no TLS
+  bool tls() const { return !certificate.empty(); }
+};
+// Throws ConfigError when `listen` is beyond loopback without TLS.
+std::shared_ptr<grpc::ServerCredentials> ServerCredentials(const Security& security,
+                                                           const std::string& listen);
+std::shared_ptr<grpc::Channel> Connect(const std::string& address, const Security& security,
+                                       int64_t max_message_bytes);
+// A client's call: secret attached, deadline set.
+void Prepare(grpc::ClientContext& context, const Security& security,
+             std::chrono::milliseconds deadline);
+// The server's check of the secret, in time that does not depend on where it differs.
+grpc::Status CheckSecret(const grpc::ServerContext& context, const std::string& secret);
+
+// What decides the bits of a result: instruction set, kernels, compiler.
+std::string BuildId();
+// "host" of HOST:PORT, and the address a client reaches a listener at.
+std::string ReachableAddress(const std::string& listen, int port);
+
+}  // namespace hone::rl
