@@ -174,6 +174,11 @@ struct TrainEngine::Impl {
       loss += outcome.loss;
       for (const auto& [name, value] : outcome.metrics) sums[name] += value;
     }
+    for (PipelineStage* chunk : chunks) {
+      const PipelineStage::Outcome auxiliary = chunk->TakeAuxiliary();
+      loss += auxiliary.loss;
+      for (const auto& [name, value] : auxiliary.metrics) sums[name] += value;
+    }
     const std::string loss_bytes(reinterpret_cast<const char*>(&loss), sizeof loss);
     for (const std::string& bytes : mesh.world()->AllGatherBytes(loss_bytes + Pack(sums))) {
       double part = 0;

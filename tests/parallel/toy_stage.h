@@ -3,7 +3,8 @@
 //
 //   x = embedding[token];  L times: x += tanh(x·W + b), s += Σ_d x_d · g_d;
 //   logp = log softmax(head · x)[target] + s
-// Every stage hands on two tensors, x [T, D] and s [T]. T tokens, D width, V vocabulary.
+// Each layer adds kToyAuxiliary a token to the loss. Every stage hands on two tensors, x [T, D] and
+// s [T]. T tokens, D width, V vocabulary.
 #pragma once
 
 #include <cmath>
@@ -20,6 +21,7 @@
 namespace hone::parallel::testing {
 
 inline constexpr int kToyLayers = 8, kToyWidth = 5, kToyVocab = 7;
+inline constexpr double kToyAuxiliary = 1e-3;
 
 inline double ToyInitial(const std::string& name, int64_t i) {
   return 0.4 * RandomStream({7, HashName(name)}).Normal(static_cast<uint64_t>(i));
@@ -95,6 +97,7 @@ class ToyStage : public PipelineStage {
     saved.last_x = x;
     counted_ += static_cast<double>(T);
     if (is_last()) Head(ctx, microbatch, batch, x, s, loss, saved);
+    if (train) auxiliary_ += kToyAuxiliary * static_cast<double>(T) * (end_ - first_);
     if (train) {
       records_[microbatch] = std::move(saved);
       peak_records = std::max(peak_records, records_.size());
@@ -134,6 +137,10 @@ class ToyStage : public PipelineStage {
     auto node = outcomes_.extract(microbatch);
     Check(!node.empty(), "[toy] no outcome of microbatch {}", microbatch);
     return std::move(node.mapped());
+  }
+  Outcome TakeAuxiliary() override {
+    const double loss = std::exchange(auxiliary_, 0.0);
+    return {loss, {{"auxiliary", loss}}, {}};
   }
   bool is_last() const override { return end_ == kToyLayers; }
   void BeginStep(bool keep_head_output) override {
@@ -283,7 +290,7 @@ class ToyStage : public PipelineStage {
 
   int first_, end_;
   bool report_, keep_ = false;
-  double counted_ = 0;
+  double counted_ = 0, auxiliary_ = 0;
   std::vector<std::unique_ptr<Parameter>> parameters_;
   Parameter *embedding_ = nullptr, *head_ = nullptr, *counter_ = nullptr;
   std::vector<Layer> layers_;

@@ -112,6 +112,8 @@ RunResult Train(const Layout& layout, const GroupPtr& world) {
     result.norm.push_back(done.gradient_norm);
     result.metrics.push_back(done.metrics.at("tokens"));
     result.metrics.push_back(done.metrics.at("squares"));
+    EXPECT_NEAR(done.metrics.at("auxiliary"),
+                done.metrics.at("tokens") * testing::kToyAuxiliary * testing::kToyLayers, 1e-10);
   }
   result.values = GatherValues(rank);
   return result;
@@ -209,7 +211,7 @@ RunResult TrainByHand(bool tied) {
         w -= 0.02 * (m_hat / (std::sqrt(v_hat) + 1e-8) + 0.1 * w);
       }
     }
-    result.loss.push_back(loss_sum);
+    result.loss.push_back(loss_sum + tokens * testing::kToyAuxiliary * testing::kToyLayers);
     result.norm.push_back(norm);
     result.metrics.push_back(tokens);
     result.metrics.push_back(squares);
