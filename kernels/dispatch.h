@@ -41,8 +41,10 @@ inline DType AccDType(DType dtype) { return dtype == DType::kF64 ? DType::kF64 :
 
 // For ops that have no CUDA form yet: a CUDA tensor is a DeviceError that names the op.
 inline void RequireCpu(std::string_view op, const Context& ctx) {
-  Check<DeviceError>(ctx.device().is_cpu(), "[{}] runs on the cpu only; this context is on {}", op,
-                     ctx.device().ToString());
+  if (!ctx.device().is_cpu()) [[unlikely]] {
+    throw DeviceError(fmt::format("[{}] runs on the cpu only; this context is on {}", op,
+                                  ctx.device().ToString()));
+  }
 }
 
 // `t` is defined, on the context's device and of this dtype; `name` is what the message calls it.
@@ -51,14 +53,18 @@ inline void CheckTensor(std::string_view op, std::string_view name, const Contex
   CheckShape(t.defined(), "[{}] {} is undefined", op, name);
   CheckShape(t.dtype() == dtype, "[{}] {} has dtype {}, expected {}", op, name,
              runtime::DTypeName(t.dtype()), runtime::DTypeName(dtype));
-  CheckShape(t.device() == ctx.device(), "[{}] {} is on {}, the context on {}", op, name,
-             t.device().ToString(), ctx.device().ToString());
+  if (!(t.device() == ctx.device())) [[unlikely]] {  // strings are made only for the message
+    throw ShapeError(fmt::format("[{}] {} is on {}, the context on {}", op, name,
+                                 t.device().ToString(), ctx.device().ToString()));
+  }
 }
 inline void CheckTensor(std::string_view op, std::string_view name, const Context& ctx,
                         const Tensor& t, DType dtype, const runtime::Shape& shape) {
   CheckTensor(op, name, ctx, t, dtype);
-  CheckShape(t.shape() == shape, "[{}] {} has shape {}, expected {}", op, name,
-             runtime::ShapeToString(t.shape()), runtime::ShapeToString(shape));
+  if (t.shape() != shape) [[unlikely]] {
+    throw ShapeError(fmt::format("[{}] {} has shape {}, expected {}", op, name,
+                                 runtime::ShapeToString(t.shape()), runtime::ShapeToString(shape)));
+  }
 }
 
 // Rows a thread should take at least, so that a range is worth a wake-up.

@@ -144,7 +144,8 @@ template <class T>
 void Gemm(ThreadPool& pool, int64_t M, int64_t N, int64_t K, MatrixView<T> a_MK, MatrixView<T> b_KN,
           Acc<T>* c_MN, int64_t c_stride, bool accumulate) {
   int64_t threads = pool.threads();
-  if (threads == 1 || M * N * K < 32768) {
+  // Too little to wake a thread for. Packing an element of B costs about what 12 rows of A cost.
+  if (threads == 1 || (M + 12) * N * K < 1500000) {
     return GemmSerial(M, N, K, a_MK, b_KN, c_MN, c_stride, accumulate);
   }
   if (M >= threads * 2 * kBlockM) {

@@ -47,7 +47,9 @@ void Tensor::SetShape(Shape shape) {
 
 int64_t Tensor::dim(int i) const {
   int n = ndim();
-  CheckShape(i >= -n && i < n, "[tensor] dim {} of a tensor of shape {}", i, ShapeToString(shape_));
+  if (i < -n || i >= n) [[unlikely]] {  // no message is made when there is nothing to say
+    throw ShapeError(fmt::format("[tensor] dim {} of a tensor of shape {}", i, ShapeToString(shape_)));
+  }
   return shape_[i < 0 ? i + n : i];
 }
 

@@ -10,9 +10,10 @@ namespace {
 void CheckMatrix(std::string_view op, std::string_view name, const Context& ctx, const Tensor& t,
                  DType dtype, int64_t rows, int64_t cols) {
   CheckTensor(op, name, ctx, t, dtype);
-  CheckShape(t.ndim() == 2 && (rows < 0 || t.dim(0) == rows) && (cols < 0 || t.dim(1) == cols),
-             "[{}] {} has shape {}, expected [{}, {}] (-1: any)", op, name,
-             runtime::ShapeToString(t.shape()), rows, cols);
+  if (t.ndim() != 2 || (rows >= 0 && t.dim(0) != rows) || (cols >= 0 && t.dim(1) != cols)) {
+    throw ShapeError(fmt::format("[{}] {} has shape {}, expected [{}, {}] (-1: any)", op, name,
+                                 runtime::ShapeToString(t.shape()), rows, cols));
+  }
 }
 
 }  // namespace

@@ -64,9 +64,11 @@ void LinearWeightGradient(Context& ctx, const Tensor& dy_TN, const Tensor& x_TK,
   if (dbias_N == nullptr) return;
   Acc<T>* dbias = dbias_N->data<Acc<T>>();
   Rows<T> dy(dy_TN);
-  for (int64_t t = 0; t < tokens; ++t) {
-    for (int64_t n = 0; n < N; ++n) dbias[n] += Load(dy[t][n]);
-  }
+  ctx.pool().ParallelFor(N, 256, [&](int64_t begin, int64_t end) {
+    for (int64_t t = 0; t < tokens; ++t) {
+      for (int64_t n = begin; n < end; ++n) dbias[n] += Load(dy[t][n]);
+    }
+  });
 }
 
 #define HONE_LINEAR(T)                                                                           \

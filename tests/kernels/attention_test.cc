@@ -14,7 +14,8 @@ namespace {
 struct Dims {
   int64_t H, G, C, V;
 };
-constexpr Dims kDims[] = {{4, 4, 64, 64}, {4, 2, 24, 16}, {6, 1, 13, 7}, {2, 2, 40, 33}};
+constexpr Dims kDims[] = {
+    {4, 4, 64, 64}, {4, 2, 24, 16}, {6, 1, 13, 7}, {2, 2, 40, 33}, {2, 1, 300, 20}};
 const std::vector<std::vector<int32_t>> kLengths = {{1},      {0},  {}, {64}, {65, 0, 1, 63},
                                                     {130, 7}, {200}};
 
