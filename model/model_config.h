@@ -22,9 +22,9 @@ struct ModelConfig {
   int64_t vocab_size = 0, max_position_embeddings = 0;
   double rms_norm_eps = 1e-6, initializer_range = 0.02;
   bool tie_word_embeddings = false;
-  bool attention_bias = false;   // Qwen2: bias on q, k, v
-  bool qk_norm = false;          // Qwen3: RMSNorm on each head of q and k
-  kernels::RopeConfig rope;      // dim is filled in
+  bool attention_bias = false;  // Qwen2: bias on q, k, v
+  bool qk_norm = false;         // Qwen3: RMSNorm on each head of q and k
+  kernels::RopeConfig rope;     // dim is filled in
   kernels::RopeForm rope_form = kernels::RopeForm::kRotateHalf;
 
   // Mixture of experts; 0 experts: dense.
@@ -34,14 +34,14 @@ struct ModelConfig {
   bool norm_topk_prob = true;
   double routed_scaling_factor = 1.0;
   kernels::RouterConfig::Kind router = kernels::RouterConfig::Kind::kSoftmaxTopK;
-  double bias_update_speed = 0.001;   // γ of V3's balancing without auxiliary loss
-  double balance_loss_alpha = 0.0;    // V3's sequence-wise loss: 1e-4
+  double bias_update_speed = 0.001;  // γ of V3's balancing without auxiliary loss
+  double balance_loss_alpha = 0.0;   // V3's sequence-wise loss: 1e-4
 
   // Multi-head latent attention; kv_lora_rank 0: grouped-query attention.
   int64_t q_lora_rank = 0, kv_lora_rank = 0;
   int64_t qk_nope_head_dim = 0, qk_rope_head_dim = 0, v_head_dim = 0;
 
-  int64_t num_nextn_predict_layers = 0;   // MTP depth (0 or 1)
+  int64_t num_nextn_predict_layers = 0;  // MTP depth (0 or 1)
   double mtp_loss_weight = 0.3;
   bool value_head = false;
 
@@ -51,10 +51,12 @@ struct ModelConfig {
   kernels::RouterConfig router_config() const;
   double attention_scale() const;  // 1/√d, with YaRN's mscale² for MLA
 
-  // ConfigError names file and the missing or unfitting field; an unknown model_type lists the families.
+  // ConfigError names file and the missing or unfitting field; an unknown model_type lists the
+  // families.
   static ModelConfig FromHuggingFace(const std::string& config_json_path);
   static ModelConfig FromHuggingFaceText(const std::string& json, const std::string& where);
-  std::string ToHuggingFaceJson() const;
+  // `dtype`: of the weights beside it. ConfigError for what the family's format cannot say.
+  std::string ToHuggingFaceJson(DType dtype = DType::kF32) const;
   void Read(ConfigReader& reader);  // `family:` and config.json's own names
   void Validate(const std::string& where) const;
   // Router biases are counted: DeepSeek-V3 without MTP has 671,026,419,200. Active: of one token.

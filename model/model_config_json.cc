@@ -254,7 +254,7 @@ ModelConfig ModelConfig::FromHuggingFace(const std::string& path) {
   return FromHuggingFaceText(text.str(), path);
 }
 
-std::string ModelConfig::ToHuggingFaceJson() const {
+std::string ModelConfig::ToHuggingFaceJson(DType dtype) const {
   CheckExportable(*this);
   static const std::vector<std::string> architectures = {"LlamaForCausalLM", "Qwen2ForCausalLM",
                                                          "Qwen3ForCausalLM", "Qwen3MoeForCausalLM",
@@ -275,6 +275,9 @@ std::string ModelConfig::ToHuggingFaceJson() const {
   j["initializer_range"] = initializer_range;
   j["tie_word_embeddings"] = tie_word_embeddings;
   j["hidden_act"] = "silu";
+  j["torch_dtype"] = dtype == DType::kBF16  ? "bfloat16"
+                     : dtype == DType::kF64 ? "float64"
+                                            : "float32";
   j["rope_theta"] = rope.theta;
   j["rope_scaling"] = ScalingToJson(*this);
   if (family == Family::kDeepSeekV3) DeepSeekV3ToJson(*this, j);

@@ -14,6 +14,8 @@
 #include <optional>
 #include <set>
 
+#include "runtime/file_system.h"
+
 namespace hone::model {
 namespace {
 
@@ -55,6 +57,26 @@ std::optional<DType> DTypeOfName(const std::string& name) {
       {"F8_E4M3", DType::kF8E4M3}};
   const auto it = names.find(name);
   return it == names.end() ? std::nullopt : std::optional(it->second);
+}
+
+std::string NameOfDType(DType dtype) {
+  switch (dtype) {
+    case DType::kF32:
+      return "F32";
+    case DType::kBF16:
+      return "BF16";
+    case DType::kF64:
+      return "F64";
+    case DType::kI32:
+      return "I32";
+    case DType::kI64:
+      return "I64";
+    case DType::kU8:
+      return "U8";
+    case DType::kF8E4M3:
+      return "F8_E4M3";
+  }
+  throw Error("[safetensors] unknown dtype");
 }
 
 }  // namespace
@@ -180,6 +202,34 @@ Tensor SafetensorsReader::Get(const std::string& name) const {
   auto copy = std::make_shared<std::vector<double>>(bytes / sizeof(double) + 1);
   std::memcpy(copy->data(), data, bytes);
   return Tensor(copy->data(), entry.shape, entry.dtype, Device::Cpu(), copy);
+}
+
+void WriteSafetensors(const std::string& path, const std::vector<SafetensorsSource>& sources) {
+  ordered_json header = {{"__metadata__", {{"format", "pt"}}}};
+  int64_t size = 0;
+  for (const SafetensorsSource& s : sources) {
+    const int64_t bytes = runtime::NumElements(s.shape) * runtime::DTypeSize(s.dtype);
+    header[s.name] = {{"dtype", NameOfDType(s.dtype)},
+                      {"shape", s.shape},
+                      {"data_offsets", {size, size + bytes}}};
+    size += bytes;
+  }
+  std::string text = header.dump();
+  text.resize((text.size() + 7) / 8 * 8, ' ');  // so that the data are aligned
+  const uint64_t length = text.size();
+  const auto file = runtime::LocalFileSystem().Open(path, runtime::OpenMode::kCreate);
+  file->Write(0, &length, sizeof length);
+  file->Write(sizeof length, text.data(), static_cast<int64_t>(length));
+  int64_t at = static_cast<int64_t>(sizeof length + length);
+  for (const SafetensorsSource& s : sources) {
+    const Tensor tensor = s.tensor();
+    CheckShape(tensor.shape() == s.shape && tensor.dtype() == s.dtype && tensor.contiguous(),
+               "[safetensors] tensor '{}' is not what was announced", s.name);
+    file->Write(at, tensor.raw(), tensor.bytes());
+    at += tensor.bytes();
+  }
+  file->Sync();
+  file->Close();
 }
 
 }  // namespace hone::model

@@ -1,7 +1,8 @@
-// safetensors files: a header of JSON, then raw little-endian tensors. Memory mapped; sharded folders by
-// model.safetensors.index.json. Hostile headers are refused by name.
+// safetensors files: a header of JSON, then raw little-endian tensors. Memory mapped; sharded
+// folders by model.safetensors.index.json. Hostile headers are refused by name.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -32,9 +33,26 @@ class SafetensorsReader {
   std::unique_ptr<Impl> impl_;
 };
 
+// A tensor of a file to be written: `tensor` is called when its turn comes, so that only one is
+// held.
+struct SafetensorsSource {
+  std::string name;
+  DType dtype;
+  Shape shape;
+  std::function<Tensor()> tensor;
+};
+void WriteSafetensors(const std::string& path, const std::vector<SafetensorsSource>& sources);
+
 // Fills a stage's State() from a Hugging Face folder, by the family's name map. Every tensor is
 // accounted for: CheckpointError names those missing, unexpected or misshapen.
 class TransformerStage;
 void LoadHuggingFace(const std::string& folder, TransformerStage& stage);
+
+// Writes a folder that transformers loads: config.json, and model.safetensors or, above
+// `shard_bytes`, numbered files with an index. `state` has slabs that together cover every tensor
+// of the model. A value head is left out: the format has no place for it.
+struct ModelConfig;
+void SaveHuggingFace(const std::string& folder, const ModelConfig& config, const SlabIndex& state,
+                     int64_t shard_bytes = 5'000'000'000);
 
 }  // namespace hone::model

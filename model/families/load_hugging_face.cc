@@ -28,8 +28,7 @@ void CheckComplete(const std::string& folder, const ModelConfig& config,
   for (const TensorInfo& tensor : TensorTable(config)) {
     expected[tensor.name] = tensor;
     for (const std::string& name : HuggingFaceNames(tensor)) {
-      // A value head is hone's own: no published checkpoint has one.
-      if (tensor.name != "value_head.weight") missing.insert(name);
+      if (tensor.name != kValueHeadName) missing.insert(name);
     }
   }
   std::vector<std::string> unexpected;
@@ -71,7 +70,7 @@ void LoadHuggingFace(const std::string& folder, TransformerStage& stage) {
   for (const TensorInfo& tensor : TensorTable(config)) table[tensor.name] = tensor;
   for (const SlabTensor& target : stage.State()) {
     const TensorInfo& info = table.at(target.slab.name);
-    if (info.name == "value_head.weight") continue;
+    if (info.name == kValueHeadName) continue;
     if (!info.experts) {
       CopyTo(reader.Get(info.name), target.tensor);
       continue;

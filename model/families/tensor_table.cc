@@ -102,7 +102,7 @@ std::vector<TensorInfo> TensorTable(const ModelConfig& config) {
   }
   builder.Add("model.norm.weight", {config.hidden_size});
   if (!config.tie_word_embeddings) builder.Add(kHeadName, {config.vocab_size, config.hidden_size});
-  if (config.value_head) builder.Add("value_head.weight", {1, config.hidden_size});
+  if (config.value_head) builder.Add(kValueHeadName, {1, config.hidden_size});
   if (config.num_nextn_predict_layers > 0) builder.AddMultiTokenPrediction();
   return builder.Take();
 }

@@ -13,6 +13,8 @@ namespace hone::model {
 
 inline constexpr char kEmbeddingName[] = "model.embed_tokens.weight";
 inline constexpr char kHeadName[] = "lm_head.weight";
+inline constexpr char kValueHeadName[] =
+    "value_head.weight";  // hone's own: in no published checkpoint
 
 struct TensorInfo {
   std::string name;      // as in ParamSpec

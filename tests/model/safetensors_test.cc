@@ -160,6 +160,41 @@ TEST_F(SafetensorsTest, LoadsAShardedFolderAndRefusesABrokenOne) {
   EXPECT_THROW(SafetensorsReader{folder_}, CheckpointError);
 }
 
+TEST_F(SafetensorsTest, SavedFoldersLoadWithTheSameBits) {
+  ModelConfig tied = TinyTied();  // attention bias with QK norm is no family's; take one of Qwen3
+  tied.family = Family::kQwen3;
+  tied.attention_bias = false;
+  for (const ModelConfig& config : {TinyV3(), tied}) {
+    for (int64_t shard_bytes : {int64_t{1} << 30, int64_t{4000}}) {
+      for (const char* name : {"model.safetensors", "model.safetensors.index.json"}) {
+        std::filesystem::remove(Path(name));
+      }
+      // From the slabs of two stages, in bf16.
+      SlabIndex state;
+      const auto split = SplitLayers(config, 2, WholeModel(config, DType::kBF16));
+      TransformerStage first(ctx_, config, split[0]), second(ctx_, config, split[1]);
+      for (TransformerStage* stage : {&first, &second}) {
+        FillStage(ctx_, *stage, 3);
+        for (const SlabTensor& s : stage->State()) state.push_back(s);
+      }
+      SaveHuggingFace(folder_, config, state, shard_bytes);
+      EXPECT_EQ(std::filesystem::exists(Path("model.safetensors")), shard_bytes > 4000);
+      const ModelConfig read = ModelConfig::FromHuggingFace(Path("config.json"));
+      EXPECT_EQ(read.ToHuggingFaceJson(), config.ToHuggingFaceJson());
+      TransformerStage loaded(ctx_, config, WholeModel(config, DType::kBF16));
+      LoadHuggingFace(folder_, loaded);
+      std::map<std::string, Tensor> want;
+      for (const SlabTensor& s : state) want[s.slab.name] = s.tensor;
+      for (const SlabTensor& s : loaded.State()) {
+        if (s.slab.name == kValueHeadName) continue;
+        EXPECT_TRUE(SameBits(s.tensor, want.at(s.slab.name))) << s.slab.name;
+      }
+      state.erase(state.begin() + 1);
+      EXPECT_THROW(SaveHuggingFace(folder_, config, state), CheckpointError);
+    }
+  }
+}
+
 TEST_F(SafetensorsTest, MissingUnexpectedAndMisshapenTensorsAreNamed) {
   const ModelConfig config = TinyV3();
   TransformerStage stage(ctx_, config, WholeModel(config, DType::kF32));

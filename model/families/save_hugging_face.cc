@@ -1,0 +1,107 @@
+#include <map>
+#include <memory>
+#include <nlohmann/json.hpp>
+
+#include "model/families/tensor_table.h"
+#include "model/safetensors.h"
+#include "runtime/file_system.h"
+
+namespace hone::model {
+namespace {
+
+// Puts whole tensors together from slabs, and keeps the latest: experts are asked for one by one.
+class Assembler {
+ public:
+  explicit Assembler(const SlabIndex& state) {
+    for (const SlabTensor& s : state) by_name_[s.slab.name].push_back(s);
+  }
+
+  DType DTypeOf(const std::string& name) const { return PartsOf(name).front().tensor.dtype(); }
+  const Tensor& Whole(const TensorInfo& info) {
+    if (name_ != info.name) {
+      name_ = info.name;
+      Context host;
+      whole_ = host.Empty(info.shape, DTypeOf(info.name), MemoryCategory::kOther);
+      runtime::CopySlabs(PartsOf(info.name), {{Slab::Whole(info.name, info.shape), whole_}});
+    }
+    return whole_;
+  }
+
+ private:
+  const SlabIndex& PartsOf(const std::string& name) const {
+    const auto it = by_name_.find(name);
+    Check<CheckpointError>(it != by_name_.end(), "[export] tensor '{}' of the model is missing",
+                           name);
+    return it->second;
+  }
+
+  std::map<std::string, SlabIndex> by_name_;
+  std::string name_;
+  Tensor whole_;
+};
+
+std::vector<SafetensorsSource> Sources(const ModelConfig& config,
+                                       const std::shared_ptr<Assembler>& assembler) {
+  std::vector<SafetensorsSource> sources;
+  const std::string mtp = fmt::format("model.layers.{}.", config.num_hidden_layers);
+  for (const TensorInfo& info : TensorTable(config)) {
+    if (info.name == kValueHeadName) continue;
+    std::vector<std::string> names = HuggingFaceNames(info);
+    if (config.num_nextn_predict_layers > 0) {  // published checkpoints repeat what MTP shares
+      const bool embedding = info.name == kEmbeddingName;
+      if (embedding) names.push_back(mtp + "embed_tokens.weight");
+      if (info.name == kHeadName || (embedding && config.tie_word_embeddings)) {
+        names.push_back(mtp + "shared_head.head.weight");
+      }
+    }
+    const Shape shape = info.experts ? Shape(info.shape.begin() + 1, info.shape.end()) : info.shape;
+    for (size_t i = 0; i < names.size(); ++i) {
+      const auto part = static_cast<int64_t>(i);
+      sources.push_back({names[i], assembler->DTypeOf(info.name), shape, [=] {
+                           const Tensor& whole = assembler->Whole(info);
+                           return info.experts ? whole.Slice(part, part + 1).Reshape(shape) : whole;
+                         }});
+    }
+  }
+  return sources;
+}
+
+int64_t Bytes(const SafetensorsSource& s) {
+  return runtime::NumElements(s.shape) * runtime::DTypeSize(s.dtype);
+}
+
+}  // namespace
+
+void SaveHuggingFace(const std::string& folder, const ModelConfig& config, const SlabIndex& state,
+                     int64_t shard_bytes) {
+  const auto assembler = std::make_shared<Assembler>(state);
+  const std::string config_json = config.ToHuggingFaceJson(assembler->DTypeOf(kEmbeddingName));
+  std::vector<std::vector<SafetensorsSource>> shards(1);
+  int64_t total = 0, in_shard = 0;
+  for (SafetensorsSource& source : Sources(config, assembler)) {
+    const int64_t bytes = Bytes(source);
+    if (!shards.back().empty() && in_shard + bytes > shard_bytes) {
+      shards.emplace_back();
+      in_shard = 0;
+    }
+    total += bytes;
+    in_shard += bytes;
+    shards.back().push_back(std::move(source));
+  }
+  FileSystem& fs = runtime::LocalFileSystem();
+  fs.MakeDirs(folder);
+  fs.WriteAtomically(folder + "/config.json", config_json);
+  if (shards.size() == 1) {
+    WriteSafetensors(folder + "/model.safetensors", shards[0]);
+    return;
+  }
+  nlohmann::ordered_json index = {{"metadata", {{"total_size", total}}}};
+  for (size_t i = 0; i < shards.size(); ++i) {
+    const std::string name = fmt::format("model-{:05}-of-{:05}.safetensors", i + 1, shards.size());
+    WriteSafetensors(folder + "/" + name, shards[i]);
+    for (const SafetensorsSource& s : shards[i]) index["weight_map"][s.name] = name;
+  }
+  fs.WriteAtomically(folder + "/model.safetensors.index.json", index.dump(2) + "\n");
+}
+
+}  // namespace hone::model
