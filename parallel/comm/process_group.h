@@ -46,7 +46,8 @@ class ProcessGroup {
                            const Tensor& recv, const std::vector<int64_t>& recv_rows) = 0;
   virtual WorkPtr Broadcast(const Tensor& tensor, int root) = 0;
   // Messages between two ranks are matched by tag, in order within a tag. Sending does not wait for
-  // the receiver.
+  // the receiver, and the tensor is free when Send returns. Tags: [0, 8192) everywhere, [0, 65536)
+  // with threads and most MPIs.
   virtual WorkPtr Send(const Tensor& tensor, int peer, int tag) = 0;
   virtual WorkPtr Receive(const Tensor& tensor, int peer, int tag) = 0;
 
@@ -70,7 +71,9 @@ GroupPtr MakeSingleGroup();
 // first error (after which the other ranks' operations fail rather than hang).
 void RunThreadRanks(int size, const std::function<void(GroupPtr)>& fn, GroupOptions options = {});
 // MPI_COMM_WORLD. Initialises MPI (MPI_THREAD_MULTIPLE not needed: one communication thread makes
-// every call and sleeps between tests). Call once; destroy before exit.
+// every call and sleeps between tests). Call once. When the last group of the process goes, it
+// waits for the other ranks to get there and finalises; while an exception unwinds it does not, and
+// the launcher, which sees a process end without, ends the others.
 GroupPtr MakeMpiGroup(GroupOptions options = {});
 // True when started by mpirun or srun with PMI: MakeMpiGroup would have more than this process.
 bool StartedByMpi();
