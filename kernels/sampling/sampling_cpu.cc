@@ -10,33 +10,48 @@
 namespace hone::kernels::cpu {
 namespace {
 
-template <class A>
-int32_t Greedy(const A* z, int64_t vocab) {
-  A max = MaxLanes(z, vocab);
-  return static_cast<int32_t>(std::find(z, z + vocab, max) - z);
-}
-
-// `token(i)` for i in [0, n) are the candidates in ascending id.
+// `token(i)` for i in [0, n) are the candidates in ascending id; exp_z: exp(z − max) of every
+// token.
 template <class A, class Token>
-int32_t Draw(const A* z, A max, int64_t n, Token token, double uniform) {
-  auto mass = [&](int64_t i) { return static_cast<double>(Exp(z[token(i)] - max)); };
+int32_t Draw(const A* exp_z, int64_t n, Token token, double uniform) {
   double total = 0;
-  for (int64_t i = 0; i < n; ++i) total += mass(i);
+  for (int64_t i = 0; i < n; ++i) total += static_cast<double>(exp_z[token(i)]);
   double goal = uniform * total, sum = 0;
   int32_t last = -1;
   for (int64_t i = 0; i < n; ++i) {
-    double m = mass(i);
-    if (m > 0) last = static_cast<int32_t>(token(i));
-    sum += m;
+    double mass = static_cast<double>(exp_z[token(i)]);
+    if (mass > 0) last = static_cast<int32_t>(token(i));
+    sum += mass;
     if (sum > goal) return last;
   }
   return last;
 }
 
+// How many of the likeliest candidates it takes to hold at least top_p of all their probability;
+// those are then the first of `order`. Only as many as needed are sorted.
+template <class A, class Likelier>
+size_t Nucleus(const A* exp_z, double top_p, Likelier likelier, std::vector<int32_t>& order) {
+  auto mass = [&](int32_t v) { return static_cast<double>(exp_z[v]); };
+  double total = 0;
+  for (int32_t v : order) total += mass(v);
+  for (size_t sorted = 64;; sorted *= 8) {
+    sorted = std::min(sorted, order.size());
+    auto end = order.begin() + static_cast<int64_t>(sorted);
+    if (end != order.end()) std::nth_element(order.begin(), end, order.end(), likelier);
+    std::sort(order.begin(), end, likelier);
+    double sum = 0;
+    for (size_t kept = 1; kept <= sorted; ++kept) {
+      sum += mass(order[kept - 1]);
+      if (sum >= top_p * total) return kept;
+    }
+    if (sorted == order.size()) return sorted;
+  }
+}
+
 // Keeps the top_k likeliest (ties to the lower id), then the shortest prefix of them that holds at
 // least top_p of their probability; in ascending id.
 template <class A>
-void Restrict(const A* z, A max, int64_t vocab, const SamplingParams& p,
+void Restrict(const A* z, const A* exp_z, int64_t vocab, const SamplingParams& p,
               std::vector<int32_t>& order) {
   order.resize(vocab);
   std::iota(order.begin(), order.end(), 0);
@@ -44,18 +59,12 @@ void Restrict(const A* z, A max, int64_t vocab, const SamplingParams& p,
   if (p.top_k > 0 && p.top_k < vocab) {
     std::nth_element(order.begin(), order.begin() + p.top_k, order.end(), likelier);
     order.resize(p.top_k);
+    std::sort(order.begin(), order.end());
   }
   if (p.top_p < 1) {
-    std::sort(order.begin(), order.end(), likelier);
-    double total = 0, sum = 0;
-    for (int32_t v : order) total += static_cast<double>(Exp(z[v] - max));
-    size_t kept = 0;
-    while (kept < order.size() && (kept == 0 || sum < p.top_p * total)) {
-      sum += static_cast<double>(Exp(z[order[kept++]] - max));
-    }
-    order.resize(kept);
+    order.resize(Nucleus(exp_z, p.top_p, likelier, order));
+    std::sort(order.begin(), order.end());
   }
-  std::sort(order.begin(), order.end());
 }
 
 }  // namespace
@@ -68,21 +77,21 @@ SampledToken SampleRow(const T* logits, int64_t vocab, const SamplingParams& par
   scratch.z.resize(vocab);
   A* z = scratch.z.data();
   LoadLogits(logits, greedy ? 1.0 : params.temperature, z, vocab);
-  RowSoftmax<A> row = SoftmaxOf(z, vocab);
+  scratch.exp_z = scratch.z;
+  A* exp_z = scratch.exp_z.data();
+  RowSoftmax<A> row = SoftmaxInPlace(exp_z, vocab);
   Check(std::isfinite(row.lse), "[sampling] logits that are NaN or infinite: log-sum-exp is {}",
         row.lse);
   int32_t token;
   if (greedy) {
-    token = Greedy(z, vocab);
+    token = static_cast<int32_t>(std::find(z, z + vocab, row.max) - z);
   } else if (params.top_p < 1 || (params.top_k > 0 && params.top_k < vocab)) {
-    Restrict(z, row.max, vocab, params, scratch.order);
-    const int32_t* order = scratch.order.data();
-    token = Draw(
-        z, row.max, static_cast<int64_t>(scratch.order.size()),
-        [order](int64_t i) { return order[i]; }, uniform);
+    Restrict(z, exp_z, vocab, params, scratch.order);
+    auto candidate = [order = scratch.order.data()](int64_t i) { return order[i]; };
+    token = Draw(exp_z, static_cast<int64_t>(scratch.order.size()), candidate, uniform);
   } else {
     token = Draw(
-        z, row.max, vocab, [](int64_t i) { return i; }, uniform);
+        exp_z, vocab, [](int64_t i) { return i; }, uniform);
   }
   return {token, static_cast<float>(row.Logp(z[token]))};
 }

@@ -10,7 +10,7 @@ namespace hone::kernels::cpu {
 // One row. `scratch` is reused between rows.
 template <class T>
 struct SampleScratch {
-  std::vector<runtime::Acc<T>> z;
+  std::vector<runtime::Acc<T>> z, exp_z;
   std::vector<int32_t> order;
 };
 template <class T>

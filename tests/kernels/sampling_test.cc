@@ -21,11 +21,11 @@ SampledToken One(Context& ctx, const Tensor& logits, SamplingParams params, doub
 }
 
 // How often each token comes out over an even grid of draws.
-std::map<int32_t, double> Shares(Context& ctx, const Tensor& logits, SamplingParams params) {
+std::map<int32_t, double> Shares(Context& ctx, const Tensor& logits, SamplingParams params,
+                                 int draws = 20000) {
   std::map<int32_t, double> share;
-  constexpr int kDraws = 20000;
-  for (int i = 0; i < kDraws; ++i) {
-    share[One(ctx, logits, params, (i + 0.5) / kDraws).token] += 1.0 / kDraws;
+  for (int i = 0; i < draws; ++i) {
+    share[One(ctx, logits, params, (i + 0.5) / draws).token] += 1.0 / draws;
   }
   return share;
 }
@@ -97,6 +97,22 @@ TEST(Sampling, TopKAndTopPRestrictTheDraw) {
     EXPECT_EQ(share.size(), c.kept.size()) << c.params.top_k << " " << c.params.top_p;
     for (int32_t v : c.kept) EXPECT_NEAR(share[v], p[v] / total, 2e-4) << v;
   }
+}
+
+// A flat distribution over many tokens needs a nucleus of most of them.
+TEST(Sampling, TopPKeepsALargeNucleus) {
+  Context ctx;
+  int64_t vocab = 1000;
+  std::vector<double> logits;
+  for (int64_t v = 0; v < vocab; ++v) logits.push_back(1e-3 * static_cast<double>(v * 7 % vocab));
+  std::vector<double> p = Softmax(logits, 1.0), sorted = p;
+  std::sort(sorted.rbegin(), sorted.rend());
+  double sum = 0;
+  size_t kept = 0;
+  while (sum < 0.9) sum += sorted[kept++];
+  auto share = Shares(ctx, Row(ctx, logits), {1.0, 0.9, 0}, 4000);
+  EXPECT_EQ(share.size(), kept);
+  for (auto [v, s] : share) EXPECT_GE(p[v], sorted[kept - 1] * (1 - 1e-9)) << v;
 }
 
 TEST(Sampling, TopKBreaksTiesByTheLowerId) {
