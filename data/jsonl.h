@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "data/chat_template.h"
 #include "data/task.h"
 
 namespace hone::data {
@@ -14,10 +15,12 @@ namespace hone::data {
 // null, lists and maps left out), and where it stands.
 struct JsonlRecord {
   std::map<std::string, std::string> fields;
-  std::string where;  // "file:line"
+  std::map<std::string, std::vector<ChatMessage>> conversations;  // lists of {role, content} maps
+  std::string where;                                              // "file:line"
 
   // DataError naming the line and the fields it has.
   const std::string& Field(const std::string& name) const;
+  const std::vector<ChatMessage>& Conversation(const std::string& name) const;
 };
 
 // The whole file. A line that is empty or no JSON object is a DataError with file:line, and so is a
@@ -31,5 +34,6 @@ std::string FillTemplate(const std::string& text, const JsonlRecord& record);
 // The config keys are documented in docs/data.md.
 std::unique_ptr<ProblemSource> MakeJsonlProblems(ConfigReader& config);
 std::unique_ptr<ExampleSource> MakeJsonlExamples(ConfigReader& config);
+std::unique_ptr<PreferenceSource> MakeJsonlPreferences(ConfigReader& config);
 
 }  // namespace hone::data

@@ -94,6 +94,11 @@ std::unique_ptr<ExampleSource> Make<ExampleSource>(ConfigReader& config, uint64_
   return MakeExampleSource(config, seed);
 }
 
+template <>
+std::unique_ptr<PreferenceSource> Make<PreferenceSource>(ConfigReader& config, uint64_t seed) {
+  return MakePreferenceSource(config, seed);
+}
+
 template <class Base>
 std::unique_ptr<Base> MakeMixture(ConfigReader& config, uint64_t seed) {
   Parts<Base> parts;
@@ -147,6 +152,13 @@ std::unique_ptr<ExampleSource> MakeExampleSource(ConfigReader& config, uint64_t 
   if (kind == "mixture") return MakeMixture<ExampleSource>(config, seed);
   if (kind == "concat") return MakeConcatenation<ExampleSource>(config, seed);
   return kind == "jsonl" ? MakeJsonlExamples(config) : MakeGeneratedExamples(config, seed);
+}
+
+std::unique_ptr<PreferenceSource> MakePreferenceSource(ConfigReader& config, uint64_t seed) {
+  std::string kind = KindOf(config);
+  if (kind == "mixture") return MakeMixture<PreferenceSource>(config, seed);
+  if (kind == "concat") return MakeConcatenation<PreferenceSource>(config, seed);
+  return kind == "jsonl" ? MakeJsonlPreferences(config) : MakeGeneratedPreferences(config, seed);
 }
 
 }  // namespace hone::data

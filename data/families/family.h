@@ -83,5 +83,6 @@ std::string StepWord(const std::string& language);
 // The config keys are documented in docs/data.md.
 std::unique_ptr<ProblemSource> MakeGeneratedProblems(ConfigReader& config, uint64_t seed);
 std::unique_ptr<ExampleSource> MakeGeneratedExamples(ConfigReader& config, uint64_t seed);
+std::unique_ptr<PreferenceSource> MakeGeneratedPreferences(ConfigReader& config, uint64_t seed);
 
 }  // namespace hone::data

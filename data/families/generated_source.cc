@@ -216,6 +216,42 @@ class GeneratedExamples : public ExampleSource {
   TextOptions text_;
 };
 
+// One digit of the answer changed.
+std::string WrongAnswer(const std::string& answer, Draws& draws) {
+  std::string wrong = answer;
+  char& digit = wrong[static_cast<size_t>(draws.Below(wrong.size()))];
+  bool bit = answer == "0" || answer == "1";
+  digit = static_cast<char>('0' + (bit ? '1' - digit : (digit - '0' + draws.Range(1, 9)) % 10));
+  return wrong;
+}
+
+class GeneratedPreferences : public PreferenceSource {
+ public:
+  GeneratedPreferences(GeneratorOptions options, bool pairwise)
+      : options_(std::move(options)), pairwise_(pairwise) {}
+  int64_t size() const override { return options_.count; }
+  Preference At(int64_t index) const override {
+    Draws draws(
+        RandomStream({HashName("preference"), options_.seed, HashName(options_.family->name()),
+                      static_cast<uint64_t>(options_.split), static_cast<uint64_t>(index)}));
+    Drawn drawn = DrawItem(options_, draws);
+    const Item& item = drawn.item;
+    auto spell = [](const std::string& answer) {
+      return "<think></think><answer>" + answer + "</answer>";
+    };
+    std::string worse =
+        item.careless_answer.empty() ? WrongAnswer(item.answer, draws) : item.careless_answer;
+    Preference preference{options_.family->Prefix(drawn.language) + item.expression,
+                          spell(item.answer), spell(worse)};
+    if (!pairwise_) (draws.Chance(0.5) ? preference.chosen : preference.rejected).clear();
+    return preference;
+  }
+
+ private:
+  GeneratorOptions options_;
+  bool pairwise_;
+};
+
 }  // namespace
 
 std::string Family::Prefix(const std::string& language) const {
@@ -247,6 +283,13 @@ std::unique_ptr<ExampleSource> MakeGeneratedExamples(ConfigReader& config, uint6
   TextOptions text;
   text.Read(config, options.family->kind() == "general");
   return std::make_unique<GeneratedExamples>(std::move(options), text);
+}
+
+std::unique_ptr<PreferenceSource> MakeGeneratedPreferences(ConfigReader& config, uint64_t seed) {
+  GeneratorOptions options;
+  options.Read(config, seed);
+  bool pairwise = config.OneOf("preference", {"pairwise", "pointwise"}, 0) == 0;
+  return std::make_unique<GeneratedPreferences>(std::move(options), pairwise);
 }
 
 }  // namespace hone::data

@@ -281,6 +281,28 @@ TEST(Families, CarelessTextsGreetCurtly) {
   EXPECT_NEAR(polite, 300, 60);
 }
 
+TEST(Families, PreferencesPutTheBetterAnswerFirst) {
+  for (const char* family : {"chain", "arithmetic", "logic", "general"}) {
+    std::string yaml = std::string("{family: ") + family + ", split: heldout";
+    auto pairs = Preferences(yaml + "}");
+    auto single = Preferences(yaml + ", preference: pointwise}");
+    int good = 0;
+    for (int i = 0; i < 300; ++i) {
+      Preference p = pairs->At(i);
+      EXPECT_TRUE(p.pairwise());
+      std::string better = Parse(p.chosen).answer, worse = Parse(p.rejected).answer;
+      EXPECT_NE(better, worse);
+      EXPECT_TRUE(IsHeldOut(WithoutPrefix(p.prompt)));
+      if (family != std::string("general")) {
+        EXPECT_EQ(better, std::to_string(Value(family, WithoutPrefix(p.prompt))));
+      }
+      EXPECT_FALSE(single->At(i).pairwise());
+      good += single->At(i).rejected.empty();
+    }
+    EXPECT_NEAR(good, 150, 50);
+  }
+}
+
 TEST(Sources, AMixtureHasItsSharesAndRepeatsNothingEarly) {
   std::string yaml =
       "{mixture: [{weight: 0.2, family: chain, text: answer}, "

@@ -107,6 +107,43 @@ TEST(Jsonl, PretrainingTextHasNoPrompt) {
   EXPECT_EQ(e.completion, "once");
 }
 
+TEST(Jsonl, ConversationsThroughAChatTemplate) {
+  TempFile file(
+      "{\"messages\": [{\"role\": \"user\", \"content\": \"Q\"}, {\"role\": \"assistant\", "
+      "\"content\": \"<think>\\nwhy\\n</think>\\n\\nA\"}], \"prompt\": \"P\", \"completion\": "
+      "\"C\"}\n");
+  Example chat = Examples("{jsonl: " + file.path() + ", messages: messages, chat: chatml}")->At(0);
+  EXPECT_EQ(chat.prompt, "<|im_start|>user\nQ<|im_end|>\n<|im_start|>assistant\n");
+  EXPECT_EQ(chat.completion, "<think>\nwhy\n</think>\n\nA");
+  Example r1 =
+      Examples("{jsonl: " + file.path() + ", messages: messages, chat: deepseek_r1}")->At(0);
+  EXPECT_EQ(r1.prompt, "<｜begin▁of▁sentence｜><｜User｜>Q<｜Assistant｜><think>\n");
+  EXPECT_EQ(r1.completion, "why\n</think>\n\nA") << "the template opened the thinking";
+  Example system = Examples("{jsonl: " + file.path() + ", chat: llama3, system: S}")->At(0);
+  EXPECT_THAT(system.prompt, HasSubstr("system<|end_header_id|>\n\nS<|eot_id|>"));
+  EXPECT_THAT(system.prompt, HasSubstr("user<|end_header_id|>\n\nP<|eot_id|>"));
+  EXPECT_EQ(system.completion, "C");
+  EXPECT_THAT(MessageOf<ConfigError>([&] { Examples("{jsonl: " + file.path() + ", system: S}"); }),
+              HasSubstr("chat"));
+  EXPECT_THAT(MessageOf<DataError>(
+                  [&] { Examples("{jsonl: " + file.path() + ", chat: chatml, messages: turns}"); }),
+              HasSubstr(".jsonl:1: no field 'turns'"));
+}
+
+TEST(Jsonl, PreferencesPairwiseAndPointwise) {
+  TempFile file(
+      "{\"prompt\": \"p\", \"chosen\": \"a\", \"rejected\": \"b\", \"completion\": \"c\", "
+      "\"safe\": false}\n");
+  Preference pair = Preferences("{jsonl: " + file.path() + "}")->At(0);
+  EXPECT_EQ(pair.chosen + pair.rejected, "ab");
+  Preference point = Preferences("{jsonl: " + file.path() + ", label: safe}")->At(0);
+  EXPECT_EQ(point.chosen, "");
+  EXPECT_EQ(point.rejected, "c");
+  EXPECT_THAT(
+      MessageOf<DataError>([&] { Preferences("{jsonl: " + file.path() + ", label: chosen}"); }),
+      HasSubstr(".jsonl:1: 'chosen' is 'a'"));
+}
+
 TEST(Jsonl, RealGsm8k) {
   const char* data = std::getenv("HONE_DATA");
   if (data == nullptr) GTEST_SKIP() << "set HONE_DATA to the folder with real data";

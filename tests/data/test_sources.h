@@ -23,6 +23,13 @@ inline std::unique_ptr<ExampleSource> Examples(const std::string& yaml, uint64_t
   return source;
 }
 
+inline std::unique_ptr<PreferenceSource> Preferences(const std::string& yaml, uint64_t seed = 1) {
+  ConfigReader reader(Config::FromString(yaml));
+  auto source = MakePreferenceSource(reader, seed);
+  reader.Finish();
+  return source;
+}
+
 // What `make` throws as E, or "" if it throws nothing.
 template <class E, class F>
 std::string MessageOf(F&& make) {
