@@ -28,14 +28,21 @@ struct BpeParts {
 std::unique_ptr<Tokenizer> MakeBpeTokenizer(BpeParts parts,
                                             const std::vector<std::string>& extra_special);
 
+// Vocabularies beyond this are refused: a wild id must not ask for all memory.
+constexpr bool IsId(int64_t id) { return id >= 0 && id < 4'000'000; }
+
 // Each throws DataError, beginning with the path, on a malformed file, and names what it does not
 // support.
 BpeParts ReadTokenizerJson(const std::string& path);
 // vocab.json + merges.txt, or encoder.json + vocab.bpe. The cutting is Qwen2's if
 // tokenizer_config.json beside them says so, else GPT-2's.
 BpeParts ReadVocabAndMerges(const std::string& vocab_path, const std::string& merges_path);
-// A SentencePiece model of type BPE, or Llama 3's ranks ("base64 rank" lines).
+// A SentencePiece model of type BPE, or ranks.
 BpeParts ReadTokenizerModel(const std::string& path);
+// "base64-token rank" lines, whose order is that of the merges. In a file named *.tiktoken they are
+// Qwen's, else Llama 3's: the files say nothing of how text is cut and which special tokens follow.
+bool LooksLikeRanks(const std::string& bytes);
+BpeParts ReadRanks(const std::string& text, const std::string& path);
 // llama2.c's tokenizer.bin: int32 longest token, then {float score, int32 length, bytes} a token.
 BpeParts ReadLlama2cBin(const std::string& path);
 

@@ -5,146 +5,13 @@
 
 #include "data/bpe/bpe_tokenizer.h"
 #include "data/bpe/json_access.h"
-#include "data/bpe/regex.h"
+#include "data/bpe/json_steps.h"
 #include "data/text.h"
 
 namespace hone::data {
 namespace {
 
 using nlohmann::json;
-
-std::string TypeOf(const json& node, const std::string& where) {
-  return As<std::string>(Need(node, "type", where), where + ".type");
-}
-const json& ListIn(const json& node, const char* key, const std::string& where) {
-  const json& list = Need(node, key, where);
-  Check<DataError>(list.is_array(), "{}.{}: a JSON {} where a list was expected", where, key,
-                   list.type_name());
-  return list;
-}
-[[noreturn]] void Unsupported(const std::string& where, const std::string& what,
-                              const std::string& known) {
-  throw DataError(fmt::format("{}: '{}' is not supported; what is: {}", where, what, known));
-}
-
-// {"Regex": …} or {"String": …}
-std::string PatternOf(const json& node, const std::string& where) {
-  const json& pattern = Need(node, "pattern", where);
-  if (pattern.is_string()) return LiteralPattern(pattern.get<std::string>());
-  if (pattern.is_object() && pattern.contains("String")) {
-    return LiteralPattern(As<std::string>(pattern["String"], where + ".pattern"));
-  }
-  return As<std::string>(Need(pattern, "Regex", where + ".pattern"), where + ".pattern");
-}
-
-SplitBehavior BehaviorOf(const json& node, SplitBehavior otherwise, const std::string& where) {
-  const auto& names = SplitBehaviorNames();
-  std::string name =
-      Get<std::string>(node, "behavior", names[static_cast<size_t>(otherwise)], where);
-  auto at = std::find(names.begin(), names.end(), name);
-  if (at == names.end()) Unsupported(where + ".behavior", name, Join(names, ", "));
-  return static_cast<SplitBehavior>(at - names.begin());
-}
-
-// ---- normalizer
-
-std::unique_ptr<Normalizer> ReadNormalizer(const json& node, const std::string& where) {
-  std::string type = TypeOf(node, where);
-  if (type == "NFC") return MakeUnicodeNormalizer(UnicodeForm::kNfc);
-  if (type == "NFD") return MakeUnicodeNormalizer(UnicodeForm::kNfd);
-  if (type == "NFKC") return MakeUnicodeNormalizer(UnicodeForm::kNfkc);
-  if (type == "NFKD") return MakeUnicodeNormalizer(UnicodeForm::kNfkd);
-  if (type == "Lowercase") return MakeLowercase();
-  if (type == "StripAccents") return MakeStripAccents();
-  if (type == "Strip") {
-    return MakeStrip(Get(node, "strip_left", true, where), Get(node, "strip_right", true, where));
-  }
-  if (type == "Prepend") return MakePrepend(Get<std::string>(node, "prepend", "▁", where));
-  if (type == "Replace") {
-    return MakeReplace(PatternOf(node, where), Get<std::string>(node, "content", "", where), where);
-  }
-  if (type == "Sequence") {
-    std::vector<std::unique_ptr<Normalizer>> steps;
-    for (const json& step : ListIn(node, "normalizers", where)) {
-      steps.push_back(ReadNormalizer(step, fmt::format("{}[{}]", where, steps.size())));
-    }
-    return steps.empty() ? nullptr : MakeNormalizerSequence(std::move(steps));
-  }
-  Unsupported(where, type,
-              "NFC, NFD, NFKC, NFKD, Lowercase, StripAccents, Strip, Prepend, Replace, Sequence");
-}
-
-// ---- pre-tokenizer
-
-constexpr const char* kWord = "[\\p{L}\\p{M}\\p{Nd}\\p{Nl}\\p{Pc}\\x{200c}\\x{200d}]+";
-constexpr const char* kNoWord = "[^\\s\\p{L}\\p{M}\\p{Nd}\\p{Nl}\\p{Pc}\\x{200c}\\x{200d}]+";
-
-bool HasByteLevel(const json& node) {
-  if (!node.is_object()) return false;
-  if (node.value("type", json()) == "ByteLevel") return true;
-  if (!node.contains("pretokenizers") || !node["pretokenizers"].is_array()) return false;
-  const json& steps = node["pretokenizers"];
-  return std::any_of(steps.begin(), steps.end(), HasByteLevel);
-}
-
-PrependScheme SchemeOf(const json& node, const std::string& where) {
-  std::string otherwise = Get(node, "add_prefix_space", true, where) ? "always" : "never";
-  std::string scheme = Get<std::string>(node, "prepend_scheme", otherwise, where);
-  if (scheme == "always") return PrependScheme::kAlways;
-  if (scheme == "first") return PrependScheme::kFirst;
-  if (scheme != "never") Unsupported(where + ".prepend_scheme", scheme, "always, first, never");
-  return PrependScheme::kNever;
-}
-
-std::unique_ptr<PreTokenizer> ReadPreTokenizer(const json& node, const std::string& where) {
-  std::string type = TypeOf(node, where);
-  if (type == "ByteLevel") {
-    return MakeByteLevel(Get(node, "add_prefix_space", true, where),
-                         Get(node, "use_regex", true, where));
-  }
-  if (type == "Split") {
-    return MakeRegexSplit(PatternOf(node, where), BehaviorOf(node, SplitBehavior::kIsolated, where),
-                          Get(node, "invert", false, where), where);
-  }
-  if (type == "Digits") {
-    auto behavior = Get(node, "individual_digits", false, where) ? SplitBehavior::kIsolated
-                                                                 : SplitBehavior::kContiguous;
-    return MakeRegexSplit("\\p{N}", behavior, false, where);
-  }
-  if (type == "Punctuation") {
-    return MakeRegexSplit("[\\p{P}!-/:-@\\[-`{-~]",
-                          BehaviorOf(node, SplitBehavior::kIsolated, where), false, where);
-  }
-  if (type == "Whitespace") {
-    return MakeRegexSplit(fmt::format("{}|{}", kWord, kNoWord), SplitBehavior::kRemoved, true,
-                          where);
-  }
-  if (type == "WhitespaceSplit") {
-    return MakeRegexSplit("\\s", SplitBehavior::kRemoved, false, where);
-  }
-  if (type == "CharDelimiterSplit") {
-    std::string delimiter = As<std::string>(Need(node, "delimiter", where), where + ".delimiter");
-    return MakeRegexSplit(LiteralPattern(delimiter), SplitBehavior::kRemoved, false, where);
-  }
-  if (type == "Metaspace") {
-    return MakeMetaspace(Get<std::string>(node, "replacement", "▁", where), SchemeOf(node, where),
-                         Get(node, "split", true, where));
-  }
-  if (type == "Sequence") {
-    std::vector<std::unique_ptr<PreTokenizer>> steps;
-    int byte_level_at = -1;
-    for (const json& step : ListIn(node, "pretokenizers", where)) {
-      if (byte_level_at < 0 && HasByteLevel(step)) byte_level_at = static_cast<int>(steps.size());
-      steps.push_back(ReadPreTokenizer(step, fmt::format("{}[{}]", where, steps.size())));
-    }
-    return MakeSequence(std::move(steps), byte_level_at);
-  }
-  Unsupported(where, type,
-              "ByteLevel, Split, Digits, Punctuation, Whitespace, WhitespaceSplit, "
-              "CharDelimiterSplit, Metaspace, Sequence");
-}
-
-// ---- model
 
 // Which parts of token spellings the decoder turns back: ▁ → space and <0xNN> → byte.
 struct Spelling {
@@ -194,9 +61,8 @@ StringMap<int32_t> ReadVocab(const json& model, const std::string& where) {
                    vocab.type_name());
   StringMap<int32_t> id_of;
   for (const auto& [token, id] : vocab.items()) {
-    Check<DataError>(
-        id.is_number_integer() && id.get<int64_t>() >= 0 && id.get<int64_t>() < 1 << 30,
-        "{}.vocab: token '{}' has the id {}", where, token, id.dump());
+    Check<DataError>(id.is_number_integer() && IsId(id.get<int64_t>()),
+                     "{}.vocab: token '{}' has the id {}", where, token, id.dump());
     id_of[token] = id.get<int32_t>();
   }
   return id_of;
@@ -216,7 +82,7 @@ void AddMerge(const std::string& left, const std::string& right, int32_t rank,
 
 void ReadMerges(const json& node, const StringMap<int32_t>& id_of, const std::string& where,
                 BpeModel* model) {
-  const json& merges = ListIn(node, "merges", where);
+  const json& merges = JsonList(node, "merges", where);
   model->merges.Reserve(merges.size());
   int32_t rank = 0;
   for (const json& merge : merges) {
@@ -244,7 +110,7 @@ void RefuseUnlessEmpty(const json& node, const char* key, const std::string& whe
 void ReadModel(const json& node, const Spelling& spelling, const std::string& where,
                BpeParts* parts) {
   std::string type = Get<std::string>(node, "type", "BPE", where);
-  if (type != "BPE") Unsupported(where, type, "BPE");
+  if (type != "BPE") UnsupportedJson(where, type, "BPE");
   for (const char* key : {"dropout", "continuing_subword_prefix", "end_of_word_suffix"}) {
     RefuseUnlessEmpty(node, key, where);
   }
@@ -297,10 +163,10 @@ std::string Named(const json& config, const char* key, const std::string& where)
 
 }  // namespace
 
-BpeParts ReadTokenizerJson(const std::string& path) {
+namespace {
+
+BpeParts FromJson(const json& root, const std::string& path) {
   BpeParts parts;
-  parts.description = runtime::LocalFileSystem().ReadAll(path);
-  json root = ParseJson(parts.description, path);
   Check<DataError>(root.is_object(), "{}: a JSON {} where an object was expected", path,
                    root.type_name());
   Spelling spelling;
@@ -319,10 +185,24 @@ BpeParts ReadTokenizerJson(const std::string& path) {
     std::string where = fmt::format("{}: added_tokens[{}]", path, parts.added.size());
     AddedToken token = ReadAddedToken(node, where);
     token.id = As<int32_t>(Need(node, "id", where), where + ".id");
-    Check<DataError>(token.id >= 0 && token.id < 1 << 30, "{}: the id {}", where, token.id);
+    Check<DataError>(IsId(token.id), "{}: the id {}", where, token.id);
     parts.added.push_back(std::move(token));
   }
   return parts;
+}
+
+}  // namespace
+
+BpeParts ReadTokenizerJson(const std::string& path) {
+  std::string text = runtime::LocalFileSystem().ReadAll(path);
+  json root = ParseJson(text, path);
+  try {
+    BpeParts parts = FromJson(root, path);
+    parts.description = std::move(text);
+    return parts;
+  } catch (const json::exception& e) {
+    throw DataError(fmt::format("{}: a value has the wrong type: {}", path, e.what()));
+  }
 }
 
 void ReadTokenizerConfig(const std::string& folder, BpeParts* parts) {
@@ -333,13 +213,15 @@ void ReadTokenizerConfig(const std::string& folder, BpeParts* parts) {
   Check<DataError>(config.is_object(), "{}: no JSON object", path);
   if (std::string bos = Named(config, "bos_token", path); !bos.empty()) parts->bos = bos;
   if (std::string eos = Named(config, "eos_token", path); !eos.empty()) parts->eos = eos;
-  json more = config.value("added_tokens_decoder", json::object());
+  json more = config.value("added_tokens_decoder", json());
+  if (more.is_null()) return;
   Check<DataError>(more.is_object(), "{}: added_tokens_decoder is no map", path);
   for (const auto& [id, node] : more.items()) {
     AddedToken token = ReadAddedToken(node, fmt::format("{}: added_tokens_decoder.{}", path, id));
     Check<DataError>(!id.empty() && id.size() < 10 && id.find_first_not_of("0123456789") == id.npos,
                      "{}: added_tokens_decoder has the id '{}'", path, id);
     token.id = std::stoi(id);
+    Check<DataError>(IsId(token.id), "{}: added_tokens_decoder has the id {}", path, id);
     bool known =
         std::any_of(parts->added.begin(), parts->added.end(), [&](const AddedToken& other) {
           return other.id == token.id || other.content == token.content;

@@ -61,9 +61,8 @@ BpeParts ReadVocabAndMerges(const std::string& vocab_path, const std::string& me
   json vocab = ParseJson(vocab_text, vocab_path);
   Check<DataError>(vocab.is_object() && !vocab.empty(), "{}: no map of tokens to ids", vocab_path);
   for (const auto& [token, id] : vocab.items()) {
-    Check<DataError>(
-        id.is_number_integer() && id.get<int64_t>() >= 0 && id.get<int64_t>() < 1 << 30,
-        "{}: token '{}' has the id {}", vocab_path, token, id.dump());
+    Check<DataError>(id.is_number_integer() && IsId(id.get<int64_t>()),
+                     "{}: token '{}' has the id {}", vocab_path, token, id.dump());
     size_t at = id.get<size_t>();
     if (at >= parts.token_bytes.size()) parts.token_bytes.resize(at + 1);
     std::string bytes;

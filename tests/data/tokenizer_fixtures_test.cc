@@ -167,6 +167,43 @@ TEST(TokenizerFixtures, FilesThatAreNoTokenizerAreExplained) {
   std::filesystem::remove_all(folder);
 }
 
+// Calls `visit` with every node but the middles of long lists and maps.
+void VisitNodes(json* node, const std::function<void(json*)>& visit) {
+  visit(node);
+  if (!node->is_structured()) return;
+  size_t at = 0, size = node->size();
+  for (auto& child : *node) {
+    if (size < 40 || at < 3) VisitNodes(&child, visit);
+    ++at;
+  }
+}
+
+TEST(TokenizerFixtures, AnyValueOfAnyTypeIsReadOrExplained) {
+  int explained = 0, tried = 0;
+  for (const char* name : {"strip_flags", "llama2"}) {
+    json root = ReadJson(kFixtures + name + ".json");
+    std::string path = std::filesystem::temp_directory_path() / "hone_fuzzed_tokenizer.json";
+    VisitNodes(&root, [&](json* node) {
+      json kept = *node;
+      for (const json& other : {json(), json(-1), json("x"), json::array(), json::object(),
+                                json(1e300), json::array({json(), 7})}) {
+        *node = other;
+        std::ofstream(path) << root.dump();
+        ++tried;
+        try {
+          LoadTokenizer(path)->Encode("a fox <l> 12");
+        } catch (const DataError& e) {
+          EXPECT_THAT(e.what(), HasSubstr("hone_fuzzed_tokenizer.json"));
+          ++explained;
+        }
+      }
+      *node = kept;
+    });
+  }
+  EXPECT_GT(explained, 200);
+  EXPECT_GT(tried, 700);
+}
+
 // A SentencePiece model spelled by hand: pieces with scores, then trainer and normaliser settings.
 std::string Varint(uint64_t value) {
   std::string out;
@@ -202,6 +239,13 @@ TEST(TokenizerFixtures, SentencePieceModels) {
   std::string path = std::filesystem::temp_directory_path() / "hone_sentencepiece.model";
   std::ofstream(path, std::ios::binary) << model;
   auto tokenizer = LoadTokenizer(path);
+  for (size_t length = 0; length < model.size(); length += 31) {
+    std::ofstream(path, std::ios::binary) << model.substr(0, length);
+    try {
+      LoadTokenizer(path)->Encode("ab aé");
+    } catch (const DataError&) {
+    }
+  }
   std::filesystem::remove(path);
   EXPECT_EQ(tokenizer->Encode("ab aé"), (Ids{264, 262, 3 + 0xC3, 3 + 0xA9}));
   EXPECT_EQ(tokenizer->Decode({264, 262, 3 + 0xC3, 3 + 0xA9}), " ab aé");
