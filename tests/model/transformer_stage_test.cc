@@ -15,11 +15,17 @@ class StageTest : public Configs {
   Context ctx_;
   CrossEntropyLoss loss_;
 };
+ModelConfig TinyTiedV3() {
+  ModelConfig c = TinyV3();
+  c.tie_word_embeddings = true;
+  return c;
+}
 INSTANTIATE_TEST_SUITE_P(Families, StageTest,
                          testing::Values(std::pair{std::string("dense"), TinyDense()},
                                          std::pair{std::string("tied"), TinyTied()},
                                          std::pair{std::string("softmax_moe"), TinySoftmaxMoe()},
-                                         std::pair{std::string("v3"), TinyV3()}),
+                                         std::pair{std::string("v3"), TinyV3()},
+                                         std::pair{std::string("v3_tied"), TinyTiedV3()}),
                          [](const auto& info) { return info.param.first; });
 
 std::vector<Tensor> StepGradients(Context& ctx, TransformerStage& stage,
@@ -35,7 +41,8 @@ std::vector<Tensor> StepGradients(Context& ctx, TransformerStage& stage,
 }
 
 TEST_P(StageTest, ActivationCheckpointingGivesTheSameBits) {
-  const std::vector<TokenBatch> batches = {RandomBatch(config(), {9, 4}, 1)};
+  const std::vector<TokenBatch> batches = {RandomBatch(config(), {9, 4}, 1),
+                                           RandomBatch(config(), {3, 7}, 2)};
   StageOptions options = WholeModel(config(), DType::kF32);
   TransformerStage plain(ctx_, config(), options);
   options.activation_checkpointing = true;
@@ -46,6 +53,14 @@ TEST_P(StageTest, ActivationCheckpointingGivesTheSameBits) {
                  StepGradients(ctx_, plain, batches, loss_));
   EXPECT_EQ(checkpointed.TakeOutcome(0).loss, plain.TakeOutcome(0).loss);
   EXPECT_EQ(checkpointed.TakeAuxiliary().loss, plain.TakeAuxiliary().loss);
+  // Routers count each token once, whether its forward ran once or twice.
+  std::vector<std::vector<double>> counts[2];
+  for (int i : {0, 1}) {
+    TransformerStage& stage = i ? checkpointed : plain;
+    stage.EndStep(ctx_, [&](std::vector<double>& values) { counts[i].push_back(values); });
+  }
+  EXPECT_EQ(counts[1], counts[0]);
+  EXPECT_EQ(counts[0].empty(), config().router == kernels::RouterConfig::Kind::kSoftmaxTopK);
 }
 
 TEST_P(StageTest, CheckpointingKeepsLessMemory) {
@@ -245,6 +260,28 @@ TEST_P(StageTest, DecodingGivesTheBitsOfTheTrainingForward) {
 }
 TEST_P(StageTest, DecodingGivesTheBitsOfTheTrainingForwardInBf16) {
   ExpectDecodeMatchesForward(ctx_, config(), DType::kBF16);
+}
+
+TEST(StageLayoutTest, InitialExpertsDoNotDependOnTheRanksThatHoldThem) {
+  const ModelConfig config = TinyV3();
+  Context ctx;
+  TransformerStage whole(ctx, config, WholeModel(config, DType::kF64));
+  whole.Initialize(77);
+  std::map<std::string, Tensor> values;
+  for (const SlabTensor& s : whole.State()) values[s.slab.name] = s.tensor;
+  parallel::RunThreadRanks(2, [&](parallel::GroupPtr ep) {
+    Context mine;
+    TransformerStage stage(mine, config, WholeModel(config, DType::kF64), ep);
+    stage.Initialize(77);
+    int split = 0;
+    for (const SlabTensor& s : stage.State()) {
+      const int64_t begin = s.slab.offset[0];
+      split += !s.slab.whole();
+      EXPECT_TRUE(SameBits(s.tensor, values.at(s.slab.name).Slice(begin, begin + s.slab.extent[0])))
+          << s.slab.ToString();
+    }
+    EXPECT_EQ(split, 9);  // gate, up and down of two layers and of MTP
+  });
 }
 
 using MoeStageTest = StageTest;
