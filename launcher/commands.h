@@ -15,6 +15,5 @@ int WorkerCommand(const Arguments& args);
 int CheckpointCommand(const Arguments& args);
 int CheckCommand(const Arguments& args);
 int StatusCommand(const Arguments& args);
-int BenchCommand(const Arguments& args);
 
 }  // namespace hone::launcher

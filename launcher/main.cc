@@ -30,7 +30,6 @@ const std::vector<Command>& Commands() {
        hone::launcher::CheckCommand},
       {"status", "the stage pipeline in the terminal", hone::launcher::StatusCommand},
       {"checkpoint", "ls, show or verify checkpoints", hone::launcher::CheckpointCommand},
-      {"bench", "measure train, rollout, comm or checkpoint", hone::launcher::BenchCommand},
   };
   return commands;
 }

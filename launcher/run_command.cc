@@ -88,6 +88,7 @@ class Supervisor {
     std::vector<std::string> command;
     if (config_.mesh.ranks() > 1) {
       command = {"mpirun",
+                 "--quiet",
                  "--allow-run-as-root",
                  "--oversubscribe",
                  "--bind-to",

@@ -102,9 +102,8 @@ RunState RunDirectory::ReadState() const {
   std::string path = root_ + "/state.json";
   if (!fs_.Exists(path)) return state;
   try {
-    for (const json& s : json::parse(fs_.ReadAll(path)).at("stages")) {
-      state.stages.push_back(FromJson(s));
-    }
+    json recorded = json::parse(fs_.ReadAll(path));
+    for (const json& s : recorded.at("stages")) state.stages.push_back(FromJson(s));
   } catch (const json::exception& e) {
     throw DataError(fmt::format("[run] {} is not a state file: {}", path, e.what()));
   }

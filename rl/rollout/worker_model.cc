@@ -6,6 +6,11 @@
 #include "runtime/error.h"
 
 namespace hone::rl {
+namespace {
+
+const std::string kReplacement = "\xEF\xBF\xBD";  // U+FFFD
+
+}  // namespace
 
 WorkerModel::WorkerModel(const std::string& yaml, int threads) {
   WorkerConfig config = ReadWorkerConfig(yaml);
@@ -20,8 +25,9 @@ WorkerModel::WorkerModel(const std::string& yaml, int threads) {
   model_ = std::make_unique<model::TransformerStage>(*ctx_, config.model, options);
   engine_config_ = config.engine;
   engine_ = std::make_unique<InferenceEngine>(
-      *ctx_, *model_, engine_config_,
-      [tokenizer = tokenizer_.get()](int32_t id) { return tokenizer->TokenBytes(id); });
+      *ctx_, *model_, engine_config_, [tokenizer = tokenizer_.get()](int32_t id) {
+        return id < tokenizer->vocab_size() ? tokenizer->TokenBytes(id) : kReplacement;
+      });
   think_ = tokenizer_->SpecialId("<think>");
   think_end_ = tokenizer_->SpecialId("</think>");
 }
@@ -35,7 +41,23 @@ void WorkerModel::Describe(Sample* sample) const {
   }
   bool ended = !completion.empty() && completion.back() == tokenizer_->eos_id();
   if (ended) completion.pop_back();
-  sample->text = tokenizer_->Decode(completion);
+  // A model's vocabulary may be padded beyond its tokenizer's: such a token is drawn, but spells
+  // nothing.
+  std::vector<int32_t> spelled;
+  auto flush = [&] {
+    sample->text += tokenizer_->Decode(spelled);
+    spelled.clear();
+  };
+  sample->text.clear();
+  for (int32_t id : completion) {
+    if (id < tokenizer_->vocab_size()) {
+      spelled.push_back(id);
+    } else {
+      flush();
+      sample->text += kReplacement;
+    }
+  }
+  flush();
   int64_t thinking = 0;
   bool inside = false;
   for (int32_t id : completion) {
