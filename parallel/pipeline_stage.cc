@@ -2,15 +2,6 @@
 
 namespace hone::parallel {
 
-std::pair<StageIO, StageIO> PipelineStage::ForwardBackward(Context& ctx, int forward_microbatch,
-                                                           const TokenBatch& batch, StageIO in,
-                                                           const LossFunction* loss,
-                                                           int backward_microbatch,
-                                                           StageIO doutput) {
-  return Overlap(ctx, forward_microbatch, batch, std::move(in), loss, *this, backward_microbatch,
-                 std::move(doutput));
-}
-
 std::pair<StageIO, StageIO> PipelineStage::Overlap(Context& ctx, int forward_microbatch,
                                                    const TokenBatch& batch, StageIO in,
                                                    const LossFunction* loss,

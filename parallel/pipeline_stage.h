@@ -66,22 +66,16 @@ class PipelineStage {
   // Takes the gradient of what Forward returned (empty for the last stage) and returns that of its
   // input. With ctx.weight_gradients set, weight gradients are queued there.
   virtual StageIO Backward(Context& ctx, int microbatch, StageIO doutput) = 0;
-  // Both at once, so that one's communication runs under the other's compute: of one chunk here, of
-  // two in Overlap. The defaults run the forward, then the backward. A stage that really overlaps
-  // them says so; for others the executor runs the two by themselves, so that no result waits for
-  // the other half.
+  // Forward of this chunk and backward of `backward_stage`, a chunk of the same rank (DualPipe-V's
+  // pairs: another one), at once, so that one's communication runs under the other's compute. The
+  // default runs the forward, then the backward. A stage that really overlaps them says so; for
+  // others the executor runs the two by themselves, so that no result waits for the other half.
   virtual bool overlaps_forward_backward() const { return false; }
-  // Forward of this chunk with backward of `backward_stage`, another chunk of the same rank: what
-  // DualPipe-V's pairs are made of.
   virtual std::pair<StageIO, StageIO> Overlap(Context& ctx, int forward_microbatch,
                                               const TokenBatch& batch, StageIO in,
                                               const LossFunction* loss,
                                               PipelineStage& backward_stage,
                                               int backward_microbatch, StageIO doutput);
-  virtual std::pair<StageIO, StageIO> ForwardBackward(Context& ctx, int forward_microbatch,
-                                                      const TokenBatch& batch, StageIO in,
-                                                      const LossFunction* loss,
-                                                      int backward_microbatch, StageIO doutput);
 
   // Of the head, after Forward(…, train = false or true) on the last stage: loss, metrics, outputs.
   struct Outcome {

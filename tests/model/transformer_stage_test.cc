@@ -87,7 +87,7 @@ TEST_P(StageTest, OverlappedPassGivesTheSameBits) {
     ZeroGradients(stage);
     stage.Forward(ctx_, 0, a, {}, &loss_, true);
     if (overlapped) {
-      stage.ForwardBackward(ctx_, 1, b, {}, &loss_, 0, {});
+      stage.Overlap(ctx_, 1, b, {}, &loss_, stage, 0, {});
     } else {
       stage.Forward(ctx_, 1, b, {}, &loss_, true);
       stage.Backward(ctx_, 0, {});
