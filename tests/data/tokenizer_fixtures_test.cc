@@ -108,6 +108,18 @@ TEST(TokenizerFixtures, ALongWordIsNotQuadratic) {
   EXPECT_EQ(tokenizer->Decode(tokenizer->Encode(word)), word);
 }
 
+TEST(TokenizerFixtures, IgnoredMergesTakeAWordWhole) {
+  json root = ReadJson(kFixtures + "llama3.json");
+  root["model"]["merges"] = json::array();
+  std::string path = std::filesystem::temp_directory_path() / "hone_no_merges.json";
+  std::ofstream(path) << root.dump();
+  int32_t the = root["model"]["vocab"]["Ġthe"];
+  EXPECT_EQ(LoadTokenizer(path)->Encode(" the"), (Ids{the}));
+  root["model"]["ignore_merges"] = false;
+  std::ofstream(path) << root.dump();
+  EXPECT_EQ(LoadTokenizer(path)->Encode(" the").size(), 4u);
+}
+
 // The message of loading the llama3 fixture after a change to it.
 std::string MessageAfter(const std::function<void(json*)>& change) {
   json root = ReadJson(kFixtures + "llama3.json");
