@@ -1,114 +1,209 @@
-// Whether two mathematical answers are the same.
+// Whether two mathematical answers are the same: find the answer in each text, parse both, compare.
+#include <algorithm>
 #include <cctype>
 #include <optional>
 
+#include "rl/reward/math_structure.h"
 #include "rl/reward/verifier.h"
 
 namespace hone::rl {
 namespace {
 
-// An exact fraction; overflow makes it nothing.
-struct Rational {
-  __int128 numerator = 0, denominator = 1;
-};
+constexpr size_t kMaxBetweenBoxes = 60;
 
-constexpr __int128 kLimit = static_cast<__int128>(1) << 100;
-
-std::string StripAll(std::string text, std::string_view what) {
-  for (size_t at; (at = text.find(what)) != std::string::npos;) text.erase(at, what.size());
+std::string Replaced(std::string text, std::string_view what, std::string_view by) {
+  for (size_t at = 0; (at = text.find(what, at)) != std::string::npos; at += by.size()) {
+    text.replace(at, what.size(), by);
+  }
   return text;
 }
 
-// Decoration that does not change a number's value.
-std::string Normalise(std::string_view raw) {
-  std::string s(raw);
-  size_t boxed = s.rfind("\\boxed{");
-  if (boxed != std::string::npos) {
-    size_t begin = boxed + 7, depth = 1, end = begin;
-    while (end < s.size() && depth > 0) {
-      depth += s[end] == '{' ? 1 : 0;
-      depth -= s[end] == '}' ? 1 : 0;
-      if (depth > 0) ++end;
+// Whether what stands between two boxes only joins them: nothing, commas, "and", a few words.
+bool Joins(std::string_view between) {
+  if (between.size() > kMaxBetweenBoxes ||
+      between.find_first_of("=.\n") != std::string_view::npos) {
+    return false;
+  }
+  bool joint = between.find_first_not_of(" $") == std::string_view::npos;
+  for (std::string_view word : {",", " and ", " or ", "{and}", "{or}"}) {
+    joint |= between.find(word) != std::string_view::npos;
+  }
+  return joint;
+}
+
+// The contents of the last \boxed{…}, or of the last few when they stand in one list.
+std::optional<std::string> Boxed(std::string_view text) {
+  struct Box {
+    size_t begin, end;
+    std::string_view inside;
+  };
+  std::vector<Box> boxes;
+  for (std::string_view command : {"\\boxed", "\\fbox"}) {
+    for (size_t at = 0; (at = text.find(command, at)) != std::string_view::npos;) {
+      size_t begin = at;
+      at += command.size();
+      while (at < text.size() && text[at] == ' ') ++at;
+      if (at >= text.size() || text[at] != '{') continue;
+      size_t end = at;
+      std::string_view inside = BracedText(text, at, &end);
+      boxes.push_back({begin, end, inside});
+      at = end;
     }
-    s = s.substr(begin, end - begin);
+    if (!boxes.empty()) break;
   }
-  for (const char* junk : {"$", "\\!", "\\,", "\\;", "\\left", "\\right", "\\%", "%", "^\\circ",
-                           " ", "\n", "\t", ","}) {
-    s = StripAll(s, junk);
+  if (boxes.empty()) return std::nullopt;
+  size_t first = boxes.size() - 1;
+  while (first > 0 &&
+         Joins(text.substr(boxes[first - 1].end, boxes[first].begin - boxes[first - 1].end))) {
+    --first;
   }
-  for (const char* alias : {"\\dfrac", "\\tfrac"}) {
-    for (size_t at; (at = s.find(alias)) != std::string::npos;) s.replace(at, 6, "\\frac");
-  }
-  while (!s.empty() && s.back() == '.') s.pop_back();
-  return s;
+  std::string joined(boxes[first].inside);
+  for (size_t i = first + 1; i < boxes.size(); ++i) joined += ", " + std::string(boxes[i].inside);
+  return joined;
 }
 
-std::optional<Rational> ParseDecimal(const std::string& s) {
-  Rational r;
-  size_t i = 0;
-  bool negative = false, digits = false, point = false;
-  if (i < s.size() && (s[i] == '-' || s[i] == '+')) negative = s[i++] == '-';
-  for (; i < s.size(); ++i) {
-    if (s[i] == '.' && !point) {
-      point = true;
-    } else if (std::isdigit(static_cast<unsigned char>(s[i]))) {
-      digits = true;
-      r.numerator = r.numerator * 10 + (s[i] - '0');
-      if (point) r.denominator *= 10;
-      if (r.numerator > kLimit || r.denominator > kLimit) return std::nullopt;
-    } else {
-      return std::nullopt;
+// The last text between math delimiters.
+std::optional<std::string> LastFormula(std::string_view text) {
+  std::optional<std::string> last;
+  size_t last_end = 0;
+  auto search = [&](std::string_view open, std::string_view close) {
+    for (size_t at = 0; (at = text.find(open, at)) != std::string_view::npos;) {
+      size_t begin = at + open.size(), end = text.find(close, begin);
+      if (end == std::string_view::npos) return;
+      if (end > begin && end > last_end) {
+        last = std::string(text.substr(begin, end - begin));
+        last_end = end;
+      }
+      at = end + close.size();
+    }
+  };
+  search("\\(", "\\)");
+  search("\\[", "\\]");
+  search(text.find("$$") == std::string_view::npos ? "$" : "$$",
+         text.find("$$") == std::string_view::npos ? "$" : "$$");
+  return last;
+}
+
+bool IsDigit(char c) { return c >= '0' && c <= '9'; }
+bool IsLetter(char c) { return std::isalpha(static_cast<unsigned char>(c)) != 0; }
+
+// What follows the last "answer is" or "answer:", to the sentence's end.
+std::optional<std::string> AfterAnswerIs(std::string_view text) {
+  size_t last = std::string_view::npos;
+  for (std::string_view phrase : {"answer is", "Answer is", "answer:", "Answer:"}) {
+    size_t at = text.rfind(phrase);
+    if (at == std::string_view::npos) continue;
+    at += phrase.size();
+    if (last == std::string_view::npos || at > last) last = at;
+  }
+  if (last == std::string_view::npos) return std::nullopt;
+  std::string_view rest = text.substr(last);
+  rest.remove_prefix(std::min(rest.find_first_not_of(" :*\n"), rest.size()));
+  size_t end = rest.find('\n');
+  for (size_t dot = rest.find(". "); dot < end; dot = std::string_view::npos) end = dot;
+  return std::string(rest.substr(0, end));
+}
+
+// The last number among words, with its sign where that cannot be a minus. Digits that belong to a
+// word or a time of day are none.
+std::optional<std::string> LastNumber(std::string_view text) {
+  size_t end = text.size();
+  for (;;) {
+    while (end > 0 && !IsDigit(text[end - 1])) --end;
+    if (end == 0) return std::nullopt;
+    size_t begin = end - 1;
+    auto inside = [&] {
+      char c = text[begin - 1];
+      bool joint = (c == '.' || c == ',' || c == '/') && begin > 1 && IsDigit(text[begin - 2]);
+      return IsDigit(c) || joint || c == '.';
+    };
+    while (begin > 0 && inside()) --begin;
+    char before = begin > 0 ? text[begin - 1] : ' ';
+    if (before == '-' &&
+        (begin == 1 || !std::isalnum(static_cast<unsigned char>(text[begin - 2])))) {
+      --begin;
+    }
+    if (!IsLetter(before) && before != ':' && before != '_') {
+      return std::string(text.substr(begin, end - begin));
+    }
+    end = begin;
+  }
+}
+
+std::optional<std::vector<MathItem>> Parse(const std::string& text) {
+  auto tokens = TokeniseMath(text);
+  std::vector<MathItem> items;
+  if (!tokens || !ParseMathList(*tokens, &items)) return std::nullopt;
+  if (items.size() == 1 && items[0].kind == MathItem::Kind::kSet && items[0].label.empty()) {
+    return std::vector<MathItem>(std::move(items[0].parts));
+  }
+  return items;
+}
+
+bool HasWords(const std::vector<MathItem>& items) {
+  for (const MathItem& item : items) {
+    if (item.kind == MathItem::Kind::kText) return true;
+  }
+  return false;
+}
+
+// What a text answers.
+struct Answer {
+  std::string text;  // the answer's own part of it
+  std::optional<std::vector<MathItem>> items;
+  bool is_math() const { return items && !HasWords(*items); }
+};
+
+Answer FindAnswer(std::string_view raw) {
+  std::string text = Replaced(std::string(raw), "\\\\boxed", "\\boxed");
+  if (text.find("\\begin") == std::string::npos) {
+    // Backslashes doubled by a JSON writer; not the row breaks of a matrix.
+    for (char c = 'a'; c <= 'z'; ++c) {
+      text = Replaced(std::move(text), std::string("\\\\") + c, std::string("\\") + c);
     }
   }
-  if (!digits) return std::nullopt;
-  if (negative) r.numerator = -r.numerator;
-  return r;
+  std::optional<std::string> boxed = Boxed(text);
+  if (boxed) text = *boxed;
+  Answer whole{text, Parse(text)};
+  if (boxed || whole.is_math()) return whole;
+  bool words = std::any_of(text.begin(), text.end(), [](char c) { return IsLetter(c) || c < 0; });
+  if (!words) return whole;
+  for (auto part : {AfterAnswerIs(text), LastFormula(text), LastNumber(text)}) {
+    if (!part) continue;
+    Answer found{*part, Parse(*part)};
+    if (found.is_math()) return found;
+  }
+  return whole;
 }
 
-std::optional<Rational> Divide(const std::optional<Rational>& a, const std::optional<Rational>& b) {
-  if (!a || !b || b->numerator == 0) return std::nullopt;
-  constexpr __int128 kSmall = static_cast<__int128>(1) << 62;
-  auto small = [](__int128 v) { return v < kSmall && v > -kSmall; };
-  if (!small(a->numerator) || !small(a->denominator) || !small(b->numerator) ||
-      !small(b->denominator)) {
-    return std::nullopt;
+// Letters and digits as they stand, for answers that are not mathematics.
+std::string Plain(std::string text) {
+  for (std::string_view junk : {"\\textbf", "\\text", "\\mathrm", "\\mathbf", "\\left", "\\right",
+                                "\\!", "\\,", "\\ ", "$"}) {
+    text = Replaced(std::move(text), junk, "");
   }
-  return Rational{a->numerator * b->denominator, a->denominator * b->numerator};
-}
-
-std::optional<Rational> ParseNumber(const std::string& s) {
-  if (auto decimal = ParseDecimal(s)) return decimal;
-  size_t slash = s.find('/');
-  if (slash != std::string::npos) {
-    return Divide(ParseDecimal(s.substr(0, slash)), ParseDecimal(s.substr(slash + 1)));
+  for (std::string_view fraction : {"\\dfrac", "\\tfrac"})
+    text = Replaced(std::move(text), fraction, "\\frac");
+  std::string plain;
+  for (char c : text) {
+    if (std::isspace(static_cast<unsigned char>(c)) || c == '{' || c == '}') continue;
+    plain += static_cast<char>(std::tolower(static_cast<unsigned char>(c)));
   }
-  bool negative = !s.empty() && s[0] == '-';
-  std::string body = negative ? s.substr(1) : s;
-  if (body.compare(0, 6, "\\frac{") == 0 && body.back() == '}') {
-    size_t middle = body.find("}{");
-    if (middle == std::string::npos) return std::nullopt;
-    auto r = Divide(ParseDecimal(body.substr(6, middle - 6)),
-                    ParseDecimal(body.substr(middle + 2, body.size() - middle - 3)));
-    if (r && negative) r->numerator = -r->numerator;
-    return r;
-  }
-  return std::nullopt;
+  while (!plain.empty() && (plain.back() == '.' || plain.back() == '\\')) plain.pop_back();
+  if (plain.size() == 3 && plain[0] == '(' && plain[2] == ')') return plain.substr(1, 1);  // (C)
+  return plain;
 }
 
 }  // namespace
 
 MathMatch CompareMath(std::string_view answer, std::string_view gold) {
-  std::string a = Normalise(answer), g = Normalise(gold);
-  if (a.empty()) return MathMatch::kUnparseable;
-  if (a == g) return MathMatch::kEqual;
-  auto x = ParseNumber(a), y = ParseNumber(g);
-  if (x && y) {
-    bool equal = x->numerator * y->denominator == y->numerator * x->denominator;
-    return equal ? MathMatch::kEqual : MathMatch::kDifferent;
-  }
-  // The gold is a number and the answer is none.
-  if (y) return MathMatch::kUnparseable;
-  return MathMatch::kDifferent;
+  Answer a = FindAnswer(answer), g = FindAnswer(gold);
+  std::string plain_a = Plain(a.text), plain_g = Plain(g.text);
+  if (plain_a.empty()) return MathMatch::kUnparseable;
+  if (plain_a == plain_g) return MathMatch::kEqual;
+  if (a.items && g.items && SameList(*a.items, *g.items)) return MathMatch::kEqual;
+  bool unreadable = g.is_math() && !a.is_math();
+  return unreadable ? MathMatch::kUnparseable : MathMatch::kDifferent;
 }
 
 }  // namespace hone::rl

@@ -224,6 +224,7 @@ TEST(VerifierPool, HelpersDieWithTheirParent) {
   };
   for (int i = 0; i < 1000 && !gone(); ++i) std::this_thread::sleep_for(milliseconds(10));
   EXPECT_TRUE(gone());
+  if (!gone()) kill(helper, SIGKILL);
   close(pipe_ends[0]);
   close(pipe_ends[1]);
 }
