@@ -1,5 +1,3 @@
-#include <fmt/format.h>
-
 #include <algorithm>
 #include <numeric>
 
@@ -10,7 +8,7 @@
 namespace hone::data {
 namespace {
 
-constexpr int64_t kCheckedWhole = 50'000;
+constexpr int64_t kCheckedWhole = 50'000, kCheckedOfEndless = 1000;
 constexpr int64_t kDroppedInARow = 100'000;
 
 int64_t Inputs(const TokenSequence& sequence) {
@@ -62,21 +60,24 @@ struct DataLoader::Impl {
   }
 
   // An empty sequence stands for one that was dropped.
-  TokenSequence Load(int64_t index) const {
-    std::string where = fmt::format("example {}", index);
-    if (!options.drop_too_long) return Tokenize(*tokenizer, source->At(index), limit(), where);
-    TokenSequence sequence = Tokenize(*tokenizer, source->At(index), INT64_MAX, where);
+  TokenSequence Load(int64_t index) const { return Load(*source, index); }
+  TokenSequence Load(const ExampleSource& from, int64_t index) const {
+    std::string where = from.Where(index);
+    if (!options.drop_too_long) return Tokenize(*tokenizer, from.At(index), limit(), where);
+    TokenSequence sequence = Tokenize(*tokenizer, from.At(index), INT64_MAX, where);
     return static_cast<int64_t>(sequence.tokens.size()) <= limit() ? sequence : TokenSequence{};
   }
 
-  void CheckSource() const {
-    if (!finite()) return;
-    Check<DataError>(source->size() > 0, "[data_loader] the source has no examples");
-    if (source->size() > kCheckedWhole) return;
-    int64_t kept = 0;
-    for (int64_t i = 0; i < source->size(); ++i) kept += Load(i).tokens.empty() ? 0 : 1;
-    Check<DataError>(kept > 0, "[data_loader] none of the {} examples fits into {} tokens",
-                     source->size(), limit());
+  void CheckSource(const ExampleSource& from) const {
+    auto parts = from.Parts();
+    for (const ExampleSource* part : parts) CheckSource(*part);
+    if (!parts.empty()) return;
+    Check<DataError>(from.size() != 0, "[data_loader] a source has no examples");
+    if (from.size() > kCheckedWhole) return;
+    int64_t count = from.size() < 0 ? kCheckedOfEndless : from.size(), kept = 0;
+    for (int64_t i = 0; i < count; ++i) kept += Load(from, i).tokens.empty() ? 0 : 1;
+    Check<DataError>(kept > 0, "[data_loader] none of {} examples ({} …) fits into {} tokens",
+                     count, from.Where(0), limit());
   }
 
   // The sequences of a step: as many as fit into `packs` packs when packed best-fit.
@@ -145,7 +146,7 @@ DataLoader::DataLoader(std::shared_ptr<ExampleSource> source,
                      options.packs, options.dp);
   Check<ConfigError>(options.dp_rank >= 0 && options.dp_rank < options.dp,
                      "[data_loader] dp_rank {} is not below dp = {}", options.dp_rank, options.dp);
-  impl_->CheckSource();
+  impl_->CheckSource(*impl_->source);
 }
 
 DataLoader::~DataLoader() = default;

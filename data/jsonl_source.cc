@@ -149,18 +149,23 @@ bool IsGood(const JsonlRecord& record, const std::string& field) {
                   record.where, field, label));
 }
 
-template <class Item, class Base>
-class ListSource : public Base {
+template <class Item>
+class ListSource : public Source<Item> {
  public:
-  explicit ListSource(std::vector<Item> items) : items_(std::move(items)) {}
+  void Add(Item item, const JsonlRecord& record) {
+    items_.push_back(std::move(item));
+    where_.push_back(record.where);
+  }
   int64_t size() const override { return static_cast<int64_t>(items_.size()); }
   Item At(int64_t index) const override {
     Check(index >= 0 && index < size(), "[jsonl] item {} of {}", index, size());
     return items_[static_cast<size_t>(index)];
   }
+  std::string Where(int64_t index) const override { return where_[static_cast<size_t>(index)]; }
 
  private:
   std::vector<Item> items_;
+  std::vector<std::string> where_;
 };
 
 }  // namespace
@@ -176,7 +181,7 @@ std::unique_ptr<ProblemSource> MakeJsonlProblems(ConfigReader& config) {
   const std::vector<std::string> kinds = {"reasoning", "general"};
   size_t verifier = static_cast<size_t>(config.OneOf("verifier", verifiers, 0));
   size_t kind = static_cast<size_t>(config.OneOf("kind", kinds, 0));
-  std::vector<Problem> problems;
+  auto problems = std::make_unique<ListSource<Problem>>();
   for (const JsonlRecord& record : options.Records()) {
     Problem problem;
     problem.id = id_field.empty() ? record.where.substr(record.where.rfind('/') + 1)
@@ -186,9 +191,9 @@ std::unique_ptr<ProblemSource> MakeJsonlProblems(ConfigReader& config) {
     if (problem.verifier != "none") problem.answer = record.Field(options.answer);
     problem.language = language_field.empty() ? language : record.Field(language_field);
     problem.kind = kinds[kind];
-    problems.push_back(std::move(problem));
+    problems->Add(std::move(problem), record);
   }
-  return std::make_unique<ListSource<Problem, ProblemSource>>(std::move(problems));
+  return problems;
 }
 
 std::unique_ptr<ExampleSource> MakeJsonlExamples(ConfigReader& config) {
@@ -196,11 +201,11 @@ std::unique_ptr<ExampleSource> MakeJsonlExamples(ConfigReader& config) {
   options.Read(config);
   config.Optional("completion", &options.completion);
   config.Optional("completion_template", &options.completion_template);
-  std::vector<Example> examples;
+  auto examples = std::make_unique<ListSource<Example>>();
   for (const JsonlRecord& record : options.Records()) {
-    examples.push_back({options.Prompt(record), options.Completion(record)});
+    examples->Add({options.Prompt(record), options.Completion(record)}, record);
   }
-  return std::make_unique<ListSource<Example, ExampleSource>>(std::move(examples));
+  return examples;
 }
 
 std::unique_ptr<PreferenceSource> MakeJsonlPreferences(ConfigReader& config) {
@@ -214,7 +219,7 @@ std::unique_ptr<PreferenceSource> MakeJsonlPreferences(ConfigReader& config) {
   } else {
     config.Optional("completion", &completion);
   }
-  std::vector<Preference> preferences;
+  auto preferences = std::make_unique<ListSource<Preference>>();
   for (const JsonlRecord& record : options.Records()) {
     Preference preference{options.Prompt(record), "", ""};
     if (label.empty()) {
@@ -223,9 +228,9 @@ std::unique_ptr<PreferenceSource> MakeJsonlPreferences(ConfigReader& config) {
     } else {
       (IsGood(record, label) ? preference.chosen : preference.rejected) = record.Field(completion);
     }
-    preferences.push_back(std::move(preference));
+    preferences->Add(std::move(preference), record);
   }
-  return std::make_unique<ListSource<Preference, PreferenceSource>>(std::move(preferences));
+  return preferences;
 }
 
 }  // namespace hone::data

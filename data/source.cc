@@ -11,44 +11,69 @@
 namespace hone::data {
 namespace {
 
-// The same code makes sources of problems and of examples.
-template <class Base>
-using ItemOf = decltype(std::declval<const Base&>().At(0));
-template <class Base>
-using Parts = std::vector<std::unique_ptr<Base>>;
+template <class Item>
+using PartList = std::vector<std::unique_ptr<Source<Item>>>;
+
+// A source made of others.
+template <class Item>
+class Compound : public Source<Item> {
+ public:
+  explicit Compound(PartList<Item> parts) : parts_(std::move(parts)) {}
+  Item At(int64_t index) const override {
+    auto [part, rank] = Find(index);
+    return part->At(rank);
+  }
+  std::string Where(int64_t index) const override {
+    auto [part, rank] = Find(index);
+    return part->Where(rank);
+  }
+  std::vector<const Source<Item>*> Parts() const override {
+    std::vector<const Source<Item>*> parts;
+    for (const auto& part : parts_) parts.push_back(part.get());
+    return parts;
+  }
+
+ protected:
+  struct Place {
+    const Source<Item>* part;
+    int64_t rank;  // of the item in that part
+  };
+  virtual Place Find(int64_t index) const = 0;
+  PartList<Item> parts_;
+};
 
 // One after the other; all finite.
-template <class Base>
-class Concatenation : public Base {
+template <class Item>
+class Concatenation : public Compound<Item> {
  public:
-  explicit Concatenation(Parts<Base> parts) : parts_(std::move(parts)) {
-    for (const auto& part : parts_) size_ += part->size();
+  explicit Concatenation(PartList<Item> parts) : Compound<Item>(std::move(parts)) {
+    for (const auto& part : this->parts_) size_ += part->size();
   }
   int64_t size() const override { return size_; }
-  ItemOf<Base> At(int64_t index) const override {
-    for (const auto& part : parts_) {
-      if (index < part->size()) return part->At(index);
+
+ private:
+  typename Compound<Item>::Place Find(int64_t index) const override {
+    for (const auto& part : this->parts_) {
+      if (index < part->size()) return {part.get(), index};
       index -= part->size();
     }
     throw Error("[concat] index past the end");
   }
 
- private:
-  Parts<Base> parts_;
   int64_t size_ = 0;
 };
 
 // A weighted choice, in rounds of kRound items: in each round every part has its exact share (to
 // within one item), in an order drawn once from the seed. So a part's items are met one by one: an
 // endless part in its own order, a finite one in a new seeded order each time through.
-template <class Base>
-class Mixture : public Base {
+template <class Item>
+class Mixture : public Compound<Item> {
  public:
-  Mixture(Parts<Base> parts, const std::vector<double>& weights, uint64_t seed)
-      : parts_(std::move(parts)), seed_(seed), quota_(parts_.size(), 0) {
+  Mixture(PartList<Item> parts, const std::vector<double>& weights, uint64_t seed)
+      : Compound<Item>(std::move(parts)), seed_(seed), quota_(weights.size(), 0) {
     std::vector<size_t> part_of;
     double total = std::accumulate(weights.begin(), weights.end(), 0.0), upto = 0;
-    for (size_t p = 0; p < parts_.size(); ++p) {
+    for (size_t p = 0; p < weights.size(); ++p) {
       upto += weights[p];
       size_t end = static_cast<size_t>(std::llround(upto / total * kRound));
       while (part_of.size() < end) part_of.push_back(p);
@@ -60,48 +85,48 @@ class Mixture : public Base {
     }
   }
   int64_t size() const override { return -1; }
-  ItemOf<Base> At(int64_t index) const override {
-    const Slot& slot = slots_[static_cast<size_t>(index % kRound)];
-    const Base& part = *parts_[slot.part];
-    int64_t rank = index / kRound * quota_[slot.part] + slot.rank;
-    if (part.size() < 0) return part.At(rank);
-    SeededPermutation order(static_cast<uint64_t>(part.size()), seed_ + slot.part,
-                            static_cast<uint64_t>(rank / part.size()));
-    return part.At(static_cast<int64_t>(order(static_cast<uint64_t>(rank % part.size()))));
-  }
 
  private:
+  typename Compound<Item>::Place Find(int64_t index) const override {
+    const Slot& slot = slots_[static_cast<size_t>(index % kRound)];
+    const Source<Item>& part = *this->parts_[slot.part];
+    int64_t rank = index / kRound * quota_[slot.part] + slot.rank;
+    if (part.size() < 0) return {&part, rank};
+    SeededPermutation order(static_cast<uint64_t>(part.size()), seed_ + slot.part,
+                            static_cast<uint64_t>(rank / part.size()));
+    return {&part, static_cast<int64_t>(order(static_cast<uint64_t>(rank % part.size())))};
+  }
+
   static constexpr int64_t kRound = 1000;
   struct Slot {
     size_t part;
     int64_t rank;  // among the part's items of a round
   };
-  Parts<Base> parts_;
   uint64_t seed_;
   std::vector<int64_t> quota_;
   std::vector<Slot> slots_;
 };
 
-template <class Base>
-std::unique_ptr<Base> Make(ConfigReader& config, uint64_t seed);
+template <class Item>
+std::unique_ptr<Source<Item>> Make(ConfigReader& config, uint64_t seed);
 
 template <>
-std::unique_ptr<ProblemSource> Make<ProblemSource>(ConfigReader& config, uint64_t seed) {
+std::unique_ptr<ProblemSource> Make<Problem>(ConfigReader& config, uint64_t seed) {
   return MakeProblemSource(config, seed);
 }
 template <>
-std::unique_ptr<ExampleSource> Make<ExampleSource>(ConfigReader& config, uint64_t seed) {
+std::unique_ptr<ExampleSource> Make<Example>(ConfigReader& config, uint64_t seed) {
   return MakeExampleSource(config, seed);
 }
 
 template <>
-std::unique_ptr<PreferenceSource> Make<PreferenceSource>(ConfigReader& config, uint64_t seed) {
+std::unique_ptr<PreferenceSource> Make<Preference>(ConfigReader& config, uint64_t seed) {
   return MakePreferenceSource(config, seed);
 }
 
-template <class Base>
-std::unique_ptr<Base> MakeMixture(ConfigReader& config, uint64_t seed) {
-  Parts<Base> parts;
+template <class Item>
+std::unique_ptr<Source<Item>> MakeMixture(ConfigReader& config, uint64_t seed) {
+  PartList<Item> parts;
   std::vector<double> weights;
   for (ConfigReader* part : config.List("mixture")) {
     double weight = 0;
@@ -109,21 +134,21 @@ std::unique_ptr<Base> MakeMixture(ConfigReader& config, uint64_t seed) {
     if (!(weight > 0) || !std::isfinite(weight)) part->Fail("weight", "must be positive");
     weights.push_back(weight);
     // Parts of the same kind must not repeat each other's items.
-    parts.push_back(Make<Base>(*part, seed + 0x9E3779B97F4A7C15 * parts.size()));
+    parts.push_back(Make<Item>(*part, seed + 0x9E3779B97F4A7C15 * parts.size()));
   }
   if (parts.empty()) config.Fail("mixture", "is empty");
-  return std::make_unique<Mixture<Base>>(std::move(parts), weights, seed);
+  return std::make_unique<Mixture<Item>>(std::move(parts), weights, seed);
 }
 
-template <class Base>
-std::unique_ptr<Base> MakeConcatenation(ConfigReader& config, uint64_t seed) {
-  Parts<Base> parts;
+template <class Item>
+std::unique_ptr<Source<Item>> MakeConcatenation(ConfigReader& config, uint64_t seed) {
+  PartList<Item> parts;
   for (ConfigReader* part : config.List("concat")) {
-    parts.push_back(Make<Base>(*part, seed + 0x9E3779B97F4A7C15 * parts.size()));
+    parts.push_back(Make<Item>(*part, seed + 0x9E3779B97F4A7C15 * parts.size()));
     if (parts.back()->size() < 0) part->Fail("count", "is needed: only finite parts can be joined");
   }
   if (parts.empty()) config.Fail("concat", "is empty");
-  return std::make_unique<Concatenation<Base>>(std::move(parts));
+  return std::make_unique<Concatenation<Item>>(std::move(parts));
 }
 
 // Which of the four kinds of source a map describes.
@@ -142,22 +167,22 @@ std::string KindOf(ConfigReader& config) {
 
 std::unique_ptr<ProblemSource> MakeProblemSource(ConfigReader& config, uint64_t seed) {
   std::string kind = KindOf(config);
-  if (kind == "mixture") return MakeMixture<ProblemSource>(config, seed);
-  if (kind == "concat") return MakeConcatenation<ProblemSource>(config, seed);
+  if (kind == "mixture") return MakeMixture<Problem>(config, seed);
+  if (kind == "concat") return MakeConcatenation<Problem>(config, seed);
   return kind == "jsonl" ? MakeJsonlProblems(config) : MakeGeneratedProblems(config, seed);
 }
 
 std::unique_ptr<ExampleSource> MakeExampleSource(ConfigReader& config, uint64_t seed) {
   std::string kind = KindOf(config);
-  if (kind == "mixture") return MakeMixture<ExampleSource>(config, seed);
-  if (kind == "concat") return MakeConcatenation<ExampleSource>(config, seed);
+  if (kind == "mixture") return MakeMixture<Example>(config, seed);
+  if (kind == "concat") return MakeConcatenation<Example>(config, seed);
   return kind == "jsonl" ? MakeJsonlExamples(config) : MakeGeneratedExamples(config, seed);
 }
 
 std::unique_ptr<PreferenceSource> MakePreferenceSource(ConfigReader& config, uint64_t seed) {
   std::string kind = KindOf(config);
-  if (kind == "mixture") return MakeMixture<PreferenceSource>(config, seed);
-  if (kind == "concat") return MakeConcatenation<PreferenceSource>(config, seed);
+  if (kind == "mixture") return MakeMixture<Preference>(config, seed);
+  if (kind == "concat") return MakeConcatenation<Preference>(config, seed);
   return kind == "jsonl" ? MakeJsonlPreferences(config) : MakeGeneratedPreferences(config, seed);
 }
 

@@ -33,25 +33,20 @@ struct Preference {
   bool pairwise() const { return !chosen.empty() && !rejected.empty(); }
 };
 
-class ProblemSource {
+template <class Item>
+class Source {
  public:
-  virtual ~ProblemSource() = default;
-  virtual int64_t size() const = 0;             // −1: endless
-  virtual Problem At(int64_t index) const = 0;  // a pure function of index
+  virtual ~Source() = default;
+  virtual int64_t size() const = 0;          // −1: endless
+  virtual Item At(int64_t index) const = 0;  // a pure function of index
+  // For errors: "train.jsonl:7", else "item 7".
+  virtual std::string Where(int64_t index) const { return "item " + std::to_string(index); }
+  // The sources that this one is put together from; none if it is a source of its own.
+  virtual std::vector<const Source*> Parts() const { return {}; }
 };
-class ExampleSource {
- public:
-  virtual ~ExampleSource() = default;
-  virtual int64_t size() const = 0;
-  virtual Example At(int64_t index) const = 0;
-};
-
-class PreferenceSource {
- public:
-  virtual ~PreferenceSource() = default;
-  virtual int64_t size() const = 0;
-  virtual Preference At(int64_t index) const = 0;
-};
+using ProblemSource = Source<Problem>;
+using ExampleSource = Source<Example>;
+using PreferenceSource = Source<Preference>;
 
 // Sources are built from a config map such as
 //   {family: chain, split: train, levels: [2, 5]}                       generated problems

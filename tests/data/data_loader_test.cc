@@ -2,6 +2,8 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <filesystem>
+#include <fstream>
 #include <map>
 
 #include "data/packing.h"
@@ -205,6 +207,19 @@ TEST(DataLoader, TooLongIsFoundAtConstruction) {
   for (const auto& batch : loader.Next().microbatches) {
     for (const auto& [tokens, weight] : SequencesOf(batch)) EXPECT_LE(tokens.size(), 40u);
   }
+}
+
+TEST(DataLoader, TooLongInAFileIsNamedByItsLineEvenInsideAMixture) {
+  std::string path = std::filesystem::temp_directory_path() / "hone_too_long.jsonl";
+  std::ofstream(path) << R"({"prompt": "a", "completion": "b"})"
+                      << "\n"
+                      << R"({"prompt": "a", "completion": ")" << std::string(200, 'x') << "\"}\n";
+  std::string yaml =
+      "{mixture: [{weight: 0.999, family: chain, text: answer}, {weight: 0.001, jsonl: " + path +
+      "}]}";
+  EXPECT_THAT(MessageOf<DataError>([&] { Loader(yaml, Small()); }),
+              HasSubstr("hone_too_long.jsonl:2: 202 tokens"));
+  std::filesystem::remove(path);
 }
 
 TEST(DataLoader, LayoutsThatDoNotFitAreRefused) {
