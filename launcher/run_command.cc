@@ -211,6 +211,7 @@ int RunCommand(const Arguments& args) {
   if (int code = 0; !ParseArguments(app, args, &code)) return code;
   const std::atomic<bool>& stop = StopFlag();
   rl::RunConfig config = rl::LoadRunConfig(options.config, options.overrides);
+  rl::CheckRun(config);
   if (options.run_dir.empty()) options.run_dir = config.dir + "/" + config.name;
   runtime::LocalFileSystem().MakeDirs(options.run_dir + "/logs");
   int code = Supervisor(options, config).Run(stop);

@@ -60,9 +60,6 @@ int Train(const TrainOptions& options, const rl::RunConfig& config,
   rl::Learner learner(ctx, mesh, config, directory.fs());
   std::shared_ptr<const data::Tokenizer> tokenizer =
       data::LoadTokenizer(config.tokenizer, config.special_tokens);
-  Check<ConfigError>(tokenizer->vocab_size() <= config.model.vocab_size,
-                     "[train] the tokenizer has {} tokens but model.vocab_size is {}",
-                     tokenizer->vocab_size(), config.model.vocab_size);
   std::unique_ptr<rl::SamplePool> pool;
   if (options.pool || (config.rollout.workers > 0 && NeedsPool(config))) {
     std::string secret = world->AllGatherBytes(world->rank() == 0 ? directory.Secret() : "")[0];
@@ -80,6 +77,38 @@ int Train(const TrainOptions& options, const rl::RunConfig& config,
   return 0;
 }
 
+// Why a rank cannot begin, and what it then ends with; 0 when it can.
+struct Refusal {
+  int code = 0;
+  std::string why;
+};
+
+Refusal WhatIsWrong(const TrainOptions& options, rl::RunConfig* config) {
+  try {
+    *config = rl::LoadRunConfig(options.config, options.overrides);
+    config->mesh.Validate(WorldSizeFromEnvironment());
+    rl::CheckRun(*config);
+    return {};
+  } catch (const Error& e) {
+    return {e.exit_code(), e.what()};
+  }
+}
+
+// When any rank cannot begin none does: all end with the code of the first such rank, and rank 0
+// says why. Only after asking the others, since the launcher kills all when one ends.
+int Refuse(const Refusal& mine, parallel::ProcessGroup& world) {
+  std::vector<std::string> reasons = world.AllGatherBytes(mine.why);
+  std::vector<std::string> codes = world.AllGatherBytes(std::to_string(mine.code));
+  for (int r = 0; r < world.size(); ++r) {
+    if (codes[r] == "0") continue;
+    if (world.rank() == 0) {
+      std::cerr << "hone: " << (r == 0 ? "" : fmt::format("rank {}: ", r)) << reasons[r] << "\n";
+    }
+    return std::stoi(codes[r]);
+  }
+  return 0;
+}
+
 }  // namespace
 
 int TrainCommand(const Arguments& args) {
@@ -92,19 +121,13 @@ int TrainCommand(const Arguments& args) {
   app.add_flag("--pool", options.pool, "serve a rollout pool even if the config starts no workers");
   if (int code = 0; !ParseArguments(app, args, &code)) return code;
 
-  // Found before MPI starts, by every rank alike; the first rank speaks.
   rl::RunConfig config;
-  try {
-    config = rl::LoadRunConfig(options.config, options.overrides);
-    config.mesh.Validate(WorldSizeFromEnvironment());
-  } catch (const Error& e) {
-    if (RankFromEnvironment() == 0) std::cerr << "hone: " << e.what() << "\n";
-    return e.exit_code();
-  }
+  Refusal refusal = WhatIsWrong(options, &config);
   parallel::GroupOptions group_options;
   group_options.deadline = std::chrono::seconds(config.train.deadline_seconds);
   auto world = parallel::StartedByMpi() ? parallel::MakeMpiGroup(group_options)
                                         : parallel::MakeSingleGroup();
+  if (int code = Refuse(refusal, *world)) return code;
   try {
     return Train(options, config, world);
   } catch (const StoppedEarly& e) {

@@ -11,6 +11,23 @@ namespace {
 
 constexpr int64_t kProblemsLookedAt = 64;
 
+// Errors of what `check` looks at begin with where it stands.
+template <class Check>
+void At(const std::string& where, const Check& check) {
+  try {
+    check();
+  } catch (const ConfigError& e) {
+    throw ConfigError(where + ": " + e.what());
+  } catch (const DataError& e) {
+    throw DataError(where + ": " + e.what());
+  }
+}
+
+parallel::PipelineShape ShapeOf(const RunConfig& c, int64_t microbatches) {
+  return {c.pipeline.schedule, c.mesh.pp, c.pipeline.chunks_per_rank(),
+          static_cast<int>(microbatches)};
+}
+
 void CheckLayout(const RunConfig& c) {
   if (c.mesh.ep > 1) {
     Check<ConfigError>(c.model.is_moe(), "[mesh] ep = {} but the model has no experts; set ep: 1",
@@ -23,6 +40,7 @@ void CheckLayout(const RunConfig& c) {
   Check<ConfigError>(stages <= c.model.num_hidden_layers,
                      "[mesh] {} layers do not cut into {} stages (pp = {} times {} chunks a rank)",
                      c.model.num_hidden_layers, stages, c.mesh.pp, c.pipeline.chunks_per_rank());
+  ShapeOf(c, 1).ValidateLayout();
 }
 
 void CheckProblems(const data::ProblemSource& source, const data::Tokenizer& tokenizer,
@@ -43,16 +61,38 @@ void CheckProblems(const data::ProblemSource& source, const data::Tokenizer& tok
   }
 }
 
+// What the loaders find when they are made; of examples without an end, the first step's.
+void CheckExamples(const RunConfig& c, const StageConfig& s,
+                   const std::shared_ptr<const data::Tokenizer>& tokenizer) {
+  data::DataLoader::Options options = LoaderOptions(c, s, 0);
+  for (const auto& source : {s.data, s.heldout}) {
+    if (!source) continue;
+    data::DataLoader loader(source, tokenizer, options);
+    if (source->size() < 0) loader.Next();
+  }
+  ShapeOf(c, options.packs / options.dp).Validate();
+}
+
 bool Samples(const StageConfig& s) {
   return s.kind == StageKind::kGrpo || s.kind == StageKind::kRejectionSampling || s.until;
 }
 
-void CheckStage(const RunConfig& c, const StageConfig& s, const data::Tokenizer& tokenizer) {
+bool Supervised(const StageConfig& s) {
+  return s.kind == StageKind::kPretrain || s.kind == StageKind::kSft ||
+         s.kind == StageKind::kDistill;
+}
+
+void CheckStage(const RunConfig& c, const StageConfig& s,
+                const std::shared_ptr<const data::Tokenizer>& shared_tokenizer) {
+  const data::Tokenizer& tokenizer = *shared_tokenizer;
   std::string where = fmt::format("{}: stage '{}'", s.where, s.name);
   int64_t context = c.model.max_position_embeddings;
   Check<ConfigError>(s.batch.max_length - 1 <= context,
                      "{}: batch.max_length {} is beyond the model's context of {}", where,
                      s.batch.max_length, context);
+  if (Supervised(s)) {
+    At(where, [&] { CheckExamples(c, s, shared_tokenizer); });
+  }
   if (s.kind == StageKind::kGrpo) {
     CheckProblems(*s.grpo.prompts, tokenizer, context, s.grpo.sampling.max_new_tokens, where);
     if (s.grpo.general_prompts) {
@@ -72,11 +112,12 @@ void CheckStage(const RunConfig& c, const StageConfig& s, const data::Tokenizer&
 
 void CheckRun(const RunConfig& c) {
   CheckLayout(c);
-  auto tokenizer = data::LoadTokenizer(c.tokenizer, c.special_tokens);
+  std::shared_ptr<const data::Tokenizer> tokenizer =
+      data::LoadTokenizer(c.tokenizer, c.special_tokens);
   Check<ConfigError>(tokenizer->vocab_size() <= c.model.vocab_size,
                      "[model] vocab_size {} is smaller than the tokenizer's {} tokens",
                      c.model.vocab_size, tokenizer->vocab_size());
-  for (const StageConfig& s : c.stages) CheckStage(c, s, *tokenizer);
+  for (const StageConfig& s : c.stages) CheckStage(c, s, tokenizer);
   for (const EvaluationSuite& e : c.suites) {
     CheckProblems(*e.problems, *tokenizer, c.model.max_position_embeddings,
                   e.sampling.max_new_tokens, "evaluate: suite '" + e.name + "'");

@@ -46,7 +46,6 @@ void BatchConfig::Read(ConfigReader& r) {
   r.Optional("max_length", &max_length);
   if (packs < 1) r.Fail("packs", "must be at least 1");
   if (pack_tokens < 2) r.Fail("pack_tokens", "must be at least 2");
-  if (max_length == 0) max_length = pack_tokens;
   if (max_length > pack_tokens) r.Fail("max_length", "is longer than pack_tokens");
 }
 
@@ -223,7 +222,8 @@ void ReadSupervised(ConfigReader& r, uint64_t seed, StageConfig* s) {
   }
 }
 
-StageConfig ReadStage(ConfigReader& r, uint64_t seed, const parallel::AdamWConfig& optimizer) {
+StageConfig ReadStage(ConfigReader& r, uint64_t seed, const parallel::AdamWConfig& optimizer,
+                      int64_t context) {
   StageConfig s;
   r.Required("name", &s.name);
   s.where = r.Where("name");
@@ -242,7 +242,8 @@ StageConfig ReadStage(ConfigReader& r, uint64_t seed, const parallel::AdamWConfi
   if (trains) {
     s.lr.Read(r.Map("lr"));
     if (r.Has("batch")) s.batch.Read(r.Map("batch"));
-    if (s.batch.max_length == 0) s.batch.max_length = s.batch.pack_tokens;
+    // One token more than the context: a sequence's last token is only predicted.
+    if (s.batch.max_length == 0) s.batch.max_length = std::min(s.batch.pack_tokens, context + 1);
   }
   switch (s.kind) {
     case StageKind::kGrpo:
@@ -315,6 +316,20 @@ const StageConfig* RunConfig::FindStage(const std::string& stage) const {
   return nullptr;
 }
 
+data::DataLoader::Options LoaderOptions(const RunConfig& config, const StageConfig& stage,
+                                        int dp_rank) {
+  data::DataLoader::Options o;
+  o.packs = stage.batch.packs;
+  o.pack_tokens = stage.batch.pack_tokens;
+  o.max_length = stage.batch.max_length;
+  o.seed = RandomStream{config.seed, HashName(stage.name), HashName("order")}.Bits(0);
+  o.dp = config.mesh.dp;
+  o.dp_rank = dp_rank;
+  o.repeat = stage.steps > 0;
+  o.epochs = stage.epochs;
+  return o;
+}
+
 RunConfig ReadRunConfig(const Config& config) {
   RunConfig c;
   ConfigReader root(config);
@@ -341,7 +356,7 @@ RunConfig ReadRunConfig(const Config& config) {
   parallel::AdamWConfig optimizer;
   optimizer.Read(root.Map("optimizer"));
   for (ConfigReader* stage : root.List("stages")) {
-    c.stages.push_back(ReadStage(*stage, c.seed, optimizer));
+    c.stages.push_back(ReadStage(*stage, c.seed, optimizer, c.model.max_position_embeddings));
   }
   if (c.stages.empty()) root.Fail("stages", "is missing or empty: name at least one stage");
   ReadEvaluation(root.Map("evaluate"), &c);

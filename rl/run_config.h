@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "data/packing.h"
 #include "data/task.h"
 #include "kernels/sampling/sampling.h"
 #include "model/model_config.h"
@@ -45,7 +46,7 @@ struct LearningRate {
 struct BatchConfig {
   int64_t packs = 16;  // a step, over all ranks
   int64_t pack_tokens = 1024;
-  int64_t max_length = 0;  // of one sequence; 0: pack_tokens
+  int64_t max_length = 0;  // of one sequence; 0: as long as pack and context allow
   void Read(ConfigReader& reader);
 };
 
@@ -166,9 +167,12 @@ struct RunConfig {
 };
 
 RunConfig ReadRunConfig(const Config& config);
-// What reading alone does not find: layout against model, prompts against context and verifiers,
-// sampling without workers. ConfigError.
+// What reading alone does not find: layout against model and schedules, prompts against context and
+// verifiers, examples against the length limit, sampling without workers. ConfigError or DataError.
 void CheckRun(const RunConfig& config);
+// How a supervised stage reads its examples on one rank.
+data::DataLoader::Options LoaderOptions(const RunConfig& config, const StageConfig& stage,
+                                        int dp_rank);
 RunConfig LoadRunConfig(const std::string& path, const std::vector<std::string>& overrides);
 
 }  // namespace hone::rl

@@ -22,10 +22,17 @@ using nlohmann::json;
 json ToJson(const StageRecord& s) {
   json evaluations = json::object();
   for (const auto& [suite, scores] : s.evaluations) evaluations[suite] = scores;
-  return {{"name", s.name},     {"kind", s.kind},       {"from", s.from},
-          {"state", s.state},   {"step", s.step},       {"steps", s.step},  // "steps": taken so far
-          {"tokens", s.tokens}, {"seconds", s.seconds}, {"total_steps", s.steps},
-          {"eval", evaluations}};
+  return {{"name", s.name},
+          {"kind", s.kind},
+          {"from", s.from},
+          {"state", s.state},
+          {"step", s.step},
+          {"steps", s.step},  // "steps": taken so far
+          {"tokens", s.tokens},
+          {"seconds", s.seconds},
+          {"total_steps", s.steps},
+          {"eval", evaluations},
+          {"metrics_begin", s.metrics_begin}};
 }
 
 StageRecord FromJson(const json& j) {
@@ -38,6 +45,7 @@ StageRecord FromJson(const json& j) {
   j.at("total_steps").get_to(s.steps);
   j.at("tokens").get_to(s.tokens);
   j.at("seconds").get_to(s.seconds);
+  s.metrics_begin = j.value("metrics_begin", int64_t{-1});
   for (const auto& [suite, scores] : j.at("eval").items()) {
     s.evaluations[suite] = scores.get<EvaluationScores>();
   }

@@ -67,21 +67,31 @@ TrainingLoop::TrainingLoop(Environment& env, const StageConfig& stage, int64_t t
     step_ = metadata.at("step");
     tokens_ = metadata.at("tokens");
     seconds_ = metadata.at("seconds");
+    // Not step_: a step whose gradient was not finite is no step of the optimizer.
+    env_.learner.engine().optimizer().set_step(metadata.at("optimizer_step"));
     offset = metadata.at("metrics_offset");
     *resumed_ = metadata.at("cursor");
     saved_step_ = step_;
   } else {
     BeginFrom(stage.from);
+    offset = env_.state.Find(stage.name)->metrics_begin;
   }
   if (env_.root()) {
-    // Lines of steps that are to be taken again are cut off.
-    if (offset >= 0) {
-      env_.metrics = std::make_unique<runtime::MetricsWriter>(env_.directory.fs(),
-                                                              env_.directory.metrics(), offset);
-    }
+    CutMetrics(offset);
     WriteRecord("running");
   }
   last_ = std::chrono::steady_clock::now();
+}
+
+// Lines of steps that are to be taken again are cut off; a stage that begins (offset −1) notes
+// where its own lines will.
+void TrainingLoop::CutMetrics(int64_t offset) {
+  if (offset >= 0) {
+    env_.metrics = std::make_unique<runtime::MetricsWriter>(env_.directory.fs(),
+                                                            env_.directory.metrics(), offset);
+  } else {
+    env_.state.Find(stage_.name)->metrics_begin = env_.metrics->Offset();
+  }
 }
 
 void TrainingLoop::BeginFrom(const std::string& from) {
@@ -138,6 +148,7 @@ void TrainingLoop::Save(const json& cursor) {
   if (saved_step_ == step_) return;
   json metadata = {{"stage", stage_.name},
                    {"step", step_},
+                   {"optimizer_step", env_.learner.engine().optimizer().step()},
                    {"tokens", tokens_},
                    {"seconds", seconds_},
                    {"cursor", cursor}};

@@ -70,6 +70,7 @@ class TrainingLoop {
 
  private:
   void BeginFrom(const std::string& from);
+  void CutMetrics(int64_t offset);
   void PrintProgress(const parallel::TrainEngine::StepResult& result, int64_t tokens,
                      double seconds, const nlohmann::json& extra);
   void WriteRecord(const std::string& state);

@@ -56,19 +56,6 @@ std::shared_ptr<data::ExampleSource> TrainingSource(const Environment& env,
   return std::make_shared<Concatenation>(std::move(parts));
 }
 
-data::DataLoader::Options LoaderOptions(const Environment& env, const StageConfig& stage) {
-  data::DataLoader::Options o;
-  o.packs = stage.batch.packs;
-  o.pack_tokens = stage.batch.pack_tokens;
-  o.max_length = stage.batch.max_length;
-  o.seed = RandomStream{env.config.seed, HashName(stage.name), HashName("order")}.Bits(0);
-  o.dp = env.config.mesh.dp;
-  o.dp_rank = env.learner.mesh().dp_index();
-  o.repeat = stage.steps > 0;
-  o.epochs = stage.epochs;
-  return o;
-}
-
 // Steps that `epochs` of the data make: counted by walking the loader, which is cheap beside
 // training.
 int64_t CountSteps(const std::shared_ptr<data::ExampleSource>& source, const Environment& env,
@@ -84,7 +71,8 @@ class HeldoutLoss {
  public:
   HeldoutLoss(Environment& env, const StageConfig& stage) : env_(env) {
     if (!stage.heldout) return;
-    data::DataLoader::Options options = LoaderOptions(env, stage);
+    data::DataLoader::Options options =
+        LoaderOptions(env.config, stage, env.learner.mesh().dp_index());
     options.repeat = true;
     data::DataLoader loader(stage.heldout, env.tokenizer, options);
     batches_ = loader.Next().microbatches;
@@ -124,7 +112,8 @@ bool Reached(Environment& env, const StageConfig& stage, int64_t step) {
 
 void RunSupervised(Environment& env, const StageConfig& stage) {
   auto source = TrainingSource(env, stage);
-  data::DataLoader::Options options = LoaderOptions(env, stage);
+  data::DataLoader::Options options =
+      LoaderOptions(env.config, stage, env.learner.mesh().dp_index());
   int64_t total = stage.steps > 0 ? stage.steps : CountSteps(source, env, options);
   Check<DataError>(total > 0, "{}: stage '{}': the data is empty", stage.where, stage.name);
   TrainingLoop loop(env, stage, total);
