@@ -24,7 +24,7 @@ grpc::Status Refused(grpc::StatusCode code, const std::string& why) { return {co
 
 struct Coordinator::Impl final : proto::RolloutPool::Service {
   Impl(FileSystem& fs, Options o)
-      : options(std::move(o)), book(fs, options.journal_dir, options.lease) {
+      : options(std::move(o)), book(fs, options.journal_dir, options.lease, options.vocab_size) {
     security = {options.secret, options.tls_certificate, options.tls_key, options.tls_ca};
     grpc::ServerBuilder builder;
     grpc::ResourceQuota quota;
@@ -58,6 +58,7 @@ struct Coordinator::Impl final : proto::RolloutPool::Service {
   struct WorkerState {
     std::string name;
     Clock::time_point last_seen;
+    int64_t progress = 0;
   };
 
   // The caller's worker; refused when its secret is wrong or it is not registered. Needs the lock.
@@ -102,7 +103,7 @@ struct Coordinator::Impl final : proto::RolloutPool::Service {
     reply->set_max_message_bytes(options.max_message_bytes);
     if (request->model_digest().empty()) return grpc::Status::OK;  // it has yet to build the model
     reply->set_worker(next_worker++);
-    workers[reply->worker()] = {request->name(), Clock::now()};
+    workers[reply->worker()] = {request->name(), Clock::now(), 0};
     return grpc::Status::OK;
   }
 
@@ -111,6 +112,9 @@ struct Coordinator::Impl final : proto::RolloutPool::Service {
     std::lock_guard lock(mutex);
     grpc::Status status = Identify(context, request->worker());
     if (!status.ok()) return status;
+    WorkerState& worker = workers.at(request->worker());
+    if (request->progress() != worker.progress) book.Renew(request->worker());
+    worker.progress = request->progress();
     reply->set_shutdown(shutdown);
     for (int64_t id : book.TakeCancelled(request->worker())) reply->add_cancelled_leases(id);
     return grpc::Status::OK;
@@ -121,14 +125,20 @@ struct Coordinator::Impl final : proto::RolloutPool::Service {
     std::unique_lock lock(mutex);
     grpc::Status status = Identify(context, request->worker());
     if (!status.ok()) return status;
-    auto until = Clock::now() + std::chrono::milliseconds(
-                                    std::clamp<int64_t>(request->wait_ms(), 0, kLongestWaitMs));
+    // Each wait holds a thread of the server: when many do, the others are answered at once.
+    int64_t wait_ms = waiting_calls < kServerThreads / 2 ? request->wait_ms() : 0;
+    auto until =
+        Clock::now() + std::chrono::milliseconds(std::clamp<int64_t>(wait_ms, 0, kLongestWaitMs));
+    ++waiting_calls;
     std::vector<OpenLease*> leases;
     for (;;) {
       if (shutdown) break;
       leases = book.Take(request->worker(), options.prompts_per_lease, request->max_samples());
       if (!leases.empty() || changed.wait_until(lock, until) == std::cv_status::timeout) break;
+      // It may have been taken for dead meanwhile; a lease would then be nobody's.
+      if (!workers.count(request->worker()) || context->IsCancelled()) break;
     }
+    --waiting_calls;
     reply->set_shutdown(shutdown);
     for (OpenLease* lease : leases) FillLease(*lease, reply->add_leases());
     counts.leased += static_cast<int64_t>(leases.size());
@@ -173,32 +183,16 @@ struct Coordinator::Impl final : proto::RolloutPool::Service {
     grpc::Status status = Identify(context, request->worker());
     if (!status.ok()) return status;
     std::string why;
+    for (const proto::Sample& m : request->finished()) TakeFinished(m, reply, &why);
+    for (const proto::Sample& m : request->continued()) TakeContinued(m, &why);
     try {
-      for (const proto::Sample& m : request->finished()) {
-        bool repeat = false;
-        std::string refused = book.Accept(FromProto(m), &repeat);
-        if (refused.empty()) {
-          ++(repeat ? counts.repeats : accepted);
-          repeat ? reply->set_repeats(reply->repeats() + 1)
-                 : reply->set_accepted(reply->accepted() + 1);
-          if (!repeat)
-            ++counts.outcomes[std::string(OutcomeName(static_cast<Outcome>(m.outcome())))];
-        } else {
-          why = refused;
-        }
-      }
       book.Commit();  // before the answer: what is acknowledged is on disk
-      for (const proto::Sample& m : request->continued()) {
-        std::string refused = book.Continue(FromProto(m));
-        if (!refused.empty()) why = refused;
-      }
     } catch (const Error& e) {
-      // Malformed samples are the worker's fault, a journal that cannot be written is the run's.
       why = e.what();
-      if (dynamic_cast<const IoError*>(&e) && failure.empty()) failure = why;
+      if (failure.empty()) failure = why;  // the run's fault, not the worker's
     }
     book.Renew(request->worker());
-    for (int64_t lease : request->returned_leases()) book.Return(lease);
+    for (int64_t lease : request->returned_leases()) book.Return(lease, request->worker());
     if (!request->error().empty()) {
       fmt::print(stderr, "rollout: {} gave leases back: {}\n", workers[request->worker()].name,
                  request->error());
@@ -207,6 +201,36 @@ struct Coordinator::Impl final : proto::RolloutPool::Service {
     if (why.empty()) return grpc::Status::OK;
     ++counts.refused;
     return Refused(grpc::StatusCode::INVALID_ARGUMENT, why);
+  }
+
+  // One bad sample costs the others of its message nothing.
+  void TakeFinished(const proto::Sample& m, proto::SubmitReply* reply, std::string* why) {
+    bool repeat = false;
+    std::string refused;
+    try {
+      refused = book.Accept(FromProto(m), &repeat);
+    } catch (const Error& e) {
+      refused = e.what();
+    }
+    if (!refused.empty()) {
+      *why = refused;
+    } else if (repeat) {
+      ++counts.repeats;
+      reply->set_repeats(reply->repeats() + 1);
+    } else {
+      reply->set_accepted(reply->accepted() + 1);
+      ++counts.outcomes[std::string(OutcomeName(static_cast<Outcome>(m.outcome())))];
+    }
+  }
+
+  void TakeContinued(const proto::Sample& m, std::string* why) {
+    std::string refused;
+    try {
+      refused = book.Continue(FromProto(m));
+    } catch (const Error& e) {
+      refused = e.what();
+    }
+    if (!refused.empty()) *why = refused;
   }
 
   // ---- Housekeeping
@@ -246,7 +270,8 @@ struct Coordinator::Impl final : proto::RolloutPool::Service {
   LeaseBook book;
   std::map<int64_t, WeightVersion> versions;
   std::map<int64_t, WorkerState> workers;
-  int64_t next_worker = 1, accepted = 0;
+  int64_t next_worker = 1;
+  int waiting_calls = 0;  // TakeLeases that wait for work
   PoolStats counts;
 };
 
@@ -269,6 +294,14 @@ void Coordinator::Begin(const RolloutPlan& plan) {
   Check(known, "[rollout] {} rollout {} wants weights {}, which are not published", plan.stage,
         plan.rollout, plan.weight_version);
   impl_->book.Open(plan);
+  OpenPlan* open = impl_->book.Find(plan.stage, plan.rollout);
+  bool drawable = plan.weight_version == 0 || plan.weight_digest.empty() ||
+                  plan.weight_digest == impl_->versions.at(plan.weight_version).digest;
+  Check<DataError>(drawable || open->complete(),
+                   "[rollout] {} holds {} of the {} samples of '{}' rollout {}, and the weights {} "
+                   "that drew them are no more; go back to an earlier checkpoint",
+                   open->journal_path, open->done.size(), open->total, plan.stage, plan.rollout,
+                   plan.weight_digest);
   impl_->changed.notify_all();
 }
 

@@ -69,10 +69,11 @@ class Coordinator {
     std::string worker_config;  // YAML handed to workers at registration: model, tokenizer, engine
     std::string model_digest;   // of config + tokenizer: a worker that computes another is refused
     std::chrono::milliseconds lease{60'000};
-    std::chrono::milliseconds heartbeat{2'000};
+    std::chrono::milliseconds heartbeat{1'000};  // a worker that misses five is taken for dead
     int64_t prompts_per_lease = 4;
     std::string journal_dir;  // RUN/journal; "" keeps nothing
     int64_t max_message_bytes = 64 << 20;
+    int64_t vocab_size = 0;  // of the model: samples with other tokens are refused; 0: unchecked
   };
   // ConfigError when it would listen beyond loopback without TLS.
   Coordinator(FileSystem& fs, Options options);
@@ -83,7 +84,8 @@ class Coordinator {
   void Publish(const WeightVersion& version);
 
   // Starts handing out a plan; several may be under way, earlier ones first. Samples already in the
-  // journal (same key, and same weight digest) are not drawn again.
+  // journal (same key, and same weight digest) are not drawn again. A plan whose digest is not that
+  // of its published version can only be had from the journal: DataError when that is not complete.
   void Begin(const RolloutPlan& plan);
   struct Progress {
     int64_t done = 0, total = 0, tokens = 0;

@@ -51,13 +51,16 @@ struct InferenceEngine::Impl {
               e.cache_pages > 0 ? e.cache_pages
                                 : e.max_batch * (PagesFor(e.max_tokens, e.page_size) + 1),
               e.page_size, m.options().dtype,
-              // Rebuilding keys and values at every step costs far more time than keeping them costs memory.
+              // Rebuilding keys and values at every step costs far more time than keeping them
+              // costs memory.
               e.mla_decode == model::MlaDecode::kExpand ? model::KvCache::Mla::kExpanded
                                                         : model::KvCache::Mla::kLatent) {}
 
   using SequenceList = std::list<Sequence>;
 
   void Admit();
+  void AdmitWhatFits();
+  int64_t PromisedPages() const;
   bool AdmitShared(SequenceList::iterator it, SharedPrompt& shared);
   bool EnsurePages(Sequence& sequence, int64_t tokens);
   bool PreemptYoungest(const Sequence* keep);
@@ -67,6 +70,7 @@ struct InferenceEngine::Impl {
   bool DropAnySharedPrompt();
   void Compute(std::vector<SequenceList::iterator>* sampled_from, Tensor* logits);
   void Draw(SequenceList::iterator it, const kernels::SampledToken& token);
+  void ExtendTail(Sequence& sequence, int32_t token) const;
   GenerateResult Finish(SequenceList::iterator it, FinishReason reason);
 
   Context& ctx;
@@ -94,22 +98,27 @@ void InferenceEngine::Add(GenerateRequest request) {
   CheckShape(prompt < impl_->config.max_tokens,
              "[engine] request {}: a prompt of {} tokens leaves no room in max_tokens = {}",
              request.id, prompt, impl_->config.max_tokens);
-  CheckShape(request.max_new_tokens > static_cast<int64_t>(request.generated.size()),
-             "[engine] request {} has {} tokens already and may draw {}", request.id,
-             request.generated.size(), request.max_new_tokens);
+  int64_t begun = static_cast<int64_t>(request.generated.size());
+  CheckShape(request.max_new_tokens > begun && prompt + begun < impl_->config.max_tokens,
+             "[engine] request {} has {} tokens already and may draw {} (max_tokens = {})",
+             request.id, begun, request.max_new_tokens, impl_->config.max_tokens);
   CheckShape(PagesFor(std::min(prompt + request.max_new_tokens, impl_->config.max_tokens),
                       impl_->config.page_size) < impl_->cache.pages(),
              "[engine] request {} could need more than the cache's {} pages", request.id,
              impl_->cache.pages());
-  for (int32_t token : request.prompt) {
-    CheckShape(token >= 0 && token < impl_->model.config().vocab_size,
-               "[engine] request {}: token {} lies outside the vocabulary of {}", request.id, token,
-               impl_->model.config().vocab_size);
+  for (const auto* tokens : {&request.prompt, &request.generated}) {
+    for (int32_t token : *tokens) {
+      CheckShape(token >= 0 && token < impl_->model.config().vocab_size,
+                 "[engine] request {}: token {} lies outside the vocabulary of {}", request.id,
+                 token, impl_->model.config().vocab_size);
+    }
   }
   Sequence sequence;
   sequence.tokens = request.prompt;
   sequence.tokens.insert(sequence.tokens.end(), request.generated.begin(), request.generated.end());
   sequence.request = std::move(request);
+  // A stop string may begin in what an earlier lease drew.
+  for (int32_t token : sequence.request.generated) impl_->ExtendTail(sequence, token);
   if (sequence.request.group != 0) ++impl_->waiting_in_group[sequence.request.group];
   impl_->waiting.push_back(std::move(sequence));
 }
@@ -176,9 +185,10 @@ void InferenceEngine::Impl::OfferPrompt(Sequence& leader, const Tensor& logits_1
   auto it = prompts.find(group);
   if (group == 0 || it == prompts.end() || it->second.ready) return;
   SharedPrompt& shared = it->second;
+  if (shared.prompt != leader.request.prompt) return;  // another prompt of the same group
   int64_t full = leader.prompt_tokens() / config.page_size;
   bool partial = leader.prompt_tokens() % config.page_size != 0;
-  if (waiting_in_group[group] == 0 || (partial && cache.free_pages() == 0)) {
+  if (!waiting_in_group.count(group) || (partial && cache.free_pages() == 0)) {
     prompts.erase(it);
     return;
   }
@@ -216,7 +226,23 @@ bool InferenceEngine::Impl::AdmitShared(SequenceList::iterator it, SharedPrompt&
 
 // ---- A step -------------------------------------------------------------------------------------
 
+// Pages that the active sequences are still to take for what they have to compute.
+int64_t InferenceEngine::Impl::PromisedPages() const {
+  int64_t promised = 0;
+  for (const Sequence& s : active) {
+    int64_t needed = PagesFor(static_cast<int64_t>(s.tokens.size()), config.page_size);
+    promised += std::max<int64_t>(0, needed - static_cast<int64_t>(s.pages.size()));
+  }
+  return promised;
+}
+
 void InferenceEngine::Impl::Admit() {
+  AdmitWhatFits();
+  // With nothing active, only prompts that are kept for others can stand in the way.
+  while (active.empty() && !waiting.empty() && DropAnySharedPrompt()) AdmitWhatFits();
+}
+
+void InferenceEngine::Impl::AdmitWhatFits() {
   for (auto it = waiting.begin();
        it != waiting.end() && static_cast<int64_t>(active.size()) < config.max_batch;) {
     auto next = std::next(it);
@@ -230,8 +256,9 @@ void InferenceEngine::Impl::Admit() {
       }
       if (!AdmitShared(it, shared->second)) return;
     } else {
-      // A page must be free now, or admitting would only preempt what runs.
-      if (cache.free_pages() < PagesFor(it->to_compute(), config.page_size)) return;
+      // Its pages must be free, or admitting would only preempt what runs.
+      int64_t needed = PagesFor(it->to_compute(), config.page_size);
+      if (cache.free_pages() - PromisedPages() < needed) return;
       if (group != 0 && fresh && shared == prompts.end()) {
         prompts[group].prompt = it->request.prompt;
       }
@@ -294,14 +321,18 @@ void InferenceEngine::Impl::Compute(std::vector<SequenceList::iterator>* sampled
 void InferenceEngine::Impl::Draw(SequenceList::iterator it, const kernels::SampledToken& token) {
   it->tokens.push_back(token.token);
   it->logp.push_back(token.logp);
-  if (!it->request.stop_strings.empty() && token_bytes) {
-    size_t longest = 0;
-    for (auto& s : it->request.stop_strings) longest = std::max(longest, s.size());
-    std::string bytes = token_bytes(token.token);
-    it->tail += bytes;
-    size_t keep = longest + bytes.size();
-    if (it->tail.size() > keep) it->tail.erase(0, it->tail.size() - keep);
-  }
+  ExtendTail(*it, token.token);
+}
+
+// Keeps as many bytes as a stop string that ends in the newest token can reach back.
+void InferenceEngine::Impl::ExtendTail(Sequence& sequence, int32_t token) const {
+  if (sequence.request.stop_strings.empty() || !token_bytes) return;
+  size_t longest = 0;
+  for (auto& s : sequence.request.stop_strings) longest = std::max(longest, s.size());
+  std::string bytes = token_bytes(token);
+  sequence.tail += bytes;
+  size_t keep = longest + bytes.size();
+  if (sequence.tail.size() > keep) sequence.tail.erase(0, sequence.tail.size() - keep);
 }
 
 GenerateResult InferenceEngine::Impl::Finish(SequenceList::iterator it, FinishReason reason) {

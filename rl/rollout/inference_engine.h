@@ -38,7 +38,7 @@ struct GenerateRequest {
   int64_t max_new_tokens = 256;  // counts `generated`
   kernels::SamplingParams sampling;
   std::vector<int32_t> stop_ids;          // the stop token is part of the completion
-  std::vector<std::string> stop_strings;  // need a decoder: EngineCallbacks::decode
+  std::vector<std::string> stop_strings;  // need the engine's `token_bytes`
   RandomStream stream{0};                 // position = index of the drawn token in the completion
   uint64_t group = 0;  // requests of one group with equal prompts share its pages; 0: none
 };
@@ -57,8 +57,8 @@ struct EngineStats {
 
 class InferenceEngine {
  public:
-  // `model` holds the whole model and outlives the engine. `decode` gives a token's bytes, for stop
-  // strings (may be null).
+  // `model` holds the whole model and outlives the engine. `token_bytes` gives a token's bytes, for
+  // stop strings (may be null).
   InferenceEngine(Context& ctx, model::TransformerStage& model, const EngineConfig& config,
                   std::function<std::string(int32_t)> token_bytes = nullptr);
   ~InferenceEngine();

@@ -3,6 +3,7 @@
 #define XXH_INLINE_ALL
 #include <xxhash.h>
 
+#include <algorithm>
 #include <cstring>
 #include <nlohmann/json.hpp>
 
@@ -12,22 +13,49 @@
 namespace hone::rl {
 namespace {
 
-// File: magic, then records of {u32 length, u32 check, bytes}; the first record is the header.
-constexpr char kMagic[8] = {'h', 'o', 'n', 'e', 'j', 'r', 'n', '1'};
-constexpr uint32_t kMaxRecord = 1u << 30;
-
-uint32_t CheckOf(std::string_view bytes) {
-  return static_cast<uint32_t>(XXH3_64bits(bytes.data(), bytes.size()));
-}
+// File: magic, then groups {u32 mark, u32 length, u64 check, bytes}, one a commit, of records {u32
+// length, bytes}; the first record is the header.
+constexpr char kMagic[8] = {'h', 'o', 'n', 'e', 'j', 'r', 'n', '2'};
+constexpr uint32_t kMark = 0x6A6E7267;
+constexpr size_t kGroupHead = 16;
 
 void AppendRecord(std::string* out, std::string_view bytes) {
-  uint32_t head[2] = {static_cast<uint32_t>(bytes.size()), CheckOf(bytes)};
-  out->append(reinterpret_cast<const char*>(head), sizeof head);
+  uint32_t size = static_cast<uint32_t>(bytes.size());
+  out->append(reinterpret_cast<const char*>(&size), sizeof size);
   out->append(bytes);
 }
 
-// The records of a file. A record that is cut short, or whose check fails with nothing behind it,
-// is a torn tail: `intact` ends before it. Damage with records behind it is an error.
+std::string Group(std::string_view records) {
+  uint32_t head[2] = {kMark, static_cast<uint32_t>(records.size())};
+  uint64_t check = XXH3_64bits(records.data(), records.size());
+  std::string group(reinterpret_cast<const char*>(head), sizeof head);
+  group.append(reinterpret_cast<const char*>(&check), sizeof check);
+  return group.append(records);
+}
+
+// The records of an intact group at `at`; false when there is none.
+bool ReadGroup(std::string_view bytes, size_t at, std::string_view* records) {
+  if (at + kGroupHead > bytes.size()) return false;
+  uint32_t head[2];
+  uint64_t check;
+  std::memcpy(head, bytes.data() + at, sizeof head);
+  std::memcpy(&check, bytes.data() + at + sizeof head, sizeof check);
+  if (head[0] != kMark || head[1] > bytes.size() - at - kGroupHead) return false;
+  *records = bytes.substr(at + kGroupHead, head[1]);
+  return XXH3_64bits(records->data(), records->size()) == check;
+}
+
+void SplitRecords(std::string_view group, std::vector<std::string_view>* records) {
+  while (group.size() >= sizeof(uint32_t)) {
+    uint32_t size;
+    std::memcpy(&size, group.data(), sizeof size);
+    records->push_back(group.substr(sizeof size, size));
+    group.remove_prefix(std::min(group.size(), sizeof size + size));
+  }
+}
+
+// The records of a file. Bytes that are no intact group, with none behind them, are a torn tail:
+// `intact` ends before it. With an intact group behind them they are damage.
 struct Parsed {
   std::vector<std::string_view> records;
   size_t intact = 0;
@@ -37,21 +65,17 @@ Parsed Parse(std::string_view bytes, const std::string& path) {
   if (bytes.size() < sizeof kMagic) return p;
   Check<DataError>(std::memcmp(bytes.data(), kMagic, sizeof kMagic) == 0,
                    "[journal] {} is not a journal: it begins otherwise", path);
-  size_t at = p.intact = sizeof kMagic;
-  while (at + 8 <= bytes.size()) {
-    uint32_t head[2];
-    std::memcpy(head, bytes.data() + at, sizeof head);
-    if (head[0] > kMaxRecord || at + 8 + head[0] > bytes.size()) return p;
-    std::string_view record = bytes.substr(at + 8, head[0]);
-    if (CheckOf(record) != head[1]) {
-      Check<DataError>(at + 8 + head[0] == bytes.size(),
-                       "[journal] {} is damaged at offset {}: a record fails its check but others "
-                       "follow; move the file away to draw its samples again",
-                       path, at);
-      return p;
-    }
-    p.records.push_back(record);
-    at = p.intact = at + 8 + head[0];
+  p.intact = sizeof kMagic;
+  std::string_view group;
+  while (ReadGroup(bytes, p.intact, &group)) {
+    SplitRecords(group, &p.records);
+    p.intact += kGroupHead + group.size();
+  }
+  for (size_t at = p.intact + 1; at < bytes.size(); ++at) {
+    Check<DataError>(!ReadGroup(bytes, at, &group),
+                     "[journal] {} is damaged at offset {}: records there fail their check but "
+                     "others follow at {}; move the file away to draw its samples again",
+                     path, p.intact, at);
   }
   return p;
 }
@@ -60,7 +84,7 @@ JournalHeader ParseHeader(std::string_view record, const std::string& path) {
   proto::JournalHeader m;
   Check<DataError>(m.ParseFromArray(record.data(), static_cast<int>(record.size())),
                    "[journal] {} has no header", path);
-  return {m.stage(), m.rollout(), m.weight_version(), m.weight_digest()};
+  return {m.stage(), m.rollout(), m.weight_version(), m.weight_digest(), m.plan_digest()};
 }
 
 }  // namespace
@@ -70,7 +94,7 @@ struct Journal::Impl {
   std::string path;
   std::unique_ptr<runtime::File> file;
   int64_t end = 0;
-  std::string pending;
+  std::string pending;  // records since the last commit
   std::vector<Sample> recovered;
 
   // Takes over an existing file if it is of the same weights; false to begin anew.
@@ -80,8 +104,11 @@ struct Journal::Impl {
     Parsed parsed = Parse(bytes, path);
     if (parsed.records.empty()) return false;
     JournalHeader old = ParseHeader(parsed.records[0], path);
-    if (old.weight_digest != header.weight_digest || old.stage != header.stage ||
-        old.rollout != header.rollout) {
+    // Without a digest nothing on disk can be known to be of these weights.
+    bool same = !header.weight_digest.empty() && old.weight_digest == header.weight_digest &&
+                old.plan_digest == header.plan_digest && old.stage == header.stage &&
+                old.rollout == header.rollout;
+    if (!same) {
       fs.Rename(path, path + ".stale");
       return false;
     }
@@ -100,9 +127,18 @@ struct Journal::Impl {
     m.set_rollout(header.rollout);
     m.set_weight_version(header.weight_version);
     m.set_weight_digest(header.weight_digest);
+    m.set_plan_digest(header.plan_digest);
     file = fs.Open(path, runtime::OpenMode::kCreate);
-    pending.assign(kMagic, sizeof kMagic);
-    AppendRecord(&pending, m.SerializeAsString());
+    std::string start(kMagic, sizeof kMagic), record;
+    AppendRecord(&record, m.SerializeAsString());
+    Write(start + Group(record));
+    fs.SyncDir(path.substr(0, path.rfind('/')));  // the file itself is to last, too
+  }
+
+  void Write(const std::string& bytes) {
+    file->Write(end, bytes.data(), static_cast<int64_t>(bytes.size()));
+    file->Sync();
+    end += static_cast<int64_t>(bytes.size());
   }
 };
 
@@ -111,7 +147,6 @@ Journal::Journal(FileSystem& fs, const std::string& path, const JournalHeader& h
   fs.MakeDirs(path.substr(0, path.rfind('/')));
   if (impl_->Recover(header)) return;
   impl_->Begin(header);
-  Commit();
 }
 Journal::~Journal() = default;
 
@@ -121,10 +156,7 @@ void Journal::Append(const Sample& sample) { AppendRecord(&impl_->pending, Encod
 
 void Journal::Commit() {
   if (impl_->pending.empty()) return;
-  impl_->file->Write(impl_->end, impl_->pending.data(),
-                     static_cast<int64_t>(impl_->pending.size()));
-  impl_->file->Sync();
-  impl_->end += static_cast<int64_t>(impl_->pending.size());
+  impl_->Write(Group(impl_->pending));
   impl_->pending.clear();
 }
 
@@ -147,11 +179,13 @@ Sample DecodeSample(std::string_view bytes) {
   return FromProto(m);
 }
 
-std::string SampleToJson(const Sample& s) {
+std::string SampleToJson(const Sample& s, const data::Problem& problem) {
   static constexpr const char* kFinish[] = {"stop", "length", "cancelled"};
   nlohmann::json j = {{"prompt", s.key.prompt},
                       {"sample", s.key.sample},
                       {"problem", s.problem_id},
+                      {"question", problem.prompt},
+                      {"gold", problem.answer},
                       {"text", s.text},
                       {"outcome", std::string(OutcomeName(s.outcome))},
                       {"finish", kFinish[static_cast<int>(s.finish)]},

@@ -1,5 +1,5 @@
-// Finished samples on disk: length-prefixed protobuf records with a CRC, committed in groups. A
-// torn tail is dropped when the file is opened again; a damaged record in the middle is an error
+// Finished samples on disk: length-prefixed protobuf records, committed in groups with a check
+// each. A torn tail is dropped when the file is opened again; damage in the middle is an error
 // naming file and offset.
 #pragma once
 
@@ -9,6 +9,7 @@
 #include <string_view>
 #include <vector>
 
+#include "data/task.h"
 #include "rl/rollout/sample.h"
 #include "runtime/file_system.h"
 
@@ -18,12 +19,14 @@ struct JournalHeader {
   std::string stage;
   int64_t rollout = 0, weight_version = 0;
   std::string weight_digest;
+  std::string plan_digest;  // of prompts, sampling parameters and seed: what else decides a sample
 };
 
 class Journal {
  public:
-  // Opens or creates; an existing file whose header has another weight digest is set aside (renamed
-  // with the suffix .stale) and begun anew: its samples were drawn by weights that are no more.
+  // Opens or creates; an existing file whose header has another weight or plan digest, or that is
+  // opened without a weight digest, is set aside (renamed with the suffix .stale) and begun anew:
+  // its samples were drawn by weights that are no more, or from another plan.
   Journal(FileSystem& fs, const std::string& path, const JournalHeader& header);
   ~Journal();
   const std::vector<Sample>& recovered() const;  // intact records found at opening
@@ -38,6 +41,7 @@ std::vector<Sample> ReadJournal(FileSystem& fs, const std::string& path);
 // Exact, for sending samples between ranks. DataError on malformed bytes.
 std::string EncodeSample(const Sample& sample);
 Sample DecodeSample(std::string_view bytes);
-std::string SampleToJson(const Sample& sample);  // a line of rollouts/STAGE/….jsonl
+// A line of rollouts/STAGE/….jsonl: the sample beside the problem it answers.
+std::string SampleToJson(const Sample& sample, const data::Problem& problem);
 
 }  // namespace hone::rl

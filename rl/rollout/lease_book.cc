@@ -1,10 +1,37 @@
 #include "rl/rollout/lease_book.h"
 
 #include <algorithm>
+#include <cmath>
 
 #include "runtime/error.h"
+#include "runtime/philox.h"
 
 namespace hone::rl {
+namespace {
+
+std::string List(const std::vector<int32_t>& values) {
+  std::string text;
+  for (int32_t value : values) text += std::to_string(value) + ",";
+  return text;
+}
+
+// Of everything but the weights that decides a sample. Not of the group's size: a larger group
+// keeps what the smaller one drew.
+std::string PlanDigest(const RolloutPlan& plan) {
+  std::string all = fmt::format("{} {} {} {} {} {} {}", plan.seed, plan.sampling.temperature,
+                                plan.sampling.top_p, plan.sampling.top_k, plan.max_new_tokens,
+                                plan.record_routing, List(plan.stop_ids));
+  for (const std::string& text : plan.stop_strings) {
+    all += fmt::format("\n{}:{}", text.size(), text);
+  }
+  for (const RolloutPrompt& p : plan.prompts) {
+    all += fmt::format("\n{} {} {} {}:{} {}", p.index, p.problem.verifier, p.problem.language,
+                       p.problem.answer.size(), p.problem.answer, List(p.tokens));
+  }
+  return fmt::format("{:016x}", HashName(all));
+}
+
+}  // namespace
 
 std::string LeaseBook::JournalPath(const RolloutPlan& plan) const {
   return fmt::format("{}/{}/rollout-{:06d}.bin", journal_dir_, plan.stage, plan.rollout);
@@ -21,11 +48,12 @@ void LeaseBook::Open(const RolloutPlan& plan) {
     for (int64_t s = 0; s < plan.group_size; ++s) open.waiting.insert({plan.prompts[p].index, s});
   }
   open.total = static_cast<int64_t>(open.waiting.size());
-  // Without a digest nothing on disk can be known to be of the same weights.
   if (journal_dir_.empty()) return;
-  open.journal = std::make_unique<Journal>(
-      fs_, JournalPath(plan),
-      JournalHeader{plan.stage, plan.rollout, plan.weight_version, plan.weight_digest});
+  open.journal_path = JournalPath(plan);
+  open.journal =
+      std::make_unique<Journal>(fs_, open.journal_path,
+                                JournalHeader{plan.stage, plan.rollout, plan.weight_version,
+                                              plan.weight_digest, PlanDigest(plan)});
   for (const Sample& sample : open.journal->recovered()) {
     auto key = std::make_pair(sample.key.prompt, sample.key.sample);
     if (!open.waiting.erase(key)) continue;
@@ -43,7 +71,9 @@ OpenPlan* LeaseBook::Find(const std::string& stage, int64_t rollout) {
 
 void LeaseBook::WriteJsonl(const OpenPlan& p) const {
   std::string jsonl;
-  for (const auto& [key, sample] : p.done) jsonl += SampleToJson(sample) + "\n";
+  for (const auto& [key, sample] : p.done) {
+    jsonl += SampleToJson(sample, p.plan.prompts[p.prompt_at.at(key.first)].problem) + "\n";
+  }
   std::string dir = journal_dir_.substr(0, journal_dir_.rfind('/')) + "/rollouts/" + p.plan.stage;
   fs_.MakeDirs(dir);
   fs_.WriteAtomically(fmt::format("{}/rollout-{:06d}.jsonl", dir, p.plan.rollout), jsonl);
@@ -94,31 +124,52 @@ std::vector<OpenLease*> LeaseBook::Take(int64_t worker, int64_t prompts, int64_t
   return taken;
 }
 
-// Why a sample cannot be one of the plan's.
+std::string LeaseBook::BadToken(const OpenPlan& p, const Sample& sample) const {
+  int64_t prompt = sample.prompt_tokens();
+  for (size_t i = static_cast<size_t>(prompt); i < sample.tokens.size(); ++i) {
+    const SampleToken& t = sample.tokens[i];
+    if (t.id < 0 || (vocab_size_ > 0 && t.id >= vocab_size_)) {
+      return fmt::format("token {} is {}, outside the vocabulary of {}", i, t.id, vocab_size_);
+    }
+    if (t.source == TokenSource::kPrompt) return fmt::format("token {} is the prompt's again", i);
+    if (t.source != TokenSource::kModel) continue;
+    if (!std::isfinite(t.logp) || t.logp > 0) {
+      return fmt::format("token {} has the log-probability {}", i, t.logp);
+    }
+    if (p.plan.weight_version != 0 && t.weight_version != p.plan.weight_version) {
+      return fmt::format("token {} was drawn with weights {}, not {}", i, t.weight_version,
+                         p.plan.weight_version);
+    }
+  }
+  return "";
+}
+
 std::string LeaseBook::Misfit(const OpenPlan& p, const Sample& sample) const {
   auto at = p.prompt_at.find(sample.key.prompt);
   bool known =
       at != p.prompt_at.end() && sample.key.sample >= 0 && sample.key.sample < p.plan.group_size;
-  if (!known) {
-    return fmt::format("{} rollout {} has no prompt {} sample {}", p.plan.stage, p.plan.rollout,
-                       sample.key.prompt, sample.key.sample);
-  }
+  std::string name = fmt::format("{} rollout {} prompt {} sample {}", p.plan.stage, p.plan.rollout,
+                                 sample.key.prompt, sample.key.sample);
+  if (!known) return fmt::format("there is no {}", name);
   const auto& prompt = p.plan.prompts[at->second].tokens;
   bool same = static_cast<int64_t>(prompt.size()) == sample.prompt_tokens();
   for (size_t i = 0; same && i < prompt.size(); ++i) same = sample.tokens[i].id == prompt[i];
-  if (!same) return fmt::format("prompt {} has other tokens", sample.key.prompt);
-  if (sample.completion_tokens() > p.plan.max_new_tokens) {
-    return fmt::format("prompt {} sample {} has {} tokens, at most {} were asked for",
-                       sample.key.prompt, sample.key.sample, sample.completion_tokens(),
+  if (!same) return fmt::format("{} has other tokens as its prompt", name);
+  int64_t drawn = sample.completion_tokens();
+  if (drawn == 0 || drawn > p.plan.max_new_tokens) {
+    return fmt::format("{} has {} tokens, 1 to {} were asked for", name, drawn,
                        p.plan.max_new_tokens);
   }
-  for (const SampleToken& t : sample.tokens) {
-    bool stale = p.plan.weight_version != 0 && t.source == TokenSource::kModel &&
-                 t.weight_version != p.plan.weight_version;
-    if (stale) {
-      return fmt::format("prompt {} sample {} was drawn with weights {}, not {}", sample.key.prompt,
-                         sample.key.sample, t.weight_version, p.plan.weight_version);
-    }
+  std::string bad = BadToken(p, sample);
+  if (!bad.empty()) return fmt::format("{}: {}", name, bad);
+  for (const auto& [part, value] : sample.rewards) {
+    if (!std::isfinite(value)) return fmt::format("{}: its reward {} is {}", name, part, value);
+  }
+  bool finished = sample.finish != FinishReason::kCancelled;
+  int64_t routed = static_cast<int64_t>(sample.tokens.size()) - 1;
+  int64_t routing = static_cast<int64_t>(sample.routing_TLK.size());
+  if (finished && p.plan.record_routing && (routing == 0 || routing % routed != 0)) {
+    return fmt::format("{} has {} expert choices for {} tokens", name, routing, routed);
   }
   return "";
 }
@@ -138,6 +189,9 @@ std::string LeaseBook::Accept(const Sample& sample, bool* repeat) {
     return "";
   }
   if (std::string why = Misfit(*plan, sample); !why.empty()) return why;
+  if (sample.finish == FinishReason::kCancelled) {
+    return fmt::format("prompt {} sample {} is not finished", key.first, key.second);
+  }
   if (plan->journal) plan->journal->Append(sample);
   plan->waiting.erase(key);
   plan->partial.erase(key);
@@ -165,13 +219,16 @@ std::string LeaseBook::Continue(const Sample& sample) {
   auto key = std::make_pair(sample.key.prompt, sample.key.sample);
   if (plan->done.count(key)) return "";
   if (std::string why = Misfit(*plan, sample); !why.empty()) return why;
+  if (sample.completion_tokens() >= plan->plan.max_new_tokens) {
+    return fmt::format("prompt {} sample {} has nothing left to draw", key.first, key.second);
+  }
   plan->partial[key] = sample;
   return "";
 }
 
-void LeaseBook::Return(int64_t lease) {
+void LeaseBook::Return(int64_t lease, int64_t worker) {
   auto it = leases_.find(lease);
-  if (it == leases_.end()) return;
+  if (it == leases_.end() || (worker != 0 && it->second.worker != worker)) return;
   for (int64_t sample : it->second.samples) {
     auto key = std::make_pair(it->second.prompt, sample);
     if (!it->second.plan->done.count(key)) it->second.plan->waiting.insert(key);

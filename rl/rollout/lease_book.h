@@ -26,6 +26,7 @@ struct OpenPlan {
   std::map<std::pair<int64_t, int64_t>, Sample> done;
   std::map<std::pair<int64_t, int64_t>, Sample> partial;  // begun and given back
   std::unique_ptr<Journal> journal;
+  std::string journal_path;
   int64_t total = 0, tokens = 0;
   Clock::time_point last_sample;
 
@@ -43,8 +44,10 @@ struct OpenLease {
 
 class LeaseBook {
  public:
-  LeaseBook(FileSystem& fs, std::string journal_dir, std::chrono::milliseconds lease)
-      : fs_(fs), journal_dir_(std::move(journal_dir)), lease_(lease) {}
+  // `vocab_size`: token ids lie below it; 0 leaves that unchecked.
+  LeaseBook(FileSystem& fs, std::string journal_dir, std::chrono::milliseconds lease,
+            int64_t vocab_size = 0)
+      : fs_(fs), journal_dir_(std::move(journal_dir)), lease_(lease), vocab_size_(vocab_size) {}
 
   // Recovers what the journal holds.
   void Open(const RolloutPlan& plan);
@@ -59,7 +62,8 @@ class LeaseBook {
   void Commit();
   // A sample given back: its tokens so far are kept for the next lease.
   std::string Continue(const Sample& sample);
-  void Return(int64_t lease);
+  // Its samples are to be had again. By `worker`, if given: nobody returns what another holds.
+  void Return(int64_t lease, int64_t worker = 0);
   void ReturnAllOf(int64_t worker);
   void Renew(int64_t worker);  // it made progress
   int64_t ExpireOld();         // how many leases were taken back
@@ -70,11 +74,14 @@ class LeaseBook {
  private:
   std::string JournalPath(const RolloutPlan& plan) const;
   void WriteJsonl(const OpenPlan& plan) const;
+  // Why a sample cannot be one of the plan's; "" when it can.
   std::string Misfit(const OpenPlan& plan, const Sample& sample) const;
+  std::string BadToken(const OpenPlan& plan, const Sample& sample) const;
 
   FileSystem& fs_;
   std::string journal_dir_;
   std::chrono::milliseconds lease_;
+  int64_t vocab_size_;
   std::list<OpenPlan> plans_;
   std::map<int64_t, OpenLease> leases_;
   std::map<int64_t, std::vector<int64_t>> cancelled_;

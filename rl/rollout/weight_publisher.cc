@@ -3,6 +3,7 @@
 #define XXH_INLINE_ALL
 #include <xxhash.h>
 
+#include <algorithm>
 #include <map>
 #include <mutex>
 #include <set>
@@ -142,28 +143,39 @@ struct WeightPublisher::Impl final : proto::WeightServer::Service {
     return grpc::Status::OK;
   }
 
-  // Which of `slabs` this rank serves: those that no lower rank holds.
+  // Which of `slabs` this rank serves. A slab that several ranks hold goes, the largest first, to
+  // the one of them that has the least to serve yet.
   std::vector<bool> Owned(parallel::ProcessGroup& world, const SlabIndex& slabs) {
     std::string keys;
-    for (const SlabTensor& s : slabs) keys += s.slab.ToString() + "\n";
-    if (keys == owned_for && !owned.empty()) return owned;
+    for (const SlabTensor& s : slabs) {
+      keys += fmt::format("{:016} {}\n", s.tensor.bytes(), s.slab.ToString());
+    }
+    if (known && keys == owned_for) return owned;
+    std::map<std::string, std::vector<int>, std::greater<>> holders;
     auto all = world.AllGatherBytes(keys);
-    std::set<std::string> lower;
-    for (int r = 0; r < world.rank(); ++r) {
+    for (int r = 0; r < world.size(); ++r) {
       for (size_t at = 0, end; at < all[r].size(); at = end + 1) {
         end = all[r].find('\n', at);
-        lower.insert(all[r].substr(at, end - at));
+        auto& ranks = holders[all[r].substr(at, end - at)];
+        if (ranks.empty() || ranks.back() != r) ranks.push_back(r);
       }
     }
-    std::vector<bool> mine;
-    std::set<std::string> seen;
-    for (const SlabTensor& s : slabs) {
-      std::string key = s.slab.ToString();
-      mine.push_back(!lower.count(key) && seen.insert(key).second);
+    std::vector<int64_t> load(static_cast<size_t>(world.size()), 0);
+    std::set<std::string> mine;
+    for (auto& [key, ranks] : holders) {
+      int server = *std::min_element(ranks.begin(), ranks.end(),
+                                     [&](int a, int b) { return load[a] < load[b]; });
+      load[server] += std::stoll(key.substr(0, 16));
+      if (server == world.rank()) mine.insert(key);
     }
-    owned = mine;
+    owned.clear();
+    for (const SlabTensor& s : slabs) {  // a tied tensor that is here twice is served once
+      owned.push_back(mine.erase(fmt::format("{:016} {}", s.tensor.bytes(), s.slab.ToString())) >
+                      0);
+    }
     owned_for = keys;
-    return mine;
+    known = true;
+    return owned;
   }
 
   Options options;
@@ -171,6 +183,7 @@ struct WeightPublisher::Impl final : proto::WeightServer::Service {
   std::unique_ptr<grpc::Server> server;
   std::mutex mutex;
   std::map<int64_t, std::shared_ptr<WeightSnapshot>> snapshots;
+  bool known = false;  // what this rank serves, for the slabs `owned_for`
   std::string owned_for;
   std::vector<bool> owned;
 };

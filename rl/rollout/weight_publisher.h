@@ -18,9 +18,9 @@ std::string WeightDigest(const SlabIndex& slabs);
 // Sum of the ranks' partial digests; ranks that hold replicas pass only what they own.
 std::string CombineDigests(const std::vector<std::string>& partial);
 
-// One on each learner rank. Serves immutable snapshots over gRPC, and through shared memory (a file
-// in /dev/shm, mode 0600) to workers on the same host. Keeps the two newest; an older one is
-// "gone".
+// One on each learner rank. Serves immutable snapshots over gRPC, and through shared memory (an
+// anonymous file, for processes of the same user) to workers on the same host. Keeps the two
+// newest; an older one is "gone".
 class WeightPublisher {
  public:
   struct Options {
@@ -33,9 +33,9 @@ class WeightPublisher {
   ~WeightPublisher();
   std::string address() const;
 
-  // Collective over `world`: copies `slabs` (this rank's; replicas are dropped so that each slab is
-  // served once), and returns the version with its digest and everyone's endpoints, the same on all
-  // ranks.
+  // Collective over `world`: copies `slabs` (this rank's; of replicas one rank serves each, so that
+  // all serve about the same number of bytes), and returns the version with its digest and
+  // everyone's endpoints, the same on all ranks.
   WeightVersion Publish(parallel::ProcessGroup& world, int64_t version, const SlabIndex& slabs);
 
  private:

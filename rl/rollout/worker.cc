@@ -2,9 +2,10 @@
 
 #include <unistd.h>
 
-#include <deque>
+#include <condition_variable>
 #include <fstream>
 #include <map>
+#include <mutex>
 #include <set>
 #include <thread>
 
@@ -27,6 +28,7 @@ constexpr auto kCallDeadline = std::chrono::seconds(20);
 constexpr int64_t kLeaseWaitMs = 1000;
 constexpr auto kLeaseEvery = milliseconds(50);  // while there is work already
 constexpr auto kSubmitEvery = milliseconds(100);
+constexpr size_t kSubmitBytes = 16 << 20;  // of one message, unless a sample alone is larger
 constexpr auto kVerifierPatience =
     std::chrono::seconds(30);  // when the last samples are being scored
 
@@ -62,9 +64,11 @@ class Session {
     worker_ = reply.worker();
     return reply;
   }
-  proto::HeartbeatReply Heartbeat() {
+  // From another thread than the other calls.
+  proto::HeartbeatReply Heartbeat(int64_t progress) {
     proto::HeartbeatRequest request;
     request.set_worker(worker_);
+    request.set_progress(progress);
     proto::HeartbeatReply reply;
     Call("heartbeat", [&](grpc::ClientContext* c) { return stub_->Heartbeat(c, request, &reply); });
     return reply;
@@ -78,13 +82,39 @@ class Session {
     Call("lease", [&](grpc::ClientContext* c) { return stub_->TakeLeases(c, request, &reply); });
     return reply;
   }
+  // In as many messages as it takes, the leases with the last.
   void Submit(proto::SubmitRequest request) {
+    proto::SubmitRequest part;
+    size_t bytes = 0;
+    auto make_room = [&](const proto::Sample& next) {
+      size_t size = next.ByteSizeLong();
+      if (bytes > 0 && bytes + size > kSubmitBytes) {
+        SubmitOne(part);
+        part.Clear();
+        bytes = 0;
+      }
+      bytes += size;
+    };
+    for (proto::Sample& m : *request.mutable_finished()) {
+      make_room(m);
+      part.add_finished()->Swap(&m);
+    }
+    for (proto::Sample& m : *request.mutable_continued()) {
+      make_room(m);
+      part.add_continued()->Swap(&m);
+    }
+    part.mutable_returned_leases()->Swap(request.mutable_returned_leases());
+    part.set_error(request.error());
+    SubmitOne(part);
+  }
+
+ private:
+  void SubmitOne(proto::SubmitRequest& request) {
     request.set_worker(worker_);
     proto::SubmitReply reply;
     Call("submit", [&](grpc::ClientContext* c) { return stub_->Submit(c, request, &reply); });
   }
 
- private:
   template <class Fn>
   void Call(const char* what, Fn fn) {
     grpc::ClientContext context;
@@ -109,6 +139,68 @@ class Session {
   Security security_;
   std::unique_ptr<proto::RolloutPool::Stub> stub_;
   int64_t worker_ = 0;
+};
+
+// Says that this worker lives, and how far it has come, while its other thread computes.
+class Heartbeats {
+ public:
+  Heartbeats(Session& session, milliseconds every)
+      : session_(session), every_(every), thread_([this] { Run(); }) {}
+  ~Heartbeats() {
+    {
+      std::lock_guard lock(mutex_);
+      ending_ = true;
+    }
+    changed_.notify_all();
+    thread_.join();
+  }
+  Heartbeats(const Heartbeats&) = delete;
+  Heartbeats& operator=(const Heartbeats&) = delete;
+
+  struct News {
+    bool shutdown = false;
+    std::vector<int64_t> cancelled_leases;
+  };
+  // CommError when the coordinator no longer answers.
+  News Exchange(int64_t progress) {
+    std::lock_guard lock(mutex_);
+    progress_ = progress;
+    Check<CommError>(error_.empty(), "{}", error_);
+    return std::exchange(news_, {});
+  }
+
+ private:
+  void Run() {
+    std::unique_lock lock(mutex_);
+    while (!changed_.wait_for(lock, every_, [this] { return ending_; })) {
+      int64_t progress = progress_;
+      lock.unlock();
+      proto::HeartbeatReply reply;
+      std::string error;
+      try {
+        reply = session_.Heartbeat(progress);
+      } catch (const Error& e) {
+        error = e.what();
+      }
+      lock.lock();
+      if (!error.empty()) {
+        error_ = error;
+        return;
+      }
+      news_.shutdown = news_.shutdown || reply.shutdown();
+      for (int64_t lease : reply.cancelled_leases()) news_.cancelled_leases.push_back(lease);
+    }
+  }
+
+  Session& session_;
+  milliseconds every_;
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  bool ending_ = false;
+  int64_t progress_ = 0;
+  News news_;
+  std::string error_;
+  std::thread thread_;  // last: it uses the others
 };
 
 // A sample being drawn or scored.
@@ -146,9 +238,9 @@ class Worker {
       version_ = 0;
     }
     session.Register(model_->digest());
-    heartbeat_ = milliseconds(hello.heartbeat_ms());
     Forget();
-    return Loop(session);
+    Heartbeats heartbeats(session, milliseconds(hello.heartbeat_ms()));
+    return Loop(session, heartbeats);
   }
 
  private:
@@ -157,10 +249,10 @@ class Worker {
     model_->engine().Drain();
     tasks_.clear();
     finished_.Clear();
-    last_heartbeat_ = last_submit_ = Clock::now();
+    last_submit_ = Clock::now();
   }
 
-  bool Loop(Session& session) {
+  bool Loop(Session& session, Heartbeats& heartbeats) {
     for (;;) {
       if (stop_) {
         GiveBack(session, "the worker was asked to stop");
@@ -173,23 +265,28 @@ class Worker {
         proto::LeaseReply reply = session.TakeLeases(room, idle ? kLeaseWaitMs : 0);
         if (reply.shutdown() && idle) return true;
         for (const proto::Lease& lease : reply.leases()) Accept(session, lease);
+        // A busy coordinator answers at once that there is nothing.
+        if (idle && tasks_.empty()) std::this_thread::sleep_for(milliseconds(10));
       }
       for (GenerateResult& result : model_->engine().Step()) Drawn(std::move(result));
       CollectScores(model_->engine().pending() == 0 && !tasks_.empty());
       SubmitIfDue(session);
-      if (Clock::now() - last_heartbeat_ > heartbeat_) {
-        proto::HeartbeatReply reply = session.Heartbeat();
-        last_heartbeat_ = Clock::now();
-        for (int64_t lease : reply.cancelled_leases()) Drop(lease);
-        if (reply.shutdown()) return true;
-      }
+      Heartbeats::News news = heartbeats.Exchange(Progress());
+      for (int64_t lease : news.cancelled_leases) Drop(lease);
+      if (news.shutdown) return true;
     }
+  }
+
+  // Anything that ascends while this worker gets on.
+  int64_t Progress() const {
+    EngineStats stats = model_->engine().stats();
+    return stats.prefill_tokens + stats.decoded_tokens + scored_;
   }
 
   // New weights are fetched once nothing of the old ones is under way; what is, goes back
   // half-drawn.
   void UseWeights(Session& session, const proto::WeightVersion& wanted) {
-    if (wanted.version() == version_) return;
+    if (wanted.version() == version_ && wanted.digest() == weight_digest_) return;
     if (model_->engine().pending() > 0) GiveBack(session, "newer weights are wanted");
     WeightVersion version{
         wanted.version(), wanted.digest(), {wanted.endpoints().begin(), wanted.endpoints().end()}};
@@ -197,24 +294,26 @@ class Worker {
     weights_.Fetch(version, model_->State());
     model_->engine().Drain();
     version_ = version.version;
+    weight_digest_ = version.digest;
   }
 
+  // A lease that cannot be worked on goes back with the reason, and so somebody else may try.
   void Accept(Session& session, const proto::Lease& lease) {
     try {
       UseWeights(session, lease.weights());
-    } catch (const CommError& e) {
+      std::map<int64_t, const proto::Sample*> partial;
+      for (const proto::Sample& m : lease.partial()) partial[m.key().sample()] = &m;
+      for (int64_t s : lease.samples()) {
+        auto begun = partial.find(s);
+        AddTask(lease, s, begun == partial.end() ? nullptr : begun->second);
+      }
+    } catch (const Error& e) {
+      Drop(lease.lease());
       proto::SubmitRequest request;
       request.add_returned_leases(lease.lease());
       request.set_error(e.what());
       session.Submit(std::move(request));
       std::this_thread::sleep_for(milliseconds(200));
-      return;
-    }
-    std::map<int64_t, const proto::Sample*> partial;
-    for (const proto::Sample& m : lease.partial()) partial[m.key().sample()] = &m;
-    for (int64_t s : lease.samples()) {
-      auto begun = partial.find(s);
-      AddTask(lease, s, begun == partial.end() ? nullptr : begun->second);
     }
   }
 
@@ -283,6 +382,7 @@ class Worker {
       auto it = tasks_.find(scored.id);
       if (it == tasks_.end()) continue;  // its lease was cancelled
       Sample& sample = it->second.sample;
+      ++scored_;
       sample.outcome = scored.reply.outcome;
       for (auto& [name, value] : scored.reply.rewards) sample.rewards[name] = value;
       *finished_.add_finished() = ToProto(sample);
@@ -338,11 +438,12 @@ class Worker {
   std::string config_;
   std::unique_ptr<WorkerModel> model_;
   int64_t version_ = 0;
+  std::string weight_digest_;
   std::map<uint64_t, Task> tasks_;
   uint64_t next_task_ = 1;
   proto::SubmitRequest finished_;
-  milliseconds heartbeat_{2000};
-  Clock::time_point last_heartbeat_, last_submit_, last_lease_;
+  int64_t scored_ = 0;
+  Clock::time_point last_submit_, last_lease_;
 };
 
 }  // namespace

@@ -12,8 +12,8 @@ const std::string kReplacement = "\xEF\xBF\xBD";  // U+FFFD
 
 }  // namespace
 
-WorkerModel::WorkerModel(const std::string& yaml, int threads) {
-  WorkerConfig config = ReadWorkerConfig(yaml);
+WorkerModel::WorkerModel(const std::string& text, int threads) {
+  WorkerConfig config = ReadWorkerConfig(text);
   tokenizer_ = data::LoadTokenizer(config.tokenizer, config.special_tokens);
   digest_ = ModelDigest(config.model, tokenizer_->Digest());
   ctx_ = std::make_unique<Context>(Device::Cpu(), threads);

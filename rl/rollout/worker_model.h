@@ -12,8 +12,8 @@ namespace hone::rl {
 
 class WorkerModel {
  public:
-  // `yaml` is WorkerConfigYaml's (worker_config.h).
-  WorkerModel(const std::string& yaml, int threads);
+  // `text` is WriteWorkerConfig's (worker_config.h).
+  WorkerModel(const std::string& text, int threads);
   ~WorkerModel();
 
   const std::string& digest() const { return digest_; }

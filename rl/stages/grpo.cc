@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <nlohmann/json.hpp>
+#include <optional>
 
 #include "data/permutation.h"
 #include "parallel/comm/process_group.h"
@@ -61,33 +62,52 @@ class GrpoStage {
     } else if (reference_) {
       reference_->Refresh();
     }
+    begun_ = rollout_;
   }
 
   void Run() {
-    int64_t lag = env_.config.rollout.lag;
-    if (loop_.step() < loop_.total_steps()) BeginRollout(rollout_, SamplingWeights());
-    while (loop_.step() < loop_.total_steps()) {
-      RolloutBatch batch = FinishRollout();
-      if (lag == 1) {
-        // What was sampled is in the journal; the weights that drew it are named there too, so that
-        // the run can go on from exactly here.
-        SaveIfDue();
-        WeightVersion version = Publish();
-        if (MoreAfter(1)) BeginRollout(rollout_ + 1, version);
-      }
-      Learn(batch);
-      ++rollout_;
-      if (lag == 0) {
-        sampled_by_.clear();
-        SaveIfDue();
-        if (loop_.step() < loop_.total_steps()) BeginRollout(rollout_, SamplingWeights());
-      }
+    if (env_.config.rollout.lag == 1) {
+      RunOneBehind();
+    } else {
+      RunAhead(env_.config.rollout.max_staleness);
     }
     loop_.Complete(Cursor());
   }
 
  private:
   WeightVersion Publish() { return env_.pool->Publish(); }
+
+  // Every rollout is drawn by the weights of one step: those before the rollout that is learned
+  // from meanwhile.
+  void RunOneBehind() {
+    if (loop_.step() < loop_.total_steps()) BeginRollout(rollout_, SamplingWeights());
+    while (loop_.step() < loop_.total_steps()) {
+      RolloutBatch batch = FinishRollout();
+      // What was sampled is in the journal; the weights that drew it are named there too, so that
+      // the run can go on from exactly here.
+      SaveIfDue();
+      WeightVersion version = Publish();
+      if (MoreAfter(1)) BeginRollout(rollout_ + 1, version);
+      Learn(batch);
+      ++rollout_;
+    }
+  }
+
+  // Rollouts up to `ahead` further than the one that is learned from are begun, so that none is
+  // older than that many when its turn comes; each lease takes the newest weights. 0: synchronous.
+  void RunAhead(int64_t ahead) {
+    while (loop_.step() < loop_.total_steps()) {
+      WeightVersion version = SamplingWeights();
+      while (begun_ <= rollout_ + ahead && MoreAfter(begun_ - rollout_)) {
+        BeginRollout(begun_, version);
+      }
+      RolloutBatch batch = FinishRollout();
+      Learn(batch);
+      ++rollout_;
+      sampled_by_.clear();
+      SaveIfDue();
+    }
+  }
 
   // The weights of the next rollout: today's, or after a resume with lag 1 those that the journal
   // is bound to.
@@ -100,6 +120,8 @@ class GrpoStage {
     }
     return version;
   }
+
+  bool OneBehind() const { return env_.config.rollout.lag == 1; }
 
   bool MoreAfter(int64_t rollouts) const {
     return loop_.step() + rollouts * config_.minibatches < loop_.total_steps();
@@ -127,6 +149,7 @@ class GrpoStage {
       plan.prompts.push_back(std::move(prompt));
     }
     sampled_by_ = plan.weight_digest;
+    begun_ = rollout + 1;
     env_.pool->Begin(std::move(plan));
   }
 
@@ -150,9 +173,12 @@ class GrpoStage {
     RolloutBatch batch;
     try {
       // One rollout behind, what is being sampled could not be finished after a stop: its weights
-      // would be gone. So a stop then waits for the rollout's end.
-      batch.samples = env_.pool->Finish(stage_.name, rollout_, env_.config.rollout.lag == 0);
+      // would be gone. So a stop then waits for the rollout's end, as long as samples arrive.
+      batch.samples =
+          env_.pool->Finish(stage_.name, rollout_,
+                            OneBehind() ? SamplePool::Stop::kWhenStuck : SamplePool::Stop::kAtOnce);
     } catch (const StoppedEarly&) {
+      if (OneBehind()) throw;  // the last checkpoint stands
       loop_.StopHere(Cursor());
     }
     CheckUsable(batch.samples);
@@ -182,12 +208,15 @@ class GrpoStage {
     auto minibatches = SplitMinibatches(static_cast<int64_t>(batch.samples.size()),
                                         config_.minibatches, split_seed);
     PolicyLoss loss(config_.loss);
+    // The workers' log-probabilities against the learner's before the rollout's first step moved
+    // it: of the first minibatch, whose forward is that very policy.
+    std::optional<double> gap;
     for (auto& which : minibatches) {
       LearnerBatches data = MakeLearnerBatches(batch, which, config_, stage_.batch,
                                                env_.config.mesh.dp, env_.learner.mesh().dp_index());
       auto result = env_.learner.engine().Step(data.microbatches, loss, loop_.lr());
       json extra = summary;
-      AddLossMetrics(result.metrics, &extra);
+      AddLossMetrics(result.metrics, &gap, &extra);
       loop_.FinishStep(result, data.tokens, extra, nullptr);
       if (reference_ && config_.reference_every > 0 &&
           loop_.step() % config_.reference_every == 0) {
@@ -280,13 +309,15 @@ class GrpoStage {
     return out;
   }
 
-  static void AddLossMetrics(const parallel::MetricSums& sums, json* extra) {
+  static void AddLossMetrics(const parallel::MetricSums& sums, std::optional<double>* gap,
+                             json* extra) {
     for (const auto& [name, value] : sums) (*extra)[name] = value;
     auto tokens = sums.find("tokens");
-    auto gap = sums.find("logprob_gap");
-    if (tokens != sums.end() && gap != sums.end() && tokens->second > 0) {
-      (*extra)["logprob_gap"] = gap->second / tokens->second;
-    }
+    auto apart = sums.find("logprob_gap");
+    bool known = tokens != sums.end() && apart != sums.end() && tokens->second > 0;
+    if (known && !*gap) *gap = apart->second / tokens->second;
+    extra->erase("logprob_gap");
+    if (*gap) (*extra)["logprob_gap"] = **gap;
   }
 
   json Cursor() const {
@@ -338,7 +369,8 @@ class GrpoStage {
   TrainingLoop loop_;
   uint64_t seed_;
   std::unique_ptr<ReferencePolicy> reference_;
-  int64_t rollout_ = 0, reference_step_ = 0, saved_reference_ = 0;
+  int64_t rollout_ = 0, begun_ = 0;  // the one to learn from; the first not yet begun
+  int64_t reference_step_ = 0, saved_reference_ = 0;
   bool resumed_weights_used_ = false;
   std::string sampled_by_;
 };

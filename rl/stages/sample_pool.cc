@@ -9,6 +9,8 @@
 namespace hone::rl {
 namespace {
 
+constexpr auto kStuck = std::chrono::seconds(5);
+
 // Length-prefixed, so that any number of samples is one message.
 std::string EncodeSamples(const std::vector<Sample>& samples) {
   std::string all;
@@ -80,6 +82,7 @@ SamplePool::SamplePool(Learner& learner, RunDirectory& directory, const std::str
   options.lease = std::chrono::seconds(config.rollout.lease_seconds);
   options.prompts_per_lease = config.rollout.prompts_per_lease;
   options.journal_dir = directory.journal();
+  options.vocab_size = config.model.vocab_size;
   coordinator_ = std::make_unique<Coordinator>(directory.fs(), options);
   directory.fs().WriteAtomically(directory.coordinator_address(), coordinator_->address());
 }
@@ -102,8 +105,15 @@ void SamplePool::Begin(RolloutPlan plan) {
   if (coordinator_) coordinator_->Begin(plan);
 }
 
-std::vector<Sample> SamplePool::Finish(const std::string& stage, int64_t rollout,
-                                       bool interruptible) {
+bool SamplePool::GoOn(const Coordinator::Progress& progress, bool stopping, Stop when) {
+  auto now = std::chrono::steady_clock::now();
+  if (progress.done != arrived_ || !stopping) last_arrival_ = now;
+  arrived_ = progress.done;
+  if (!stopping) return true;
+  return when == Stop::kWhenStuck && now - last_arrival_ < kStuck;
+}
+
+std::vector<Sample> SamplePool::Finish(const std::string& stage, int64_t rollout, Stop when) {
   auto& world = *learner_.mesh().world();
   if (!coordinator_) {
     // The other ranks sleep in this wait: rank 0 sends "still waiting" long before a deadline
@@ -120,6 +130,7 @@ std::vector<Sample> SamplePool::Finish(const std::string& stage, int64_t rollout
   std::vector<Sample> samples;
   auto tell = [&](const std::string& bytes) { return world.AllGatherBytes(bytes); };
   auto last = std::chrono::steady_clock::now();
+  arrived_ = -1;
   bool stopping = false;
   try {
     samples = coordinator_->Finish(stage, rollout,
@@ -132,7 +143,7 @@ std::vector<Sample> SamplePool::Finish(const std::string& stage, int64_t rollout
                                        for (const std::string& s : tell("wait"))
                                          stopping = stopping || s == "stop";
                                      }
-                                     return !interruptible || (!stopping && !stop_.load());
+                                     return GoOn(progress, stopping || stop_.load(), when);
                                    });
     outcome = "done" + EncodeSamples(samples);
   } catch (const StoppedEarly&) {

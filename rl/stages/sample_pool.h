@@ -2,6 +2,7 @@
 #pragma once
 
 #include <atomic>
+#include <chrono>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -26,19 +27,25 @@ class SamplePool {
   // Makes the learner's present weights available to workers.
   WeightVersion Publish();
   void Begin(RolloutPlan plan);
-  // Samples in (prompt, sample) order. Throws StoppedEarly on every rank when a signal came, unless
-  // told to wait all the same.
-  std::vector<Sample> Finish(const std::string& stage, int64_t rollout, bool interruptible = true);
+  // What a signal does to a wait: ends it, or does so once no sample has come for a few seconds.
+  enum class Stop { kAtOnce, kWhenStuck };
+  // Samples in (prompt, sample) order. Throws StoppedEarly on every rank when a signal ends the
+  // wait.
+  std::vector<Sample> Finish(const std::string& stage, int64_t rollout, Stop when = Stop::kAtOnce);
   // Of the last Finish, on rank 0.
   const PoolStats& stats() const { return stats_; }
 
  private:
+  bool GoOn(const Coordinator::Progress& progress, bool stopping, Stop when);
+
   Learner& learner_;
   RunDirectory& directory_;
   const std::atomic<bool>& stop_;
   std::unique_ptr<Coordinator> coordinator_;  // rank 0
   std::unique_ptr<WeightPublisher> publisher_;
   int64_t versions_ = 0;
+  int64_t arrived_ = 0;  // samples, when last looked at
+  std::chrono::steady_clock::time_point last_arrival_;
   PoolStats stats_;
 };
 
