@@ -1,7 +1,10 @@
 #include "rl/reward/verifier.h"
 
 #include <algorithm>
+#include <cctype>
+#include <iterator>
 
+#include "rl/reward/shaping.h"
 #include "runtime/error.h"
 
 namespace hone::rl {
@@ -45,22 +48,78 @@ Verdict OfMatch(MathMatch match, const std::string& answer, const std::string& g
   return {};
 }
 
-// The last letter A–E that stands by itself, or in \boxed{}; the answer may say "B", "(B)", "B.
-// text".
-std::string ChoiceOf(std::string_view answer) {
-  std::string found;
-  for (size_t i = 0; i < answer.size(); ++i) {
-    char c = answer[i];
-    if (c < 'A' || c > 'J') continue;
-    auto letter = [&](size_t k) {
-      return k < answer.size() && (std::isalnum(static_cast<unsigned char>(answer[k])) ||
-                                   static_cast<unsigned char>(answer[k]) >= 0x80);
-    };
-    if ((i > 0 && letter(i - 1)) || letter(i + 1)) continue;
-    found = std::string(1, c);
-    if (i == 0) break;  // "B. because A …" means B
+bool IsWordCharacter(char c) { return std::isalnum(static_cast<unsigned char>(c)) || c == '\''; }
+
+// Where letters A–J stand by themselves in `text` from `begin` on. A plain "I" is a pronoun.
+std::vector<size_t> LoneLetters(std::string_view text, size_t begin) {
+  std::vector<size_t> found;
+  for (size_t i = begin; i < text.size(); ++i) {
+    if (text[i] < 'A' || text[i] > 'J') continue;
+    bool joined = (i > 0 && IsWordCharacter(text[i - 1])) ||
+                  (i + 1 < text.size() && IsWordCharacter(text[i + 1]));
+    bool pronoun = text[i] == 'I' && i + 1 < text.size() && text[i + 1] == ' ';
+    if (!joined && !pronoun) found.push_back(i);
   }
   return found;
+}
+
+// The letter that an answer chooses: in \boxed{}, at its beginning ("B."), after the last
+// "answer is", or else the last one.
+std::string ChoiceOf(std::string_view answer) {
+  auto letter = [&](size_t at) { return std::string(1, answer[at]); };
+  size_t boxed = answer.rfind("\\boxed{");
+  if (boxed != std::string_view::npos) {
+    std::vector<size_t> inside = LoneLetters(answer, boxed);
+    if (!inside.empty()) return letter(inside.front());
+  }
+  std::vector<size_t> all = LoneLetters(answer, 0);
+  if (all.empty()) return "";
+  bool begins = all[0] == answer.find_first_not_of(" (*\n");
+  bool marked = all[0] + 1 == answer.size() ||
+                std::string_view(".):,\n").find(answer[all[0] + 1]) != std::string_view::npos;
+  if (begins && marked) return letter(all[0]);
+  for (std::string_view phrase : {"answer is", "Answer is", "answer:", "Answer:", "答案"}) {
+    size_t at = answer.rfind(phrase);
+    if (at == std::string_view::npos) continue;
+    std::vector<size_t> after = LoneLetters(answer, at + phrase.size());
+    if (!after.empty()) return letter(after.front());
+  }
+  return letter(begins ? all.front() : all.back());
+}
+
+// Words, lower-cased, without punctuation and articles.
+std::vector<std::string> PlainWords(std::string_view text) {
+  std::vector<std::string> words;
+  std::string word;
+  auto end_word = [&] {
+    if (!word.empty() && word != "a" && word != "an" && word != "the") words.push_back(word);
+    word.clear();
+  };
+  for (char c : text) {
+    unsigned char byte = static_cast<unsigned char>(c);
+    if (std::isspace(byte)) {
+      end_word();
+    } else if (!std::ispunct(byte)) {
+      word += static_cast<char>(std::tolower(byte));
+    }
+  }
+  end_word();
+  return words;
+}
+
+// Harmonic mean of precision and recall over the two bags of words.
+double WordF1(std::string_view answer, std::string_view gold) {
+  std::vector<std::string> a = PlainWords(answer), g = PlainWords(gold), common;
+  std::sort(a.begin(), a.end());
+  std::sort(g.begin(), g.end());
+  std::set_intersection(a.begin(), a.end(), g.begin(), g.end(), std::back_inserter(common));
+  size_t total = a.size() + g.size();
+  return total == 0 ? 1.0 : 2.0 * static_cast<double>(common.size()) / static_cast<double>(total);
+}
+
+Verdict OfScore(double score, const std::string& answer, const std::string& gold) {
+  return {score >= 0.5 ? Outcome::kCorrect : Outcome::kWrong, score,
+          fmt::format("answer '{}' against '{}'", answer, gold)};
 }
 
 }  // namespace
@@ -84,7 +143,8 @@ ParsedCompletion ParseCompletion(std::string_view text) {
 }
 
 const std::vector<std::string>& VerifierNames() {
-  static const std::vector<std::string> names = {"math", "exact", "choice", "contains", "none"};
+  static const std::vector<std::string> names = {"math",   "exact",    "text", "f1",
+                                                 "choice", "contains", "none"};
   return names;
 }
 
@@ -94,24 +154,28 @@ Verdict Verify(const std::string& verifier, const ParsedCompletion& completion,
   if (!completion.has_answer) return {Outcome::kUnparseable, 0, "there is no <answer>"};
   std::string answer(Trim(completion.answer));
   if (verifier == "math") return OfMatch(CompareMath(answer, gold), answer, gold);
+  if (verifier == "f1") return OfScore(WordF1(answer, gold), answer, gold);
   bool right = false;
   if (verifier == "exact") {
     right = answer == Trim(gold);
+  } else if (verifier == "text") {
+    right = PlainWords(answer) == PlainWords(gold);
   } else if (verifier == "contains") {
     right = answer.find(Trim(gold)) != std::string::npos;
   } else if (verifier == "choice") {
     std::string choice = ChoiceOf(answer);
     if (choice.empty()) return {Outcome::kUnparseable, 0, fmt::format("no choice in '{}'", answer)};
-    right = choice == Trim(gold);
+    right = choice == ChoiceOf(gold);
   } else {
     throw ConfigError(fmt::format("[verify] there is no verifier '{}'", verifier));
   }
-  return {right ? Outcome::kCorrect : Outcome::kWrong, right ? 1.0 : 0.0,
-          fmt::format("answer '{}' against '{}'", answer, gold)};
+  return OfScore(right ? 1.0 : 0.0, answer, gold);
 }
 
 const std::vector<std::string>& RewardNames() {
-  static const std::vector<std::string> names = {"accuracy", "format", "language"};
+  static const std::vector<std::string> names = {"accuracy",  "format",         "language",
+                                                 "length",    "repetition",     "cosine_length",
+                                                 "tag_count", "reasoning_steps"};
   return names;
 }
 
@@ -123,6 +187,13 @@ RewardReply ScoreCompletion(const RewardRequest& request) {
   reply.detail = verdict.detail;
   reply.rewards["accuracy"] = verdict.score;
   reply.rewards["format"] = parsed.well_formed && request.finished ? 1.0 : 0.0;
+  reply.rewards["length"] = request.finished ? 1.0 : 0.0;
+  reply.rewards["repetition"] = RepetitionPenalty(request.completion, 3);
+  reply.rewards["cosine_length"] = CosineLength(verdict.outcome == Outcome::kCorrect,
+                                                request.completion_tokens, request.max_new_tokens);
+  reply.rewards["tag_count"] = TagCount(request.completion);
+  reply.rewards["reasoning_steps"] =
+      ReasoningSteps(parsed.thinking.empty() ? request.completion : parsed.thinking);
   if (!request.language.empty()) {
     reply.rewards["language"] = LanguageShare(parsed.thinking, request.language);
   }

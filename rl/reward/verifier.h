@@ -27,24 +27,46 @@ struct Verdict {
   std::string detail;  // for people: what was compared
 };
 
-// Names of answer rules: "math" "exact" "choice" "contains" "none". ConfigError on another.
+// Names of answer rules; `gold` is the task's answer, and what is judged is <answer>…</answer>:
+//   math      CompareMath
+//   exact     the same text, space around it aside
+//   text      the same words: case, punctuation and articles aside
+//   f1        as text, but the score is the F1 of the two bags of words; correct from 0.5
+//   choice    the same letter, A to J: "B", "(B)", "B. because …", "the answer is B"
+//   contains  the gold stands somewhere in it
+//   none      nothing to check: score 0
 const std::vector<std::string>& VerifierNames();
+// ConfigError on another name.
 Verdict Verify(const std::string& verifier, const ParsedCompletion& completion,
                const std::string& gold);
 
-// Whether two mathematical answers are the same: integers with thousands commas, fractions,
-// decimals, percent, simple LaTeX (\frac, \sqrt, \boxed, \text, degrees, units dropped, tuples,
-// intervals).
+// Whether two mathematical answers are the same. Either may be a sentence or a whole solution: the
+// last \boxed{}, else what follows "the answer is", else the last formula or number counts.
+// Understood are thousands commas, fractions, mixed numbers, decimals, percent, scientific
+// notation, roots, π, e, i, trigonometry and logarithms, |x|, n!, variables, ±, lists and sets (in
+// any order), tuples, intervals and their unions, equations, inequalities, matrices; units,
+// currency and degree signs are dropped. 25% is 25 and 0.25. A decimal fraction equals a fraction
+// or root that it is the correct rounding of, from four significant digits. kUnparseable: the gold
+// is mathematics and the answer cannot be read as such.
 enum class MathMatch { kEqual, kDifferent, kUnparseable };
 MathMatch CompareMath(std::string_view answer, std::string_view gold);
 
-// Share of the words of `text` written in the script of `language` ("en" "zh" "ko" "ja"; Han and
-// kana count as a word a character, others by space); text without any letter counts as 1. [R1
-// §2.3.2]
+// Share of the words of `text` that are in `language` ("en" "zh" "ko" "ja"), told by script [R1
+// §2.3.2]. Han and kana count as a word a character, others by space; single letters and LaTeX
+// commands are mathematics and count nowhere. A text without words counts as 1. Latin words with
+// letters beyond A–Z are no English; other words of Latin languages cannot be told from it.
 double LanguageShare(std::string_view text, std::string_view language);
 const std::vector<std::string>& LanguageNames();
 
-// What a reward config may name: accuracy format language length_penalty …
+// What a reward config may name:
+//   accuracy         the verifier's score
+//   format           1 for exactly <think> … </think><answer> … </answer>, ended by itself
+//   language         LanguageShare of the thinking, where the task names a language
+//   length           1 when it ended by itself within the limit, 0 when it was cut
+//   repetition       RepetitionPenalty of the text by words of three
+//   cosine_length    CosineLength by tokens of the limit
+//   tag_count        TagCount
+//   reasoning_steps  ReasoningSteps of the thinking
 const std::vector<std::string>& RewardNames();
 
 struct RewardRequest {
