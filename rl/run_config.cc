@@ -271,6 +271,7 @@ void ReadEvaluation(ConfigReader& r, RunConfig* c) {
     suite->Optional("count", &e.count);
     suite->Optional("greedy", &e.greedy);
     suite->Optional("sampled", &e.sampled);
+    suite->Optional("after_stages", &e.after_stages);
     e.sampling.Read(suite->Map("sampling"));
     c->suites.push_back(std::move(e));
   }
@@ -308,6 +309,11 @@ void CheckReferences(const RunConfig& c) {
 }
 
 }  // namespace
+
+bool EvaluationSuite::After(const std::string& stage) const {
+  return after_stages.empty() ||
+         std::find(after_stages.begin(), after_stages.end(), stage) != after_stages.end();
+}
 
 const StageConfig* RunConfig::FindStage(const std::string& stage) const {
   for (const StageConfig& s : stages) {

@@ -134,6 +134,8 @@ struct EvaluationSuite {
   int64_t count = 200;
   SamplingConfig sampling;  // of the sampled pass; the greedy pass uses temperature 0
   bool greedy = true, sampled = true;
+  std::vector<std::string> after_stages;  // measured after these only; empty: after every stage
+  bool After(const std::string& stage) const;
 };
 
 struct TrainConfig {

@@ -47,7 +47,7 @@ void RunOne(Environment& env, const StageConfig& stage) {
 void EvaluateStage(Environment& env, const StageConfig& stage) {
   StageRecord* record = env.state.Find(stage.name);
   for (const EvaluationSuite& suite : env.config.suites) {
-    if (record->evaluations.count(suite.name)) continue;
+    if (!suite.After(stage.name) || record->evaluations.count(suite.name)) continue;
     record->evaluations[suite.name] = RunSuite(env, suite, stage.name);
     if (env.root()) env.directory.WriteState(env.state);
   }
@@ -74,7 +74,8 @@ void RunStages(Environment& env, const std::string& until) {
     }
     bool evaluated = true;
     for (const EvaluationSuite& suite : env.config.suites) {
-      if (!env.state.Find(stage.name)->evaluations.count(suite.name)) evaluated = false;
+      bool wanted = suite.After(stage.name);
+      if (wanted && !env.state.Find(stage.name)->evaluations.count(suite.name)) evaluated = false;
     }
     evaluated = env.FromRoot(evaluated ? "1" : "0") == "1";
     if (evaluate && !evaluated) {
