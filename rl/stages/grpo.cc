@@ -128,8 +128,23 @@ class GrpoStage {
   }
 
   void BeginRollout(int64_t rollout, const WeightVersion& version) {
+    RolloutPlan plan = PlanOf(rollout, 0, version);
+    sampling_weights_ = version;
+    sampled_by_ = plan.weight_digest;
+    begun_ = rollout + 1;
+    env_.pool->Begin(std::move(plan));
+  }
+
+  // Round 0 is the rollout; with dynamic sampling, further rounds draw further prompts for it by
+  // the same weights.
+  int64_t Rounds() const { return config_.dynamic_sampling ? config_.dynamic_sampling_rounds : 1; }
+  std::string RoundName(int64_t round) const {
+    return round == 0 ? stage_.name : fmt::format("{}/round-{}", stage_.name, round);
+  }
+
+  RolloutPlan PlanOf(int64_t rollout, int64_t round, const WeightVersion& version) const {
     RolloutPlan plan;
-    plan.stage = stage_.name;
+    plan.stage = RoundName(round);
     plan.rollout = rollout;
     plan.seed = env_.config.seed;
     bool any = env_.config.rollout.max_staleness > 0;
@@ -143,18 +158,18 @@ class GrpoStage {
     plan.record_routing = config_.replay_routing;
     for (int64_t i = 0; i < config_.prompts_per_rollout; ++i) {
       RolloutPrompt prompt;
-      prompt.index = i;
-      prompt.problem = ProblemAt(rollout, i);
+      prompt.index = round * config_.prompts_per_rollout + i;
+      prompt.problem = ProblemAt(rollout, prompt.index);
       prompt.tokens = env_.tokenizer->Encode(prompt.problem.prompt);
       plan.prompts.push_back(std::move(prompt));
     }
-    sampled_by_ = plan.weight_digest;
-    begun_ = rollout + 1;
-    env_.pool->Begin(std::move(plan));
+    return plan;
   }
 
-  // General prompts take their share of each rollout during the last steps.
-  data::Problem ProblemAt(int64_t rollout, int64_t i) const {
+  // General prompts take their share of each rollout during the last steps. Every round has prompts
+  // of its own, used or not, so that what a rollout draws does not depend on earlier ones.
+  data::Problem ProblemAt(int64_t rollout, int64_t prompt) const {
+    int64_t i = prompt % config_.prompts_per_rollout;  // within its round
     int64_t first_general = stage_.steps - config_.general_last_steps;
     bool general_now = config_.general_prompts && rollout * config_.minibatches >= first_general;
     int64_t general =
@@ -162,28 +177,48 @@ class GrpoStage {
             ? std::llround(config_.general_share * static_cast<double>(config_.prompts_per_rollout))
             : 0;
     const data::ProblemSource& source = i < general ? *config_.general_prompts : *config_.prompts;
-    int64_t index = rollout * config_.prompts_per_rollout + i;
+    int64_t index = rollout * Rounds() * config_.prompts_per_rollout + prompt;
     int64_t size = source.size();
     if (size < 0) return source.At(index);
     data::SeededPermutation order(size, seed_, index / size);
     return source.At(static_cast<int64_t>(order(index % size)));
   }
 
+  // What was drawn, with the prompts that are learned from chosen; fills summary_.
   RolloutBatch FinishRollout() {
+    std::vector<Sample> drawn = FinishRound(0);
+    int64_t rounds = 1;
+    while (rounds < Rounds() && InformativePrompts(drawn, config_) < config_.prompts_per_rollout) {
+      env_.pool->Begin(PlanOf(rollout_, rounds, sampling_weights_));
+      for (Sample& sample : FinishRound(rounds)) drawn.push_back(std::move(sample));
+      ++rounds;
+    }
+    CheckUsable(drawn);
+    summary_ = Summarize(drawn);
+    if (config_.dynamic_sampling) {
+      summary_["rounds"] = rounds;
+      summary_["informative_prompts"] = InformativePrompts(drawn, config_);
+      drawn = ChoosePrompts(std::move(drawn), config_);
+    }
     RolloutBatch batch;
+    batch.samples = std::move(drawn);
+    AssignAdvantages(&batch, config_, RandomStream{seed_, static_cast<uint64_t>(rollout_)}.Bits(0));
+    return batch;
+  }
+
+  std::vector<Sample> FinishRound(int64_t round) {
+    std::vector<Sample> samples;
     try {
       // One rollout behind, what is being sampled could not be finished after a stop: its weights
       // would be gone. So a stop then waits for the rollout's end, as long as samples arrive.
-      batch.samples =
-          env_.pool->Finish(stage_.name, rollout_,
+      samples =
+          env_.pool->Finish(RoundName(round), rollout_,
                             OneBehind() ? SamplePool::Stop::kWhenStuck : SamplePool::Stop::kAtOnce);
     } catch (const StoppedEarly&) {
       if (OneBehind()) throw;  // the last checkpoint stands
       loop_.StopHere(Cursor());
     }
-    CheckUsable(batch.samples);
-    AssignAdvantages(&batch, config_, RandomStream{seed_, static_cast<uint64_t>(rollout_)}.Bits(0));
-    return batch;
+    return samples;
   }
 
   void CheckUsable(const std::vector<Sample>& samples) const {
@@ -202,7 +237,6 @@ class GrpoStage {
   }
 
   void Learn(RolloutBatch& batch) {
-    json summary = Summarize(batch.samples, batch.reward);
     AddLogprobs(&batch);
     uint64_t split_seed = RandomStream{seed_, static_cast<uint64_t>(rollout_)}.Bits(1);
     auto minibatches = SplitMinibatches(static_cast<int64_t>(batch.samples.size()),
@@ -215,7 +249,7 @@ class GrpoStage {
       LearnerBatches data = MakeLearnerBatches(batch, which, config_, stage_.batch,
                                                env_.config.mesh.dp, env_.learner.mesh().dp_index());
       auto result = env_.learner.engine().Step(data.microbatches, loss, loop_.lr());
-      json extra = summary;
+      json extra = summary_;
       AddLossMetrics(result.metrics, &gap, &extra);
       loop_.FinishStep(result, data.tokens, extra, nullptr);
       if (reference_ && config_.reference_every > 0 &&
@@ -288,16 +322,16 @@ class GrpoStage {
     }
   }
 
-  json Summarize(const std::vector<Sample>& samples, const std::vector<double>& reward) const {
+  json Summarize(const std::vector<Sample>& samples) const {
     std::map<std::string, double> parts;
     std::map<std::string, int64_t> outcomes;
     double total = 0, tokens = 0, truncated = 0;
-    for (size_t i = 0; i < samples.size(); ++i) {
-      total += reward[i];
-      tokens += static_cast<double>(samples[i].completion_tokens());
-      truncated += samples[i].finish == FinishReason::kLength;
-      for (const auto& [name, value] : samples[i].rewards) parts[name] += value;
-      ++outcomes[std::string(OutcomeName(samples[i].outcome))];
+    for (const Sample& sample : samples) {
+      total += CombineRewards(sample, config_);
+      tokens += static_cast<double>(sample.completion_tokens());
+      truncated += sample.finish == FinishReason::kLength;
+      for (const auto& [name, value] : sample.rewards) parts[name] += value;
+      ++outcomes[std::string(OutcomeName(sample.outcome))];
     }
     double n = std::max<double>(1, static_cast<double>(samples.size()));
     json out = {{"rollout", rollout_},
@@ -372,7 +406,9 @@ class GrpoStage {
   int64_t rollout_ = 0, begun_ = 0;  // the one to learn from; the first not yet begun
   int64_t reference_step_ = 0, saved_reference_ = 0;
   bool resumed_weights_used_ = false;
+  WeightVersion sampling_weights_;  // of the rollout begun last
   std::string sampled_by_;
+  json summary_;  // of the rollout that is learned from: all that was drawn for it
 };
 
 }  // namespace

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <map>
 #include <numeric>
+#include <set>
 
 #include "data/packing.h"
 #include "runtime/philox.h"
@@ -94,6 +95,19 @@ TokenBatch MakeRlBatch(const RolloutBatch& rollout, const std::vector<int64_t>& 
   return batch;
 }
 
+// By prompt: whether its samples' rewards differ.
+std::map<int64_t, bool> RewardsDiffer(const std::vector<Sample>& samples,
+                                      const GrpoConfig& config) {
+  std::map<int64_t, double> first;
+  std::map<int64_t, bool> differ;
+  for (const Sample& sample : samples) {
+    double reward = CombineRewards(sample, config);
+    auto [it, fresh] = first.emplace(sample.key.prompt, reward);
+    differ[sample.key.prompt] |= !fresh && reward != it->second;
+  }
+  return differ;
+}
+
 }  // namespace
 
 double CombineRewards(const Sample& sample, const GrpoConfig& config) {
@@ -109,6 +123,28 @@ double CombineRewards(const Sample& sample, const GrpoConfig& config) {
     reward -= std::clamp(over / buffer, 0.0, 1.0);
   }
   return reward;
+}
+
+int64_t InformativePrompts(const std::vector<Sample>& samples, const GrpoConfig& config) {
+  int64_t informative = 0;
+  for (const auto& [prompt, differ] : RewardsDiffer(samples, config)) informative += differ;
+  return informative;
+}
+
+std::vector<Sample> ChoosePrompts(std::vector<Sample> samples, const GrpoConfig& config) {
+  std::map<int64_t, bool> differ = RewardsDiffer(samples, config);
+  std::set<int64_t> chosen;
+  for (bool informative : {true, false}) {
+    for (const auto& [prompt, differs] : differ) {
+      bool room = static_cast<int64_t>(chosen.size()) < config.prompts_per_rollout;
+      if (room && differs == informative) chosen.insert(prompt);
+    }
+  }
+  std::vector<Sample> kept;
+  for (Sample& sample : samples) {
+    if (chosen.count(sample.key.prompt) > 0) kept.push_back(std::move(sample));
+  }
+  return kept;
 }
 
 void AssignAdvantages(RolloutBatch* batch, const GrpoConfig& config, uint64_t seed) {

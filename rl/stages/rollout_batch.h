@@ -21,6 +21,12 @@ struct RolloutBatch {
 
 // Σ weight · part, DAPO's soft overlong punishment included (2503.14476 eq. 13).
 double CombineRewards(const Sample& sample, const GrpoConfig& config);
+// Dynamic sampling (2503.14476 §3.2): prompts whose samples' rewards differ tell something; where
+// all are right or all wrong, every advantage is 0.
+int64_t InformativePrompts(const std::vector<Sample>& samples, const GrpoConfig& config);
+// The samples of `config.prompts_per_rollout` prompts, in prompt order: the first informative ones,
+// and where they are too few the first of the others.
+std::vector<Sample> ChoosePrompts(std::vector<Sample> samples, const GrpoConfig& config);
 // Fills reward and advantage from the samples' parts. With `shuffle_rewards` they are permuted by
 // `seed`.
 void AssignAdvantages(RolloutBatch* batch, const GrpoConfig& config, uint64_t seed);

@@ -103,6 +103,45 @@ TEST(AssignAdvantages, ShuffledRewardsAreAPermutationBySeed) {
   EXPECT_EQ(a.reward, plain.reward);
 }
 
+// Prompts 0 and 3 have samples of different reward, 1 and 2 and 4 have not.
+std::vector<Sample> FivePrompts() {
+  std::vector<Sample> samples;
+  const double accuracy[5][2] = {{0, 1}, {1, 1}, {0, 0}, {1, 0}, {0, 0}};
+  for (int64_t p = 0; p < 5; ++p) {
+    for (int64_t i = 0; i < 2; ++i) samples.push_back(MakeSample(p, i, 4, accuracy[p][i]));
+  }
+  return samples;
+}
+
+std::vector<int64_t> PromptsOf(const std::vector<Sample>& samples) {
+  std::vector<int64_t> prompts;
+  for (const Sample& s : samples) prompts.push_back(s.key.prompt);
+  return prompts;
+}
+
+TEST(DynamicSampling, KeepsPromptsWhoseRewardsDiffer) {
+  GrpoConfig config = MakeConfig();
+  EXPECT_EQ(InformativePrompts(FivePrompts(), config), 2);
+  config.prompts_per_rollout = 1;
+  EXPECT_EQ(PromptsOf(ChoosePrompts(FivePrompts(), config)), (std::vector<int64_t>{0, 0}));
+  config.prompts_per_rollout = 2;
+  EXPECT_EQ(PromptsOf(ChoosePrompts(FivePrompts(), config)), (std::vector<int64_t>{0, 0, 3, 3}));
+  config.prompts_per_rollout = 3;  // one too few: filled in prompt order
+  EXPECT_EQ(PromptsOf(ChoosePrompts(FivePrompts(), config)),
+            (std::vector<int64_t>{0, 0, 1, 1, 3, 3}));
+}
+
+// What differs is the reward as it is weighted: a part of weight 0 tells nothing.
+TEST(DynamicSampling, LooksAtTheWeightedReward) {
+  GrpoConfig config = MakeConfig();
+  config.reward = {{"accuracy", 0.0}, {"format", 1.0}};
+  EXPECT_EQ(InformativePrompts(FivePrompts(), config), 0);
+  config.overlong_buffer = 0.5;
+  std::vector<Sample> samples = FivePrompts();
+  samples[2] = MakeSample(1, 0, 18, 1);  // longer than its sibling, and punished for it
+  EXPECT_EQ(InformativePrompts(samples, config), 1);
+}
+
 // One (sample, input token) of the step: weight and RL fields, by the token's id.
 using Row = std::tuple<int32_t, int32_t, float, float, float, float, float>;
 
