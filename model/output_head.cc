@@ -41,7 +41,9 @@ Tensor OutputHead::ProjectionGradient(Context& ctx) const {
 HeadOutput OutputHead::Score(Context& ctx, const Tensor& n_TD, const TokenBatch& batch,
                              const LossFunction* loss, Saved* saved) const {
   HeadOutput out;
-  if (loss && loss->is_cross_entropy() && !loss->needs_entropy()) {
+  if (loss && loss->values_only()) {
+    CheckShape(value_.has_value(), "[head] the loss reads values, but the model has no value_head");
+  } else if (loss && loss->is_cross_entropy() && !loss->needs_entropy()) {
     Tensor dw_VD = saved ? ProjectionGradient(ctx) : Tensor();
     kernels::CrossEntropyResult result =
         kernels::CrossEntropy(ctx, n_TD, projection_->value, batch.target_T, batch.loss_weight_T,
@@ -63,7 +65,8 @@ HeadOutput OutputHead::Score(Context& ctx, const Tensor& n_TD, const TokenBatch&
   }
   if (value_) {
     Tensor value_T1 = value_->Forward(ctx, n_TD);
-    out.value_T = kernels::Cast(ctx, value_T1.Reshape({n_TD.dim(0)}), out.logp_T.dtype());
+    out.value_T =
+        kernels::Cast(ctx, value_T1.Reshape({n_TD.dim(0)}), kernels::AccDType(n_TD.dtype()));
   }
   return out;
 }
@@ -98,6 +101,7 @@ Outcome OutputHead::Forward(Context& ctx, const Tensor& x_TD, const TokenBatch& 
 Tensor OutputHead::Backward(Context& ctx, const TokenBatch& batch, Saved saved) {
   Tensor dn_TD = saved.dn_TD;
   parallel::HeadGradient& gradient = saved.gradient;
+  if (!dn_TD.defined() && !saved.logp_T.defined()) dn_TD = ctx.ZerosLike(saved.n_TD);
   if (!dn_TD.defined()) {
     kernels::TokenLogprobResult result{saved.logp_T, saved.entropy_T, saved.lse_T};
     Tensor dlogp_T = gradient.dlogp_T.defined() ? gradient.dlogp_T : ctx.ZerosLike(saved.logp_T);

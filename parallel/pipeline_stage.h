@@ -20,7 +20,7 @@ using StageIO = std::vector<std::pair<std::string, Tensor>>;
 // Per-token outputs of a head. Host f64 copies would cost little, but losses also run on device: so
 // tensors, f32 or f64, [T] each.
 struct HeadOutput {
-  Tensor logp_T;
+  Tensor logp_T;     // undefined when the loss reads values only
   Tensor entropy_T;  // undefined unless the loss asked for it
   Tensor value_T;    // undefined unless the model has a value head
 };
@@ -39,6 +39,8 @@ class LossFunction {
   // Evaluate is called for its value and metrics only.
   virtual bool is_cross_entropy() const { return false; }
   virtual bool needs_entropy() const { return false; }
+  // True: only value_T is read, and the head spares itself the logits.
+  virtual bool values_only() const { return false; }
   virtual double temperature() const { return 1.0; }
   struct Result {
     double loss = 0;

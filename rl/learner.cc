@@ -11,7 +11,7 @@ constexpr char kModelPrefix[] = "model/";
 }  // namespace
 
 Learner::Learner(Context& ctx, const parallel::Mesh& mesh, const RunConfig& config, FileSystem& fs)
-    : ctx_(ctx), mesh_(mesh), config_(config), fs_(fs), chunks_(MakeChunks(true)) {
+    : ctx_(ctx), mesh_(mesh), config_(config), fs_(fs), chunks_(MakeChunks(config.model, true)) {
   // Background saves agree among themselves on a group of their own, so that they never stand
   // between two collectives of a training step.
   auto save_group = mesh.world()->Split(0, mesh.world()->rank(), "checkpoint");
@@ -24,7 +24,7 @@ Learner::Learner(Context& ctx, const parallel::Mesh& mesh, const RunConfig& conf
 Learner::~Learner() = default;
 
 std::vector<std::unique_ptr<model::TransformerStage>> Learner::MakeChunks(
-    bool with_gradients) const {
+    const model::ModelConfig& model, bool with_gradients) const {
   parallel::PipelineShape shape;
   shape.kind = config_.pipeline.schedule;
   shape.ranks = config_.mesh.pp;
@@ -33,17 +33,22 @@ std::vector<std::unique_ptr<model::TransformerStage>> Learner::MakeChunks(
   base.dtype = config_.train.dtype;
   base.activation_checkpointing = config_.train.activation_checkpointing;
   base.with_gradients = with_gradients;
-  auto split = model::SplitLayers(config_.model, shape.stages(), base);
+  auto split = model::SplitLayers(model, shape.stages(), base);
   std::vector<std::unique_ptr<model::TransformerStage>> chunks;
   for (int c = 0; c < shape.chunks; ++c) {
     chunks.push_back(std::make_unique<model::TransformerStage>(
-        ctx_, config_.model, split[shape.StageOf(mesh_.pp_index(), c)], mesh_.ep()));
+        ctx_, model, split[shape.StageOf(mesh_.pp_index(), c)], mesh_.ep()));
   }
   return chunks;
 }
 
 std::vector<std::unique_ptr<model::TransformerStage>> Learner::MakeFrozenChunks() const {
-  return MakeChunks(false);
+  return MakeChunks(config_.model, false);
+}
+
+std::vector<std::unique_ptr<model::TransformerStage>> Learner::MakeFrozenChunks(
+    const model::ModelConfig& model) const {
+  return MakeChunks(model, false);
 }
 
 void Learner::BeginStage(const parallel::AdamWConfig& optimizer) {
@@ -74,9 +79,15 @@ SlabIndex Learner::StateOf(const std::vector<std::unique_ptr<model::TransformerS
 
 SlabIndex Learner::Weights() { return StateOf(chunks_, ""); }
 
-void Learner::LoadModel(const std::string& path) {
+void Learner::LoadModel(const std::string& path, ValueHead value_head) {
   if (fs_.Exists(path + "/index.h5")) {
-    runtime::CheckpointReader(fs_, path).Load(StateOf(chunks_, kModelPrefix));
+    SlabIndex wanted = StateOf(chunks_, kModelPrefix);
+    if (value_head == ValueHead::kFresh) {
+      std::erase_if(wanted, [](const SlabTensor& s) {
+        return s.slab.name == kModelPrefix + std::string("value_head.weight");
+      });
+    }
+    runtime::CheckpointReader(fs_, path).Load(wanted);
   } else {
     Check<ConfigError>(fs_.Exists(path + "/config.json"),
                        "[learner] {} is neither a checkpoint (index.h5) nor a Hugging Face folder "

@@ -29,8 +29,10 @@ class Learner {
   const RunConfig& config() const { return config_; }
 
   void Initialize();  // to the run's random start
-  // Model weights from a checkpoint folder or a Hugging Face folder.
-  void LoadModel(const std::string& path);
+  // Model weights from a checkpoint folder or a Hugging Face folder. kFresh: a value head, which
+  // policies have none of, keeps the values it has.
+  enum class ValueHead { kLoad, kFresh };
+  void LoadModel(const std::string& path, ValueHead value_head = ValueHead::kLoad);
   // Names and slabs of this rank's weights and buffers, as published to workers.
   SlabIndex Weights();
 
@@ -44,14 +46,21 @@ class Learner {
   // Everything that Save wrote; returns the metadata.
   std::string Load(const std::string& dir);
 
-  // The chunks of a frozen model of the same layout: the reference policy.
+  // Frees the optimizer state, when another model is to be trained beside this one.
+  void EndStage() { engine_.reset(); }
+
+  // The chunks of a frozen model of the same layout: the reference policy; with a value head, a
+  // reward model.
   std::vector<std::unique_ptr<model::TransformerStage>> MakeFrozenChunks() const;
+  std::vector<std::unique_ptr<model::TransformerStage>> MakeFrozenChunks(
+      const model::ModelConfig& model) const;
   static SlabIndex StateOf(const std::vector<std::unique_ptr<model::TransformerStage>>& chunks,
                            const std::string& prefix);
   const std::vector<std::unique_ptr<model::TransformerStage>>& chunks() const { return chunks_; }
 
  private:
-  std::vector<std::unique_ptr<model::TransformerStage>> MakeChunks(bool with_gradients) const;
+  std::vector<std::unique_ptr<model::TransformerStage>> MakeChunks(const model::ModelConfig& model,
+                                                                   bool with_gradients) const;
 
   Context& ctx_;
   const parallel::Mesh& mesh_;

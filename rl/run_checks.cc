@@ -5,6 +5,7 @@
 #include "parallel/pipeline_schedule.h"
 #include "rl/reward/verifier.h"
 #include "rl/run_config.h"
+#include "rl/stages/preference_batch.h"
 
 namespace hone::rl {
 namespace {
@@ -73,6 +74,17 @@ void CheckExamples(const RunConfig& c, const StageConfig& s,
   ShapeOf(c, options.packs / options.dp).Validate();
 }
 
+// Of preferences without an end, the first.
+void CheckPreferences(const StageConfig& s, const data::Tokenizer& tokenizer) {
+  for (const auto& source : {s.reward_model.pairs, s.reward_model.heldout_pairs}) {
+    if (!source) continue;
+    int64_t count = source->size() < 0 ? kProblemsLookedAt : source->size();
+    for (int64_t i = 0; i < count; ++i) {
+      MakePreferenceItem(tokenizer, source->At(i), s.reward_model, s.batch, source->Where(i));
+    }
+  }
+}
+
 bool Samples(const StageConfig& s) {
   return s.kind == StageKind::kGrpo || s.kind == StageKind::kRejectionSampling || s.until;
 }
@@ -92,6 +104,9 @@ void CheckStage(const RunConfig& c, const StageConfig& s,
                      s.batch.max_length, context);
   if (Supervised(s)) {
     At(where, [&] { CheckExamples(c, s, shared_tokenizer); });
+  }
+  if (s.kind == StageKind::kRewardModel) {
+    At(where, [&] { CheckPreferences(s, tokenizer); });
   }
   if (s.kind == StageKind::kGrpo) {
     CheckProblems(*s.grpo.prompts, tokenizer, context, s.grpo.sampling.max_new_tokens, where);

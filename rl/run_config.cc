@@ -130,10 +130,13 @@ void ReadPolicyLoss(ConfigReader& r, PolicyLossConfig* c) {
   if (c->kl_coefficient < 0) r.Fail("kl_coefficient", "must not be negative");
 }
 
-std::map<std::string, double> ReadRewards(ConfigReader& r) {
+// Rewards are those of rules and those of `models`.
+std::map<std::string, double> ReadRewards(ConfigReader& r,
+                                          const std::map<std::string, std::string>& models) {
   std::map<std::string, double> weights;
+  std::vector<std::string> known = RewardNames();
+  for (const auto& [name, stage] : models) known.push_back(name);
   for (const std::string& name : r.Keys()) {
-    const auto& known = RewardNames();
     if (std::find(known.begin(), known.end(), name) == known.end()) {
       r.Fail(name, fmt::format("is no reward; did you mean '{}'? The rewards are {}",
                                runtime::NearestWord(name, known), fmt::format("{}", [&] {
@@ -148,6 +151,17 @@ std::map<std::string, double> ReadRewards(ConfigReader& r) {
   return weights;
 }
 
+std::map<std::string, std::string> ReadRewardModels(ConfigReader& r) {
+  std::map<std::string, std::string> stages;
+  const auto& rules = RewardNames();
+  for (const std::string& name : r.Keys()) {
+    bool taken = std::find(rules.begin(), rules.end(), name) != rules.end();
+    if (taken) r.Fail(name, "is the name of a rule's reward: choose another for the model's");
+    r.Required(name, &stages[name]);
+  }
+  return stages;
+}
+
 void ReadGrpo(ConfigReader& r, uint64_t seed, StageConfig* s) {
   GrpoConfig& g = s->grpo;
   if (!r.Has("prompts")) r.Fail("prompts", "is missing: which prompts to sample from");
@@ -160,7 +174,8 @@ void ReadGrpo(ConfigReader& r, uint64_t seed, StageConfig* s) {
   r.Optional("prompts_per_rollout", &g.prompts_per_rollout);
   r.Optional("minibatches", &g.minibatches);
   r.Optional("reference_every", &g.reference_every);
-  g.reward = ReadRewards(r.Map("reward"));
+  g.reward_models = ReadRewardModels(r.Map("reward_models"));
+  g.reward = ReadRewards(r.Map("reward"), g.reward_models);
   r.Optional("shuffle_rewards", &g.shuffle_rewards);
   g.advantage = static_cast<AdvantageKind>(r.OneOf("advantage", AdvantageNames(), 0));
   ReadPolicyLoss(r.Map("loss"), &g.loss);
@@ -168,6 +183,7 @@ void ReadGrpo(ConfigReader& r, uint64_t seed, StageConfig* s) {
       static_cast<GrpoConfig::Average>(r.OneOf("average", {"sequence", "token", "max_length"}, 0));
   r.Optional("dynamic_sampling", &g.dynamic_sampling);
   r.Optional("dynamic_sampling_rounds", &g.dynamic_sampling_rounds);
+  if (g.dynamic_sampling_rounds < 1) r.Fail("dynamic_sampling_rounds", "must be at least 1");
   r.Optional("overlong_buffer", &g.overlong_buffer);
   r.Optional("replay_routing", &g.replay_routing);
   r.Optional("general_last_steps", &g.general_last_steps);
@@ -222,6 +238,25 @@ void ReadSupervised(ConfigReader& r, uint64_t seed, StageConfig* s) {
   }
 }
 
+void ReadRewardModel(ConfigReader& r, uint64_t seed, StageConfig* s) {
+  RewardModelConfig& c = s->reward_model;
+  if (!r.Has("pairs")) r.Fail("pairs", "is missing: the preferences to learn from");
+  c.pairs = data::MakePreferenceSource(r.Map("pairs"), SourceSeed(seed, s->name, "pairs"));
+  if (r.Has("heldout_pairs")) {
+    c.heldout_pairs = data::MakePreferenceSource(r.Map("heldout_pairs"),
+                                                 SourceSeed(seed, s->name, "heldout_pairs"));
+  }
+  r.Optional("heldout_every", &s->heldout_every);
+  c.mode = static_cast<PreferenceMode>(r.OneOf("mode", {"pairwise", "pointwise"}, 0));
+  c.scores = static_cast<RewardModelConfig::Scores>(r.OneOf("scores", {"answer", "response"}, 1));
+  r.Optional("pairs_per_step", &c.pairs_per_step);
+  if (c.pairs_per_step < 1) r.Fail("pairs_per_step", "must be at least 1");
+  if (s->heldout_every < 1) r.Fail("heldout_every", "must be at least 1");
+  if (s->steps == 0 && c.pairs->size() < 0) {
+    r.Fail("steps", "is missing: generated data has no end, so an epoch has none either");
+  }
+}
+
 StageConfig ReadStage(ConfigReader& r, uint64_t seed, const parallel::AdamWConfig& optimizer,
                       int64_t context) {
   StageConfig s;
@@ -252,6 +287,9 @@ StageConfig ReadStage(ConfigReader& r, uint64_t seed, const parallel::AdamWConfi
       break;
     case StageKind::kRejectionSampling:
       ReadRejection(r, seed, &s);
+      break;
+    case StageKind::kRewardModel:
+      ReadRewardModel(r, seed, &s);
       break;
     case StageKind::kEvaluate:
       break;
@@ -295,6 +333,17 @@ void CheckReferences(const RunConfig& c) {
   for (const StageConfig& s : c.stages) {
     Check<ConfigError>(!earlier.count(s.name), "{}: two stages are named '{}'", s.where, s.name);
     if (s.from != "init" && s.from.find('/') == std::string::npos) need(s, "from", s.from);
+    for (const auto& [reward, model] : s.grpo.reward_models) {
+      need(s, "reward_models." + reward, model);
+      Check<ConfigError>(c.FindStage(model)->kind == StageKind::kRewardModel,
+                         "{}: stage '{}': reward_models.{}: stage '{}' trains no reward model",
+                         s.where, s.name, reward, model);
+    }
+    const StageConfig* from = c.FindStage(s.from);
+    Check<ConfigError>(s.kind == StageKind::kRewardModel || from == nullptr ||
+                           from->kind != StageKind::kRewardModel,
+                       "{}: stage '{}': from: '{}' is a reward model, which no policy starts from",
+                       s.where, s.name, s.from);
     for (const std::string& name : s.samples) {
       if (name.find('/') == std::string::npos) need(s, "samples", name);
     }

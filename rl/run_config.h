@@ -17,6 +17,7 @@
 #include "parallel/train_engine.h"
 #include "rl/advantage.h"
 #include "rl/policy_loss.h"
+#include "rl/reward_model_loss.h"
 #include "runtime/config.h"
 
 namespace hone::rl {
@@ -68,9 +69,10 @@ struct GrpoConfig {
   std::shared_ptr<data::ProblemSource> prompts, general_prompts;
   int64_t group_size = 16;
   int64_t prompts_per_rollout = 32;
-  int64_t minibatches = 1;               // optimizer steps a rollout
-  int64_t reference_every = 400;         // steps; 0: never refreshed
-  std::map<std::string, double> reward;  // weight of each named reward
+  int64_t minibatches = 1;                           // optimizer steps a rollout
+  int64_t reference_every = 400;                     // steps; 0: never refreshed
+  std::map<std::string, double> reward;              // weight of each named reward
+  std::map<std::string, std::string> reward_models;  // of general prompts: reward's name → stage
   bool shuffle_rewards = false;  // a control: rewards permuted over the batch, carries no signal
   AdvantageKind advantage = AdvantageKind::kGrpo;
   PolicyLossConfig loss;
@@ -84,6 +86,14 @@ struct GrpoConfig {
   double general_share = 0.5;      // of the prompts, while they do
   SamplingConfig sampling;
   double max_unusable = 0.5;  // share of unparseable + timeout + crashed that stops the run
+};
+
+struct RewardModelConfig {
+  std::shared_ptr<data::PreferenceSource> pairs, heldout_pairs;
+  PreferenceMode mode = PreferenceMode::kPairwise;
+  enum class Scores { kAnswer, kResponse };  // <answer>…</answer> alone, or the whole completion
+  Scores scores = Scores::kResponse;
+  int64_t pairs_per_step = 256;  // single completions when pointwise
 };
 
 struct RejectionConfig {
@@ -110,6 +120,7 @@ struct StageConfig {
   std::vector<std::string> samples;  // stages whose output this one is trained on as well
   int64_t heldout_every = 50;
   GrpoConfig grpo;
+  RewardModelConfig reward_model;
   RejectionConfig rejection;
   std::string where;  // file:line, for errors found later
 };

@@ -99,7 +99,10 @@ void TrainingLoop::BeginFrom(const std::string& from) {
   if (path.empty()) {
     env_.learner.Initialize();
   } else {
-    env_.learner.LoadModel(path);
+    const StageConfig* before = env_.config.FindStage(from);
+    bool fresh = stage_.kind == StageKind::kRewardModel &&
+                 (before == nullptr || before->kind != StageKind::kRewardModel);
+    env_.learner.LoadModel(path, fresh ? Learner::ValueHead::kFresh : Learner::ValueHead::kLoad);
   }
   env_.learner.engine().optimizer().Reset();
 }

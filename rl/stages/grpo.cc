@@ -7,6 +7,7 @@
 
 #include "data/permutation.h"
 #include "parallel/comm/process_group.h"
+#include "rl/stages/reward_model.h"
 #include "rl/stages/rollout_batch.h"
 #include "rl/stages/sample_pool.h"
 #include "rl/stages/stages.h"
@@ -56,6 +57,7 @@ class GrpoStage {
     if (config_.loss.kl_coefficient > 0) {
       reference_ = std::make_unique<ReferencePolicy>(env.learner);
     }
+    if (!config_.reward_models.empty()) reward_models_.emplace(env, config_);
     if (!loop_.resumed().is_null()) {
       rollout_ = loop_.resumed().at("rollout");
       RestoreReference(loop_.resumed().at("reference_step"));
@@ -218,7 +220,15 @@ class GrpoStage {
       if (OneBehind()) throw;  // the last checkpoint stands
       loop_.StopHere(Cursor());
     }
+    AddModelRewards(&samples);
     return samples;
+  }
+
+  void AddModelRewards(std::vector<Sample>* samples) {
+    if (!reward_models_) return;
+    std::vector<data::Problem> problems;
+    for (const Sample& s : *samples) problems.push_back(ProblemAt(rollout_, s.key.prompt));
+    reward_models_->AddRewards(problems, samples);
   }
 
   void CheckUsable(const std::vector<Sample>& samples) const {
@@ -403,6 +413,7 @@ class GrpoStage {
   TrainingLoop loop_;
   uint64_t seed_;
   std::unique_ptr<ReferencePolicy> reference_;
+  std::optional<RewardModels> reward_models_;
   int64_t rollout_ = 0, begun_ = 0;  // the one to learn from; the first not yet begun
   int64_t reference_step_ = 0, saved_reference_ = 0;
   bool resumed_weights_used_ = false;

@@ -27,7 +27,7 @@ void RunOne(Environment& env, const StageConfig& stage) {
     case StageKind::kDistill:
       return RunSupervised(env, stage);
     case StageKind::kRewardModel:
-      throw ConfigError(stage.where + ": kind reward_model cannot be run yet");
+      return RunRewardModel(env, stage);
     case StageKind::kGrpo:
       return RunGrpo(env, stage);
     case StageKind::kRejectionSampling:
@@ -63,8 +63,9 @@ void RunStages(Environment& env, const std::string& until) {
   for (const StageConfig& stage : env.config.stages) {
     // Every rank asks rank 0, whose view of the shared folder decides.
     bool done = env.FromRoot(env.state.Find(stage.name)->state) == "done";
-    bool samples_only = stage.kind == StageKind::kRejectionSampling;
-    bool evaluate = env.pool != nullptr && !samples_only &&
+    bool no_policy =
+        stage.kind == StageKind::kRejectionSampling || stage.kind == StageKind::kRewardModel;
+    bool evaluate = env.pool != nullptr && !no_policy &&
                     (env.config.evaluate_after_every_stage || stage.kind == StageKind::kEvaluate);
     if (!done) {
       RunOne(env, stage);

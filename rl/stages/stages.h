@@ -7,6 +7,8 @@ namespace hone::rl {
 
 // pretrain, sft, distill: cross-entropy on examples.
 void RunSupervised(Environment& env, const StageConfig& stage);
+// A policy's weights with a value head, trained to score completions.
+void RunRewardModel(Environment& env, const StageConfig& stage);
 // Reinforcement learning with group-relative advantages.
 void RunGrpo(Environment& env, const StageConfig& stage);
 // Samples from a policy, keeps what is right and readable, writes JSONL.
