@@ -15,5 +15,9 @@ int WorkerCommand(const Arguments& args);
 int CheckpointCommand(const Arguments& args);
 int CheckCommand(const Arguments& args);
 int StatusCommand(const Arguments& args);
+int GenerateCommand(const Arguments& args);
+int ImportCommand(const Arguments& args);
+int ExportCommand(const Arguments& args);
+int BenchCommand(const Arguments& args);
 
 }  // namespace hone::launcher

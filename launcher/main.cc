@@ -29,7 +29,12 @@ const std::vector<Command>& Commands() {
       {"check", "find what is wrong with a config before anything starts",
        hone::launcher::CheckCommand},
       {"status", "the stage pipeline in the terminal", hone::launcher::StatusCommand},
+      {"generate", "one completion of one prompt", hone::launcher::GenerateCommand},
+      {"import", "a Hugging Face folder as a checkpoint", hone::launcher::ImportCommand},
+      {"export", "a checkpoint as a Hugging Face folder", hone::launcher::ExportCommand},
       {"checkpoint", "ls, show or verify checkpoints", hone::launcher::CheckpointCommand},
+      {"bench", "speed of training, rollout, communication and checkpoints",
+       hone::launcher::BenchCommand},
   };
   return commands;
 }

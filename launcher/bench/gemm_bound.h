@@ -1,0 +1,44 @@
+// How fast a model could be if nothing but its matrix products took time: each product's shape is
+// timed by itself with the kernels' own GEMM, on the threads of the pool.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <vector>
+
+#include "model/model_config.h"
+#include "runtime/thread_pool.h"
+
+namespace hone::launcher {
+
+struct GemmShape {
+  int64_t m, n, k;
+  bool a_transposed = false, b_transposed = false, accumulate = false;
+  auto operator<=>(const GemmShape&) const = default;
+  double flops() const { return 2.0 * static_cast<double>(m) * static_cast<double>(n * k); }
+};
+
+// How often each product happens; a causal attention's tile-wise products count as half of whole
+// ones.
+using GemmCounts = std::map<GemmShape, double>;
+// Forward, input and weight gradients of a batch of sequences. A token's experts are counted as if
+// routing were even.
+GemmCounts TrainingGemms(const model::ModelConfig& config, int64_t sequence, int64_t sequences);
+// Forward of `batch` rows: projections, experts and head, without attention.
+GemmCounts DecodingGemms(const model::ModelConfig& config, int64_t batch);
+double Flops(const GemmCounts& counts);
+
+class GemmTimer {
+ public:
+  GemmTimer(ThreadPool& pool, const GemmCounts& counts) : pool_(pool), counts_(counts) {}
+  void Round();            // times every shape once more
+  double Fastest() const;  // seconds of all products, each at its fastest
+  double Median() const;
+
+ private:
+  ThreadPool& pool_;
+  GemmCounts counts_;
+  std::map<GemmShape, std::vector<double>> seconds_;
+};
+
+}  // namespace hone::launcher

@@ -1,0 +1,116 @@
+"""One training step of hone's benchmark models in PyTorch eager, as `hone bench train` runs it.
+
+The same weights' shapes, threads and batch: the sequences of a pack are of one length, so they are a
+[sequences, length] batch here, which is PyTorch's fastest way to hold them; attention is
+scaled_dot_product_attention(is_causal=True), the loss F.cross_entropy, the optimizer fused AdamW with
+the gradients' global norm clipped.
+
+    python torch_train.py MODEL.json     what `hone bench train --json` printed: shapes, threads, batch
+
+Prints one JSON object.
+"""
+import json
+import statistics
+import sys
+import time
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+class RmsNorm(nn.Module):
+    def __init__(self, dim, eps):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(dim))
+        self.eps = eps
+
+    def forward(self, x):
+        return F.rms_norm(x, (x.shape[-1],), self.weight, self.eps)
+
+
+def rotate(x, cos, sin):
+    a, b = x.chunk(2, -1)
+    return torch.cat((a * cos - b * sin, b * cos + a * sin), -1)
+
+
+class Block(nn.Module):
+    def __init__(self, m):
+        super().__init__()
+        d, f, self.heads, self.groups = m["hidden_size"], m["intermediate_size"], m["heads"], m["kv_heads"]
+        self.dim = m["head_dim"]
+        self.norm1, self.norm2 = RmsNorm(d, m["eps"]), RmsNorm(d, m["eps"])
+        self.q = nn.Linear(d, self.heads * self.dim, bias=False)
+        self.k = nn.Linear(d, self.groups * self.dim, bias=False)
+        self.v = nn.Linear(d, self.groups * self.dim, bias=False)
+        self.o = nn.Linear(self.heads * self.dim, d, bias=False)
+        self.gate, self.up = nn.Linear(d, f, bias=False), nn.Linear(d, f, bias=False)
+        self.down = nn.Linear(f, d, bias=False)
+
+    def forward(self, x, cos, sin):
+        s, t, _ = x.shape
+        n = self.norm1(x)
+        q = rotate(self.q(n).view(s, t, self.heads, self.dim).transpose(1, 2), cos, sin)
+        k = rotate(self.k(n).view(s, t, self.groups, self.dim).transpose(1, 2), cos, sin)
+        v = self.v(n).view(s, t, self.groups, self.dim).transpose(1, 2)
+        a = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=self.groups != self.heads)
+        x = x + self.o(a.transpose(1, 2).reshape(s, t, -1))
+        n = self.norm2(x)
+        return x + self.down(F.silu(self.gate(n)) * self.up(n))
+
+
+class Model(nn.Module):
+    def __init__(self, m):
+        super().__init__()
+        self.embedding = nn.Embedding(m["vocab_size"], m["hidden_size"])
+        self.blocks = nn.ModuleList(Block(m) for _ in range(m["layers"]))
+        self.norm = RmsNorm(m["hidden_size"], m["eps"])
+
+    def forward(self, tokens, cos, sin):
+        x = self.embedding(tokens)
+        for block in self.blocks:
+            x = block(x, cos, sin)
+        return F.linear(self.norm(x), self.embedding.weight)  # tied
+
+
+def main():
+    with open(sys.argv[1]) as file:
+        run = json.load(file)
+    m, threads = run["model"], run["threads"]
+    torch.set_num_threads(threads)
+    torch.manual_seed(1)
+    length, sequences = run["sequence"], run["sequences"]
+    model = Model(m)
+    for p in model.parameters():
+        if p.dim() > 1:
+            nn.init.normal_(p, std=0.02)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
+    tokens = torch.randint(0, m["vocab_size"], (sequences, length))
+    targets = torch.randint(0, m["vocab_size"], (sequences, length))
+    angle = torch.outer(torch.arange(length).float(), 1e4 ** (-torch.arange(0, m["head_dim"], 2) / m["head_dim"]))
+    cos, sin = angle.cos(), angle.sin()
+
+    def step():
+        optimizer.zero_grad(set_to_none=True)
+        logits = model(tokens, cos, sin)
+        F.cross_entropy(logits.view(-1, logits.shape[-1]), targets.view(-1)).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+
+    step()
+    seconds = []
+    for _ in range(run["steps"]):
+        begin = time.perf_counter()
+        step()
+        seconds.append(time.perf_counter() - begin)
+    count = sequences * length
+    print(json.dumps({
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "tokens_per_second": count / min(seconds),
+        "tokens_per_second_median": count / statistics.median(seconds),
+    }))
+
+
+main()
