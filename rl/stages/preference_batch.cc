@@ -124,8 +124,9 @@ PreferenceBatches MakePreferenceBatches(const std::vector<PreferenceItem>& items
     sizes.push_back(size);
   }
   float weight = 1.0f / static_cast<float>(std::max<size_t>(1, items.size()));
-  for (int64_t p : data::BalancePacks(sizes, dp)[static_cast<size_t>(dp_rank)]) {
-    std::vector<int64_t> none;
+  const auto assigned = data::BalancePacks(sizes, dp);
+  const std::vector<int64_t> none;
+  for (int64_t p : assigned[static_cast<size_t>(dp_rank)]) {
     out.microbatches.push_back(
         MakePack(items, p < 0 ? none : packs[static_cast<size_t>(p)], weight));
   }
