@@ -50,6 +50,9 @@ struct Terms {
   std::vector<double>& dlogp;
   std::vector<double>& dentropy;
   parallel::LossFunction::Result& result;
+  // Metrics, summed.
+  double policy_loss = 0, kl = 0, entropy = 0, clip_fraction = 0, ratios = 0, corrections = 0,
+         gap = 0, counted = 0;
 
   double Correction(int64_t t) const {
     if (config.importance_cap <= 0) return 1.0;
@@ -58,13 +61,23 @@ struct Terms {
   }
 
   void Count(int64_t t, double weight, const Surrogate& s, double ratio, double correction) {
-    auto& m = result.metrics;
-    m["policy_loss"] += weight * s.loss * correction;
-    m["clip_fraction"] += weight * (s.clipped ? 1 : 0);
-    m["ratio"] += weight * ratio;
-    m["importance_weight"] += weight * correction;
-    m["logprob_gap"] += std::abs(tokens.logp[t] - double{batch.sampled_logp_T[t]});
-    m["tokens"] += 1;
+    policy_loss += weight * s.loss * correction;
+    clip_fraction += weight * (s.clipped ? 1 : 0);
+    ratios += weight * ratio;
+    corrections += weight * correction;
+    gap += std::abs(tokens.logp[t] - double{batch.sampled_logp_T[t]});
+    ++counted;
+  }
+
+  void WriteMetrics() {
+    result.metrics = {{"policy_loss", policy_loss},
+                      {"clip_fraction", clip_fraction},
+                      {"ratio", ratios},
+                      {"importance_weight", corrections},
+                      {"logprob_gap", gap},
+                      {"tokens", counted}};
+    if (config.kl_coefficient > 0) result.metrics["kl"] = kl;
+    if (!tokens.entropy.empty()) result.metrics["entropy"] = entropy;
   }
 
   // β · k3 and the entropy bonus: the same for every ratio.
@@ -75,12 +88,12 @@ struct Terms {
       double k3 = std::expm1(difference) - difference;
       loss += config.kl_coefficient * k3;
       dlogp[t] += weight * config.kl_coefficient * -std::expm1(difference);
-      result.metrics["kl"] += weight * k3;
+      kl += weight * k3;
     }
     if (!tokens.entropy.empty()) {
       loss -= config.entropy_coefficient * tokens.entropy[t];
       dentropy[t] -= weight * config.entropy_coefficient;
-      result.metrics["entropy"] += weight * tokens.entropy[t];
+      entropy += weight * tokens.entropy[t];
     }
     result.loss += weight * loss;
   }
@@ -154,6 +167,7 @@ parallel::LossFunction::Result PolicyLoss::Evaluate(Context& ctx, const TokenBat
   } else {
     TokenTerms(terms);
   }
+  terms.WriteMetrics();
   result.gradient.dlogp_T = ToTensor(ctx, dlogp, out.logp_T.dtype());
   if (!tokens.entropy.empty() && config_.entropy_coefficient != 0) {
     result.gradient.dentropy_T = ToTensor(ctx, dentropy, out.logp_T.dtype());
