@@ -71,6 +71,10 @@ void CheckExamples(const RunConfig& c, const StageConfig& s,
     data::DataLoader loader(source, tokenizer, options);
     if (source->size() < 0) loader.Next();
   }
+  for (const std::string& name : s.samples) {
+    if (name.find('/') == std::string::npos) continue;  // a stage that has yet to write them
+    data::DataLoader loader(ReadSamples(name), tokenizer, options);
+  }
   ShapeOf(c, options.packs / options.dp).Validate();
 }
 

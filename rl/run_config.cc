@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <nlohmann/json.hpp>
 #include <numbers>
 #include <set>
 
@@ -383,6 +384,12 @@ data::DataLoader::Options LoaderOptions(const RunConfig& config, const StageConf
   o.repeat = stage.steps > 0;
   o.epochs = stage.epochs;
   return o;
+}
+
+std::shared_ptr<data::ExampleSource> ReadSamples(const std::string& path) {
+  ConfigReader reader(Config::FromString(
+      nlohmann::json{{"jsonl", path}, {"completion", "completion"}}.dump(), path));
+  return data::MakeExampleSource(reader, 0);
 }
 
 RunConfig ReadRunConfig(const Config& config) {

@@ -186,6 +186,8 @@ void CheckRun(const RunConfig& config);
 // How a supervised stage reads its examples on one rank.
 data::DataLoader::Options LoaderOptions(const RunConfig& config, const StageConfig& stage,
                                         int dp_rank);
+// Lines of prompt and completion, as rejection sampling writes them.
+std::shared_ptr<data::ExampleSource> ReadSamples(const std::string& path);
 RunConfig LoadRunConfig(const std::string& path, const std::vector<std::string>& overrides);
 
 }  // namespace hone::rl

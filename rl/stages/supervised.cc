@@ -32,15 +32,6 @@ class Concatenation : public data::ExampleSource {
   std::vector<std::shared_ptr<data::ExampleSource>> parts_;
 };
 
-std::shared_ptr<data::ExampleSource> ReadStageOutput(const Environment& env,
-                                                     const std::string& name) {
-  std::string path = name.find('/') == std::string::npos ? env.directory.dataset(name) : name;
-  Config config = Config::FromString(
-      json{{"jsonl", path}, {"prompt", "prompt"}, {"completion", "completion"}}.dump(), path);
-  ConfigReader reader(config);
-  return data::MakeExampleSource(reader, env.config.seed);
-}
-
 std::shared_ptr<data::ExampleSource> TrainingSource(const Environment& env,
                                                     const StageConfig& stage) {
   if (stage.samples.empty()) return stage.data;
@@ -52,7 +43,10 @@ std::shared_ptr<data::ExampleSource> TrainingSource(const Environment& env,
                        stage.where, stage.name);
     parts.push_back(stage.data);
   }
-  for (const std::string& name : stage.samples) parts.push_back(ReadStageOutput(env, name));
+  for (const std::string& name : stage.samples) {
+    bool path = name.find('/') != std::string::npos;
+    parts.push_back(ReadSamples(path ? name : env.directory.dataset(name)));
+  }
   return std::make_shared<Concatenation>(std::move(parts));
 }
 
