@@ -27,6 +27,7 @@ using std::chrono::milliseconds;
 constexpr auto kCallDeadline = std::chrono::seconds(20);
 constexpr int64_t kLeaseWaitMs = 1000;
 constexpr auto kLeaseEvery = milliseconds(50);  // while there is work already
+constexpr auto kAfterFailure = milliseconds(200);
 constexpr auto kSubmitEvery = milliseconds(100);
 constexpr size_t kSubmitBytes = 16 << 20;  // of one message, unless a sample alone is larger
 constexpr auto kVerifierPatience =
@@ -249,7 +250,7 @@ class Worker {
     model_->engine().Drain();
     tasks_.clear();
     finished_.Clear();
-    last_submit_ = Clock::now();
+    last_submit_ = next_lease_ = Clock::now();
   }
 
   bool Loop(Session& session, Heartbeats& heartbeats) {
@@ -260,14 +261,14 @@ class Worker {
       }
       bool idle = tasks_.empty() && finished_.finished_size() == 0;
       int64_t room = model_->max_batch() * 2 - static_cast<int64_t>(tasks_.size());
-      if (room > 0 && (idle || Clock::now() - last_lease_ > kLeaseEvery)) {
-        last_lease_ = Clock::now();
+      if (room > 0 && Clock::now() >= next_lease_) {
+        next_lease_ = Clock::now() + (idle ? milliseconds(0) : kLeaseEvery);
         proto::LeaseReply reply = session.TakeLeases(room, idle ? kLeaseWaitMs : 0);
         if (reply.shutdown() && idle) return true;
         for (const proto::Lease& lease : reply.leases()) Accept(session, lease);
-        // A busy coordinator answers at once that there is nothing.
-        if (idle && tasks_.empty()) std::this_thread::sleep_for(milliseconds(10));
       }
+      // A busy coordinator answers at once that there is nothing.
+      if (idle && tasks_.empty()) std::this_thread::sleep_for(milliseconds(10));
       for (GenerateResult& result : model_->engine().Step()) Drawn(std::move(result));
       CollectScores(model_->engine().pending() == 0 && !tasks_.empty());
       SubmitIfDue(session);
@@ -313,7 +314,7 @@ class Worker {
       request.add_returned_leases(lease.lease());
       request.set_error(e.what());
       session.Submit(std::move(request));
-      std::this_thread::sleep_for(milliseconds(200));
+      next_lease_ = Clock::now() + kAfterFailure;
     }
   }
 
@@ -443,7 +444,7 @@ class Worker {
   uint64_t next_task_ = 1;
   proto::SubmitRequest finished_;
   int64_t scored_ = 0;
-  Clock::time_point last_submit_, last_lease_;
+  Clock::time_point last_submit_, next_lease_;
 };
 
 }  // namespace
