@@ -93,9 +93,6 @@ class Supervisor {
                  "--oversubscribe",
                  "--bind-to",
                  "none",
-                 "--mca",
-                 "odls_base_sigkill_timeout",
-                 "60",
                  "-n",
                  std::to_string(config_.mesh.ranks())};
     }

@@ -30,6 +30,7 @@ parallel::PipelineShape ShapeOf(const RunConfig& c, int64_t microbatches) {
 }
 
 void CheckLayout(const RunConfig& c) {
+  c.mesh.Validate(c.mesh.ranks());
   if (c.mesh.ep > 1) {
     Check<ConfigError>(c.model.is_moe(), "[mesh] ep = {} but the model has no experts; set ep: 1",
                        c.mesh.ep);
