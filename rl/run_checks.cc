@@ -6,6 +6,7 @@
 #include "rl/reward/verifier.h"
 #include "rl/run_config.h"
 #include "rl/stages/preference_batch.h"
+#include "runtime/file_system.h"
 
 namespace hone::rl {
 namespace {
@@ -74,6 +75,7 @@ void CheckExamples(const RunConfig& c, const StageConfig& s,
   }
   for (const std::string& name : s.samples) {
     if (name.find('/') == std::string::npos) continue;  // a stage that has yet to write them
+    Check<DataError>(runtime::LocalFileSystem().Exists(name), "samples: there is no file {}", name);
     data::DataLoader loader(ReadSamples(name), tokenizer, options);
   }
   ShapeOf(c, options.packs / options.dp).Validate();

@@ -9,6 +9,7 @@
 #include <sstream>
 
 #include "rl/run_config.h"
+#include "runtime/file_system.h"
 #include "tests/runtime/runtime_test_util.h"
 
 namespace hone::rl {

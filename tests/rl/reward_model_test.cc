@@ -158,10 +158,10 @@ std::vector<nlohmann::json> LinesOf(const RunTrace& trace, const std::string& st
 TEST_F(RewardModelTest, LearnsAPreference) {
   for (bool pairwise : {true, false}) {
     std::string dir = NewDir();
-    ASSERT_TRUE(Train(Stage(pairwise), {}, dir));
+    ASSERT_TRUE(Train(Stage(pairwise), {"stages.score.epochs=8"}, dir));
     auto lines = LinesOf(ReadTrace(dir, {"score"}), "score");
-    ASSERT_EQ(lines.size(), 13u) << "4 epochs of 64, 20 a step, the last one short";
-    EXPECT_EQ(lines.back().at("pairs"), 16);
+    ASSERT_EQ(lines.size(), 26u) << "8 epochs of 64, 20 a step, the last one short";
+    EXPECT_EQ(lines.back().at("pairs"), 12);
     EXPECT_GT(lines[0].at("loss").get<double>(), 0.5);
     EXPECT_LT(lines.back().at("heldout_loss").get<double>(), 0.2);
     EXPECT_GT(lines.back().at("heldout_accuracy").get<double>(), 0.95);
@@ -244,7 +244,7 @@ TEST_F(RewardModelTest, BadConfigsAreNamed) {
       " pairs: {family: general";
   EXPECT_EQ(ReadError(model + "}}\n"), "");
   EXPECT_THAT(ReadError(model + "}, mode: pointwise}\n"), HasSubstr("mode: pointwise"));
-  EXPECT_THAT(ReadError(model + "}, batch: {pack_tokens: 20}}\n"), HasSubstr("pack"));
+  EXPECT_THAT(ReadError(model + "}, batch: {pack_tokens: 40}}\n"), HasSubstr("a pair of"));
   EXPECT_THAT(ReadError(model + "}}\n  - {name: sft, kind: sft, from: score, steps: 1, "
                                 "lr: {peak: 0.1}, data: {family: chain}}\n"),
               HasSubstr("'score' is a reward model"));
