@@ -9,6 +9,7 @@
 #include <csignal>
 #include <cstdlib>
 #include <cstring>
+#include <fstream>
 
 #include "runtime/error.h"
 
@@ -103,5 +104,19 @@ void ChildProcess::Signal(int signal) const {
 }
 
 void ChildProcess::SignalGroup(int signal) const { kill(-pid_, signal); }
+
+std::vector<pid_t> ChildProcess::Children() const {
+  std::vector<pid_t> children;
+  std::ifstream list(fmt::format("/proc/{0}/task/{0}/children", pid_));
+  for (pid_t child; list >> child;) {
+    std::ifstream stat(fmt::format("/proc/{}/stat", child));
+    std::string line;
+    std::getline(stat, line);
+    size_t name_end = line.rfind(')');  // the state follows; a name may hold anything
+    bool alive = name_end != std::string::npos && line.compare(name_end, 3, ") Z") != 0;
+    if (alive) children.push_back(child);
+  }
+  return children;
+}
 
 }  // namespace hone::launcher

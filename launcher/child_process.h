@@ -33,6 +33,8 @@ class ChildProcess {
   int exit_code() const { return exit_code_; }
   void Signal(int signal) const;       // to the process itself
   void SignalGroup(int signal) const;  // to it and its children
+  // Processes that it started and that have not ended; they may be in groups of their own.
+  std::vector<pid_t> Children() const;
 
  private:
   Options options_;

@@ -25,6 +25,7 @@ using Clock = std::chrono::steady_clock;
 constexpr int kLearnerRestarts = 5;
 constexpr int kWorkerRestarts = 20;                        // each
 constexpr auto kStopPatience = std::chrono::seconds(120);  // for a checkpoint after a signal
+constexpr auto kRankPatience = std::chrono::seconds(5);    // for the others when a rank ended
 constexpr int kStoppedEarly = 75, kBadConfig = 2;
 
 struct RunOptions {
@@ -56,6 +57,7 @@ class Supervisor {
         std::cerr << "hone: the learner did not stop in time and is killed\n";
         learner_->SignalGroup(SIGKILL);
       }
+      WatchRanks();
       if (learner_->Ended()) {
         int code = learner_->exit_code();
         learner_->Drain();
@@ -108,8 +110,28 @@ class Supervisor {
       command.push_back("--until");
       command.push_back(options_.until);
     }
+    all_ranks_seen_ = false;
+    rank_lost_at_ = Clock::time_point::max();
     learner_ = std::make_unique<ChildProcess>(ChildProcess::Options{
         command, Environment(), options_.run_dir + "/logs/learner.log", true});
+  }
+
+  // When a rank dies the others may wait for it in a collective, deaf to mpirun's SIGTERM. They are
+  // given a moment to end, and then are ended, so that the run goes on.
+  void WatchRanks() {
+    size_t ranks = static_cast<size_t>(config_.mesh.ranks());
+    if (ranks == 1) return;
+    std::vector<pid_t> children = learner_->Children();
+    if (children.size() >= ranks) {
+      all_ranks_seen_ = true;
+      rank_lost_at_ = Clock::time_point::max();
+    } else if (all_ranks_seen_) {
+      rank_lost_at_ = std::min(rank_lost_at_, Clock::now());
+    }
+    if (rank_lost_at_ == Clock::time_point::max()) return;
+    if (Clock::now() - rank_lost_at_ < kRankPatience) return;
+    for (pid_t child : children) kill(child, SIGKILL);
+    learner_->SignalGroup(SIGKILL);
   }
 
   bool RestartLearner(int code) {
@@ -190,6 +212,8 @@ class Supervisor {
   const rl::RunConfig& config_;
   std::unique_ptr<ChildProcess> learner_;
   std::vector<Worker> workers_;
+  bool all_ranks_seen_ = false;
+  Clock::time_point rank_lost_at_ = Clock::time_point::max();
   int restarts_ = 0;
 };
 
