@@ -48,13 +48,17 @@ void PackTransposed(const T* from, int64_t stride, int64_t rows, int64_t kc, Acc
   for (int64_t k = 0; k < kc; k += kW) {
     int64_t count = std::min(kW, kc - k);
     typename S::Vector square[kW];
-    if (rows == kW && count == kW) {
+    bool whole = rows == kW && count == kW;
+    if constexpr (std::is_same_v<T, A>) {
+      if (whole) LoadTransposed<A>(from + k, stride, square);
+    } else if (whole) {
       Unroll<kW>([&](auto r) { square[r] = LoadVector(from + r * stride + k); });
-    } else {
-      for (int64_t r = 0; r < rows; ++r) LoadRow(from + r * stride + k, edge + r * kW, count);
-      Unroll<kW>([&](auto r) { square[r] = S::Load(edge + r * kW); });
+      Transpose<A>(square);
     }
-    Transpose<A>(square);
+    if (!whole) {
+      for (int64_t r = 0; r < rows; ++r) LoadRow(from + r * stride + k, edge + r * kW, count);
+      LoadTransposed<A>(edge, kW, square);
+    }
     if (count == kW) {
       Unroll<kW>([&](auto j) { S::Store(to + (k + j) * kP, square[j]); });
     } else {

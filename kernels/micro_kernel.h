@@ -16,7 +16,9 @@ template <class A>
 inline constexpr int64_t kTileCols = 2 * Simd<A>::kWidth;
 
 // c[R, W vectors] (+)= a · b over kc steps of k. Row r of a lies kPackedStride after row r − 1; or
-// a is [kc][kTileRows] when kByColumns. Step k of b is `b_step` elements after step k − 1.
+// a is [kc][kTileRows] when kByColumns. Step k of b is `b_step` elements after step k − 1. The tile
+// below, which comes next, is fetched meanwhile: its rows are too far apart for the processor to
+// foresee.
 template <class A, int R, int W, bool kByColumns>
 void MicroKernel(int64_t kc, const A* a, const A* b, int64_t b_step, A* c, int64_t c_stride,
                  bool load) {
@@ -27,6 +29,12 @@ void MicroKernel(int64_t kc, const A* a, const A* b, int64_t b_step, A* c, int64
     Unroll<W>(
         [&](auto w) { sum[r][w] = load ? S::Load(c + r * c_stride + w * S::kWidth) : S::Zero(); });
   });
+  if constexpr (R == kTileRows) {
+    Unroll<R>([&](auto r) {
+      Unroll<W>(
+          [&](auto w) { __builtin_prefetch(c + (kTileRows + r) * c_stride + w * S::kWidth, 1); });
+    });
+  }
   for (int64_t k = 0; k < kc; ++k, a += kStep, b += b_step) {
     typename S::Vector row[W];
     Unroll<W>([&](auto w) { row[w] = S::Load(b + w * S::kWidth); });

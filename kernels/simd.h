@@ -4,6 +4,7 @@
 // the width changes speed and no bit.
 #pragma once
 
+#include <cstdint>
 #include <utility>
 
 #if defined(__AVX512F__) || (defined(__AVX2__) && defined(__FMA__))
@@ -134,5 +135,55 @@ inline __attribute__((always_inline)) void Transpose(typename Simd<A>::Vector* r
     }
   }
 }
+
+// column[j] lane r = from[r · stride + j], of a square of kWidth × kWidth in memory.
+template <class A>
+inline __attribute__((always_inline)) void LoadTransposed(const A* from, int64_t stride,
+                                                          typename Simd<A>::Vector* column) {
+  constexpr int kWidth = Simd<A>::kWidth;
+  Unroll<kWidth>([&](auto r) { column[r] = Simd<A>::Load(from + r * stride); });
+  Transpose<A>(column);
+}
+#if defined(__AVX512F__)
+// Half the work is done by loads: vector b of row i takes elements [4b, 4b + 4) of rows i, i + 4,
+// i + 8, i + 12 into its four parts, inside which four such vectors are then transposed.
+template <>
+inline __attribute__((always_inline)) void LoadTransposed<float>(const float* from, int64_t stride,
+                                                                 __m512* column) {
+  Unroll<4>([&](auto b) {
+    __m512 part[4];
+    Unroll<4>([&](auto i) {
+      const float* at = from + i * stride + 4 * b;
+      __m512 v = _mm512_castps128_ps512(_mm_loadu_ps(at));
+      v = _mm512_insertf32x4(v, _mm_loadu_ps(at + 4 * stride), 1);
+      v = _mm512_insertf32x4(v, _mm_loadu_ps(at + 8 * stride), 2);
+      part[i] = _mm512_insertf32x4(v, _mm_loadu_ps(at + 12 * stride), 3);
+    });
+    // Of each part: the first two elements of x and y in turn, the last two, both halves.
+    auto low = [](__m512 x, __m512 y) {
+      return __builtin_shufflevector(x, y, 0, 16, 1, 17, 4, 20, 5, 21, 8, 24, 9, 25, 12, 28, 13,
+                                     29);
+    };
+    auto high = [](__m512 x, __m512 y) {
+      return __builtin_shufflevector(x, y, 2, 18, 3, 19, 6, 22, 7, 23, 10, 26, 11, 27, 14, 30, 15,
+                                     31);
+    };
+    auto first = [](__m512 x, __m512 y) {
+      return __builtin_shufflevector(x, y, 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28,
+                                     29);
+    };
+    auto second = [](__m512 x, __m512 y) {
+      return __builtin_shufflevector(x, y, 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30,
+                                     31);
+    };
+    __m512 low01 = low(part[0], part[1]), low23 = low(part[2], part[3]);
+    __m512 high01 = high(part[0], part[1]), high23 = high(part[2], part[3]);
+    column[4 * b] = first(low01, low23);
+    column[4 * b + 1] = second(low01, low23);
+    column[4 * b + 2] = first(high01, high23);
+    column[4 * b + 3] = second(high01, high23);
+  });
+}
+#endif
 
 }  // namespace hone::kernels
