@@ -24,7 +24,8 @@ void AdamWConfig::Read(ConfigReader& reader) {
   reader.Optional("eps", &eps);
   reader.Optional("weight_decay", &weight_decay);
   reader.Optional("clip", &clip);
-  moments = reader.OneOf("moments", {"f32", "bf16"}, 0) == 0 ? DType::kF32 : DType::kBF16;
+  const int otherwise = moments == DType::kF32 ? 0 : 1;
+  moments = reader.OneOf("moments", {"f32", "bf16"}, otherwise) == 0 ? DType::kF32 : DType::kBF16;
 }
 
 struct ShardedOptimizer::Impl {

@@ -21,14 +21,29 @@ class Concatenation : public data::ExampleSource {
     return n;
   }
   data::Example At(int64_t index) const override {
-    for (auto& part : parts_) {
-      if (index < part->size()) return part->At(index);
-      index -= part->size();
-    }
-    throw DataError(fmt::format("[data] no example {} past the end", index));
+    const data::ExampleSource& part = Find(&index);
+    return part.At(index);
+  }
+  std::string Where(int64_t index) const override {
+    const data::ExampleSource& part = Find(&index);
+    return part.Where(index);
+  }
+  std::vector<const data::ExampleSource*> Parts() const override {
+    std::vector<const data::ExampleSource*> parts;
+    for (auto& part : parts_) parts.push_back(part.get());
+    return parts;
   }
 
  private:
+  // The part that holds example `index`, which becomes its index there.
+  const data::ExampleSource& Find(int64_t* index) const {
+    for (auto& part : parts_) {
+      if (*index < part->size()) return *part;
+      *index -= part->size();
+    }
+    throw DataError("[data] no example past the end");
+  }
+
   std::vector<std::shared_ptr<data::ExampleSource>> parts_;
 };
 

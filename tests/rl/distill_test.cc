@@ -51,6 +51,22 @@ TEST(Distill, LearnsWhatTheFileSays) {
   EXPECT_LT(heldout.back(), 1.0);
 }
 
+TEST(Distill, AnExampleTooLongIsNamedByFileAndLine) {
+  runtime::TemporaryFolder folder;
+  const std::string samples = folder / "samples.jsonl";
+  WriteQuestions(samples);
+  std::string text = runtime::LocalFileSystem().ReadAll(samples);
+  text += R"({"prompt": "p", "completion": ")" + std::string(200, 'x') + "\"}\n";
+  runtime::LocalFileSystem().WriteAtomically(samples, text);
+  const std::string yaml = Student(samples) + ", data: {family: chain, text: answer, count: 3}}\n";
+  try {
+    Train(yaml, {}, folder / "run");
+    ADD_FAILURE() << "it was trained on";
+  } catch (const Error& e) {
+    EXPECT_THAT(e.what(), testing::HasSubstr("samples.jsonl:41"));
+  }
+}
+
 TEST(Distill, AMissingFileIsFoundBeforeTraining) {
   try {
     const std::string yaml = Student("/nowhere/samples.jsonl") + "}\n";

@@ -168,6 +168,23 @@ TEST_F(RewardModelTest, LearnsAPreference) {
   }
 }
 
+TEST_F(RewardModelTest, StartsFromThePolicyWithAFreshHead) {
+  std::string dir = NewDir();
+  ASSERT_TRUE(Train(Stage(true), {"stages.score.steps=1", "stages.score.lr.peak=1e-30"}, dir));
+  RunTrace trace = ReadTrace(dir, {"base", "score"});
+  int64_t shared = 0;
+  for (const auto& [name, values] : trace.tensors) {
+    if (!name.starts_with("base/model/")) continue;
+    EXPECT_EQ(trace.tensors.at("score" + name.substr(4)), values) << name;
+    ++shared;
+  }
+  EXPECT_GT(shared, 10);
+  EXPECT_EQ(trace.tensors.count("base/model/value_head.weight"), 0u);
+  double sum = 0;
+  for (double w : trace.tensors.at("score/model/value_head.weight")) sum += std::abs(w);
+  EXPECT_GT(sum, 0);
+}
+
 TEST_F(RewardModelTest, LayoutsAgreeAndAStoppedRunGoesOnToTheBit) {
   std::vector<std::string> f64 = {"train.dtype=f64"};
   std::string dir = NewDir();
