@@ -18,6 +18,7 @@ int StatusCommand(const Arguments& args);
 int GenerateCommand(const Arguments& args);
 int ImportCommand(const Arguments& args);
 int ExportCommand(const Arguments& args);
+int ServeCommand(const Arguments& args);
 int BenchCommand(const Arguments& args);
 
 }  // namespace hone::launcher

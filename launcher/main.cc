@@ -30,6 +30,7 @@ const std::vector<Command>& Commands() {
        hone::launcher::CheckCommand},
       {"status", "the stage pipeline in the terminal", hone::launcher::StatusCommand},
       {"generate", "one completion of one prompt", hone::launcher::GenerateCommand},
+      {"serve", "an OpenAI-compatible endpoint", hone::launcher::ServeCommand},
       {"import", "a Hugging Face folder as a checkpoint", hone::launcher::ImportCommand},
       {"export", "a checkpoint as a Hugging Face folder", hone::launcher::ExportCommand},
       {"checkpoint", "ls, show or verify checkpoints", hone::launcher::CheckpointCommand},

@@ -204,6 +204,18 @@ Tensor SafetensorsReader::Get(const std::string& name) const {
   return Tensor(copy->data(), entry.shape, entry.dtype, Device::Cpu(), copy);
 }
 
+void SafetensorsReader::Release(const std::string& name) const {
+  const auto it = impl_->places.find(name);
+  Check<CheckpointError>(it != impl_->places.end(), "[safetensors] no tensor '{}'", name);
+  const Impl::Place& place = it->second;
+  const SafetensorsEntry& entry = impl_->entries[place.entry];
+  const auto page = static_cast<uint64_t>(::sysconf(_SC_PAGESIZE));
+  const uint64_t begin = place.begin / page * page;
+  const uint64_t end = place.begin + static_cast<uint64_t>(runtime::NumElements(entry.shape) *
+                                                           runtime::DTypeSize(entry.dtype));
+  ::madvise(place.file->data() + begin, end - begin, MADV_DONTNEED);  // advice: it may be ignored
+}
+
 void WriteSafetensors(const std::string& path, const std::vector<SafetensorsSource>& sources) {
   ordered_json header = {{"__metadata__", {{"format", "pt"}}}};
   int64_t size = 0;

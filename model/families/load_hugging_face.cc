@@ -19,10 +19,11 @@ std::string Some(const std::vector<std::string>& names) {
   return names.size() > kShown ? fmt::format("{} and {} more", text, names.size() - kShown) : text;
 }
 
-// Every tensor of the folder belongs to the model, with its shape; and every one of the model is
-// there. Missing MTP tensors are told apart: many checkpoints come without them.
+// Every tensor of the folder but those that begin with `ignored` belongs to the model, with its
+// shape; and every one of the model is there. Missing MTP tensors are told apart: many checkpoints
+// come without them.
 void CheckComplete(const std::string& folder, const ModelConfig& config,
-                   const SafetensorsReader& reader) {
+                   const SafetensorsReader& reader, const std::string& ignored = "") {
   std::map<std::string, TensorInfo> expected;
   std::set<std::string> missing;
   for (const TensorInfo& tensor : TensorTable(config)) {
@@ -34,7 +35,7 @@ void CheckComplete(const std::string& folder, const ModelConfig& config,
   std::vector<std::string> unexpected;
   for (const SafetensorsEntry& entry : reader.entries()) {
     const std::optional<TensorPlace> place = PlaceOf(config, entry.name);
-    if (!place) continue;
+    if (!place || (!ignored.empty() && entry.name.starts_with(ignored))) continue;
     const auto it = expected.find(place->name);
     const bool known = it != expected.end() && (place->expert >= 0) == it->second.experts &&
                        (place->expert < 0 || place->expert < it->second.shape[0]);
@@ -61,6 +62,26 @@ void CheckComplete(const std::string& folder, const ModelConfig& config,
 }
 
 }  // namespace
+
+std::vector<NamedSlab> HuggingFaceSlabs(const std::string& folder, const ModelConfig& config,
+                                        const SafetensorsReader& reader, bool without_mtp) {
+  const std::string mtp = fmt::format("model.layers.{}.", config.num_hidden_layers);
+  CheckComplete(folder, config, reader, without_mtp ? mtp : "");
+  std::vector<NamedSlab> slabs;
+  for (const TensorInfo& info : TensorTable(config)) {
+    if (info.name == kValueHeadName) continue;
+    const std::vector<std::string> names = HuggingFaceNames(info);
+    for (size_t i = 0; i < names.size(); ++i) {
+      Slab slab = Slab::Whole(info.name, info.shape);
+      if (info.experts) {
+        slab.offset[0] = static_cast<int64_t>(i);
+        slab.extent[0] = 1;
+      }
+      slabs.push_back({names[i], {slab, reader.Get(names[i]).Reshape(slab.extent)}});
+    }
+  }
+  return slabs;
+}
 
 void LoadHuggingFace(const std::string& folder, TransformerStage& stage) {
   const SafetensorsReader reader(folder);

@@ -1,5 +1,4 @@
 #include <map>
-#include <memory>
 #include <nlohmann/json.hpp>
 
 #include "model/families/tensor_table.h"
@@ -10,21 +9,25 @@ namespace hone::model {
 namespace {
 
 // Puts whole tensors together from slabs, and keeps the latest: experts are asked for one by one.
-class Assembler {
+class Assembler : public TensorProvider {
  public:
   explicit Assembler(const SlabIndex& state) {
     for (const SlabTensor& s : state) by_name_[s.slab.name].push_back(s);
   }
 
-  DType DTypeOf(const std::string& name) const { return PartsOf(name).front().tensor.dtype(); }
-  const Tensor& Whole(const TensorInfo& info) {
+  DType DTypeOf(const std::string& name) const override {
+    return PartsOf(name).front().tensor.dtype();
+  }
+  Tensor Get(const TensorInfo& info, int64_t expert) override {
     if (name_ != info.name) {
       name_ = info.name;
       Context host;
       whole_ = host.Empty(info.shape, DTypeOf(info.name), MemoryCategory::kOther);
       runtime::CopySlabs(PartsOf(info.name), {{Slab::Whole(info.name, info.shape), whole_}});
     }
-    return whole_;
+    if (expert < 0) return whole_;
+    const Shape one(info.shape.begin() + 1, info.shape.end());
+    return whole_.Slice(expert, expert + 1).Reshape(one);
   }
 
  private:
@@ -40,8 +43,7 @@ class Assembler {
   Tensor whole_;
 };
 
-std::vector<SafetensorsSource> Sources(const ModelConfig& config,
-                                       const std::shared_ptr<Assembler>& assembler) {
+std::vector<SafetensorsSource> Sources(const ModelConfig& config, TensorProvider& tensors) {
   std::vector<SafetensorsSource> sources;
   const std::string mtp = fmt::format("model.layers.{}.", config.num_hidden_layers);
   for (const TensorInfo& info : TensorTable(config)) {
@@ -56,11 +58,9 @@ std::vector<SafetensorsSource> Sources(const ModelConfig& config,
     }
     const Shape shape = info.experts ? Shape(info.shape.begin() + 1, info.shape.end()) : info.shape;
     for (size_t i = 0; i < names.size(); ++i) {
-      const auto part = static_cast<int64_t>(i);
-      sources.push_back({names[i], assembler->DTypeOf(info.name), shape, [=] {
-                           const Tensor& whole = assembler->Whole(info);
-                           return info.experts ? whole.Slice(part, part + 1).Reshape(shape) : whole;
-                         }});
+      const int64_t expert = info.experts ? static_cast<int64_t>(i) : -1;
+      sources.push_back({names[i], tensors.DTypeOf(info.name), shape,
+                         [=, &tensors] { return tensors.Get(info, expert); }});
     }
   }
   return sources;
@@ -74,11 +74,16 @@ int64_t Bytes(const SafetensorsSource& s) {
 
 void SaveHuggingFace(const std::string& folder, const ModelConfig& config, const SlabIndex& state,
                      int64_t shard_bytes) {
-  const auto assembler = std::make_shared<Assembler>(state);
-  const std::string config_json = config.ToHuggingFaceJson(assembler->DTypeOf(kEmbeddingName));
+  Assembler assembler(state);
+  SaveHuggingFace(folder, config, assembler, shard_bytes);
+}
+
+void SaveHuggingFace(const std::string& folder, const ModelConfig& config, TensorProvider& tensors,
+                     int64_t shard_bytes) {
+  const std::string config_json = config.ToHuggingFaceJson(tensors.DTypeOf(kEmbeddingName));
   std::vector<std::vector<SafetensorsSource>> shards(1);
   int64_t total = 0, in_shard = 0;
-  for (SafetensorsSource& source : Sources(config, assembler)) {
+  for (SafetensorsSource& source : Sources(config, tensors)) {
     const int64_t bytes = Bytes(source);
     if (!shards.back().empty() && in_shard + bytes > shard_bytes) {
       shards.emplace_back();

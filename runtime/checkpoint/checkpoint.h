@@ -39,6 +39,9 @@ class CheckpointWriter {
   struct Options {
     bool asynchronous = true;
     int compression = 0;  // deflate level; 0: contiguous datasets at the disk's speed
+    // Called after each slab that this rank has written, on the writing thread: a synchronous save
+    // reads where the tensors lie, and is done with this one.
+    std::function<void(const Slab&)> on_written = nullptr;
   };
   CheckpointWriter(FileSystem& fs, std::shared_ptr<Rendezvous> ranks, Options options);
   ~CheckpointWriter();

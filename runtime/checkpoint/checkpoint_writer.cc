@@ -158,6 +158,7 @@ SlabTable CheckpointWriter::Impl::WriteShard(const Job& job) {
       info.digest = DigestOf(piece.data, info.bytes);
       info.position = file->WriteDataset(info.dataset, info.dtype, piece.slab.extent, piece.data,
                                          options.compression);
+      if (options.on_written) options.on_written(piece.slab);
       table.slabs.push_back(std::move(info));
     } else if (NumElements(piece.slab.global_shape) == 0) {
       table.slabs.push_back(std::move(info));

@@ -1,0 +1,354 @@
+// `hone serve` through real HTTP on loopback, in front of a small model with random weights.
+#include <gmock/gmock.h>
+#include <httplib.h>
+
+#include <atomic>
+#include <nlohmann/json.hpp>
+#include <thread>
+
+#include "launcher/serve/api_server.h"
+
+namespace hone::launcher {
+namespace {
+
+using nlohmann::json;
+using ::testing::HasSubstr;
+using namespace std::chrono_literals;
+
+constexpr int64_t kContext = 256;
+
+rl::LoadedModel TinyModel() {
+  rl::LoadedModel m;
+  model::ModelConfig& c = m.files.config;
+  c.hidden_size = 16;
+  c.intermediate_size = 24;
+  c.num_hidden_layers = 2;
+  c.num_attention_heads = 2;
+  c.num_key_value_heads = 1;
+  c.vocab_size = 263;
+  c.max_position_embeddings = kContext;
+  c.FillDerived();
+  c.Validate("tiny");
+  m.ctx = std::make_unique<Context>();
+  m.tokenizer = data::MakeByteTokenizer();
+  m.chat_template = data::ChatTemplate::Named("chatml");
+  m.stop_ids = {m.tokenizer->eos_id()};
+  model::StageOptions stage;
+  stage.end_layer = c.num_hidden_layers;
+  stage.with_gradients = false;
+  m.stage = std::make_unique<model::TransformerStage>(*m.ctx, c, stage);
+  m.stage->Initialize(7);
+  return m;
+}
+
+class ServeTest : public ::testing::Test {
+ protected:
+  void SetUp() override { Start(ServeOptions{}); }
+  void TearDown() override { Finish(); }
+
+  void Start(ServeOptions options) {
+    Finish();
+    model_ = TinyModel();
+    options.port = 0;
+    options.model_name = "tiny";
+    options.limits.context = kContext;
+    options.engine.max_tokens = kContext;
+    options.engine.max_batch = 32;
+    server_ = std::make_unique<ApiServer>(model_, options);
+    thread_ = std::thread([this] { server_->Run(); });
+  }
+  void Finish() {
+    if (!server_) return;
+    server_->Stop();
+    thread_.join();
+    server_.reset();
+  }
+  httplib::Client Client() const {
+    httplib::Client client("127.0.0.1", server_->port());
+    client.set_read_timeout(60);
+    return client;
+  }
+  // Status and body.
+  std::pair<int, json> Post(const std::string& path, const json& body) const {
+    auto result = Client().Post(path, body.dump(), "application/json");
+    if (!result) return {0, httplib::to_string(result.error())};
+    return {result->status, json::parse(result->body, nullptr, false)};
+  }
+  // The objects of a stream; the last line must be [DONE].
+  std::vector<json> Stream(const std::string& path, json body) const {
+    body["stream"] = true;
+    auto result = Client().Post(path, body.dump(), "application/json");
+    EXPECT_TRUE(result);
+    if (!result) return {};
+    EXPECT_EQ(result->get_header_value("Content-Type"), "text/event-stream");
+    std::vector<json> events;
+    std::istringstream lines(result->body);
+    std::string line, last;
+    while (std::getline(lines, line)) {
+      if (!line.starts_with("data: ")) continue;
+      last = line.substr(6);
+      if (last != "[DONE]") events.push_back(json::parse(last));
+    }
+    EXPECT_EQ(last, "[DONE]");
+    return events;
+  }
+  static std::string TextOf(const json& response) { return response["choices"][0]["text"]; }
+
+  rl::LoadedModel model_;
+  std::unique_ptr<ApiServer> server_;
+  std::thread thread_;
+};
+
+// What the engine gives when it is asked alone, as the endpoint should spell it.
+std::string Expected(const std::string& prompt, int64_t tokens, uint64_t seed, double temperature) {
+  rl::LoadedModel m = TinyModel();
+  rl::EngineConfig config;
+  config.max_tokens = kContext;
+  rl::InferenceEngine engine(*m.ctx, *m.stage, config);
+  rl::GenerateRequest request;
+  request.prompt = m.tokenizer->Encode(prompt);
+  request.max_new_tokens = tokens;
+  request.sampling.temperature = temperature;
+  request.stop_ids = m.stop_ids;
+  request.stream = RandomStream{seed, 0};
+  engine.Add(request);
+  std::vector<rl::GenerateResult> done;
+  while (done.empty()) done = engine.Step();
+  data::IncrementalDecoder decoder(*m.tokenizer);
+  std::string text;
+  for (int32_t token : done[0].tokens) {
+    if (token != m.tokenizer->eos_id()) text += decoder.Push(token);
+  }
+  return text + decoder.Flush();
+}
+
+TEST_F(ServeTest, ListsItsModel) {
+  auto result = Client().Get("/v1/models");
+  ASSERT_TRUE(result);
+  EXPECT_EQ(json::parse(result->body)["data"][0]["id"], "tiny");
+}
+
+TEST_F(ServeTest, CompletesAsTheEngineAlone) {
+  auto [status, body] = Post("/v1/completions", {{"prompt", "Once upon"},
+                                                 {"max_tokens", 40},
+                                                 {"temperature", 0.8},
+                                                 {"seed", 11},
+                                                 {"logprobs", 1}});
+  ASSERT_EQ(status, 200) << body;
+  EXPECT_EQ(TextOf(body), Expected("Once upon", 40, 11, 0.8));
+  const int64_t drawn = body["usage"]["completion_tokens"];
+  EXPECT_EQ(body["usage"]["prompt_tokens"], 9);
+  EXPECT_EQ(body["usage"]["total_tokens"], 9 + drawn);
+  const json& logprobs = body["choices"][0]["logprobs"];
+  ASSERT_EQ(static_cast<int64_t>(logprobs["token_logprobs"].size()), drawn);
+  for (double logp : logprobs["token_logprobs"]) EXPECT_LT(logp, 0);
+}
+
+TEST_F(ServeTest, AStreamSaysTheSame) {
+  const json request = {{"prompt", "abc"},
+                        {"max_tokens", 30},
+                        {"seed", 5},
+                        {"stream_options", {{"include_usage", true}}}};
+  auto [status, whole] = Post("/v1/completions", request);
+  ASSERT_EQ(status, 200);
+  std::string text, finish;
+  json usage;
+  for (const json& event : Stream("/v1/completions", request)) {
+    if (event.contains("usage")) usage = event["usage"];
+    for (const json& choice : event["choices"]) {
+      text += choice["text"];
+      if (choice["finish_reason"].is_string()) finish = choice["finish_reason"];
+    }
+  }
+  EXPECT_EQ(text, TextOf(whole));
+  EXPECT_EQ(finish, whole["choices"][0]["finish_reason"]);
+  EXPECT_EQ(usage, whole["usage"]);
+}
+
+TEST_F(ServeTest, ChatRendersTheTemplate) {
+  const json messages = {{{"role", "user"}, {"content", "Hi"}}};
+  auto [status, body] =
+      Post("/v1/chat/completions",
+           {{"messages", messages}, {"max_tokens", 12}, {"seed", 3}, {"logprobs", true}});
+  ASSERT_EQ(status, 200) << body;
+  const std::string prompt =
+      model_.chat_template->Text({{"user", "Hi", ""}}, {.add_generation_prompt = true});
+  EXPECT_EQ(body["choices"][0]["message"]["content"], Expected(prompt, 12, 3, 1.0));
+  EXPECT_EQ(body["choices"][0]["message"]["role"], "assistant");
+  EXPECT_EQ(body["choices"][0]["logprobs"]["content"].size(),
+            body["usage"]["completion_tokens"].get<size_t>());
+  std::string streamed;
+  for (const json& event :
+       Stream("/v1/chat/completions", {{"messages", messages}, {"max_tokens", 12}, {"seed", 3}})) {
+    streamed += event["choices"][0]["delta"].value("content", "");
+  }
+  EXPECT_EQ(streamed, body["choices"][0]["message"]["content"]);
+}
+
+TEST_F(ServeTest, ChoicesDifferAndRepeatWithTheirSeed) {
+  const json request = {{"prompt", "x"}, {"max_tokens", 20}, {"n", 4}, {"seed", 9}};
+  auto [status, body] = Post("/v1/completions", request);
+  ASSERT_EQ(status, 200);
+  ASSERT_EQ(body["choices"].size(), 4u);
+  EXPECT_NE(body["choices"][0]["text"], body["choices"][1]["text"]);
+  EXPECT_EQ(Post("/v1/completions", request).second["choices"], body["choices"]);
+}
+
+TEST_F(ServeTest, NothingOfAStopStringIsShown) {
+  const json request = {{"prompt", "stop"}, {"max_tokens", 60}, {"seed", 21}};
+  const std::string full = TextOf(Post("/v1/completions", request).second);
+  // A stretch of plain characters from the middle of the text.
+  size_t at = full.size() / 3;
+  while (at + 2 < full.size() && ((full[at] | full[at + 1]) & 0x80)) ++at;
+  ASSERT_LT(at + 2, full.size());
+  const std::string word = full.substr(at, 2);
+  json stopped = request;
+  stopped["stop"] = {word, "never said"};
+  const std::string expected = full.substr(0, full.find(word));
+  auto [status, body] = Post("/v1/completions", stopped);
+  EXPECT_EQ(TextOf(body), expected);
+  EXPECT_EQ(body["choices"][0]["finish_reason"], "stop");
+  std::string streamed;
+  for (const json& event : Stream("/v1/completions", stopped)) {
+    streamed += event["choices"][0]["text"];
+  }
+  EXPECT_EQ(streamed, expected);
+}
+
+TEST_F(ServeTest, SixtyFourAtOnceAndNoneLost) {
+  std::vector<std::string> texts(64);
+  std::vector<int> status(64);
+  std::vector<std::thread> clients;
+  for (size_t i = 0; i < texts.size(); ++i) {
+    clients.emplace_back([&, i] {
+      const std::string prompt = "request " + std::to_string(i % 8);
+      auto [code, body] =
+          Post("/v1/completions", {{"prompt", prompt}, {"max_tokens", 24}, {"seed", i % 8}});
+      EXPECT_EQ(code, 200) << body;
+      status[i] = code;
+      if (code == 200) texts[i] = TextOf(body);
+    });
+  }
+  for (std::thread& client : clients) client.join();
+  for (size_t i = 0; i < texts.size(); ++i) {
+    ASSERT_EQ(status[i], 200) << i;
+    EXPECT_EQ(texts[i], texts[i % 8]) << i;
+  }
+  EXPECT_EQ(texts[3], Expected("request 3", 24, 3, 1.0));
+  EXPECT_EQ(server_->under_way(), 0);
+}
+
+TEST_F(ServeTest, AVanishedClientLeavesTheEngine) {
+  ServeOptions options;
+  options.engine.prefill_chunk = 1;  // so that prompts take a while
+  Start(options);
+  for (const bool stream : {false, true}) {
+    std::thread client([&] {
+      httplib::Client impatient("127.0.0.1", server_->port());
+      impatient.set_read_timeout(std::chrono::milliseconds(50));
+      impatient.Post("/v1/completions",
+                     json{{"prompt", std::string(100, 'p')},
+                          {"max_tokens", 150},
+                          {"n", 16},
+                          {"stream", stream},
+                          {"temperature", 0}}
+                         .dump(),
+                     "application/json");
+    });
+    client.join();
+    const auto deadline = std::chrono::steady_clock::now() + 20s;
+    while (server_->under_way() > 0 && std::chrono::steady_clock::now() < deadline) {
+      std::this_thread::sleep_for(10ms);
+    }
+    EXPECT_EQ(server_->under_way(), 0);
+  }
+  EXPECT_EQ(Post("/v1/completions", {{"prompt", "still here"}, {"max_tokens", 2}}).first, 200);
+}
+
+TEST_F(ServeTest, WhatIsWrongIsSaid) {
+  auto refused = [&](const json& body, const std::string& parameter) {
+    auto [status, answer] = Post("/v1/completions", body);
+    EXPECT_EQ(status, 400) << body;
+    ASSERT_TRUE(answer.contains("error")) << answer;
+    EXPECT_EQ(answer["error"]["param"], parameter) << answer;
+    EXPECT_EQ(answer["error"]["type"], "invalid_request_error");
+  };
+  refused({{"max_tokens", 3}}, "prompt");
+  refused({{"prompt", "x"}, {"max_tokens", 0}}, "max_tokens");
+  refused({{"prompt", "x"}, {"temperature", "hot"}}, "temperature");
+  refused({{"prompt", std::string(kContext, 'x')}}, "prompt");
+  refused({{"prompt", {1, 2, 263}}}, "prompt");
+  refused({{"prompt", "x"}, {"n", 17}}, "n");
+  refused({{"prompt", "x"}, {"frequency_penalty", 0.5}}, "frequency_penalty");
+  auto result = Client().Post("/v1/completions", "{not json", "application/json");
+  ASSERT_TRUE(result);
+  EXPECT_EQ(result->status, 400);
+  result = Client().Get("/v1/unknown");
+  ASSERT_TRUE(result);
+  EXPECT_EQ(result->status, 404);
+  EXPECT_THAT(result->body, HasSubstr("no such endpoint"));
+  EXPECT_EQ(
+      Post("/v1/chat/completions", {{"messages", {{{"role", "nobody"}, {"content", "x"}}}}}).first,
+      400);
+}
+
+TEST_F(ServeTest, LimitsHold) {
+  ServeOptions options;
+  options.max_waiting = 2;
+  options.max_body = 1000;
+  options.timeout_seconds = 0;
+  Start(options);
+  EXPECT_EQ(Post("/v1/completions", {{"prompt", "x"}, {"n", 3}}).first, 429);
+  EXPECT_EQ(Post("/v1/completions", {{"prompt", std::string(2000, 'x')}}).first, 413);
+  // Its time is over at once: it ends with what it has.
+  auto [status, body] = Post("/v1/completions", {{"prompt", "x"}, {"max_tokens", 200}});
+  EXPECT_EQ(status, 200);
+  EXPECT_EQ(body["choices"][0]["finish_reason"], "length");
+  EXPECT_LT(body["usage"]["completion_tokens"], 200);
+}
+
+TEST_F(ServeTest, AsksForItsKey) {
+  ServeOptions options;
+  options.api_key = "secret";
+  Start(options);
+  EXPECT_EQ(Post("/v1/completions", {{"prompt", "x"}, {"max_tokens", 1}}).first, 401);
+  httplib::Client client = Client();
+  client.set_bearer_token_auth("secre");
+  EXPECT_EQ(client.Get("/v1/models")->status, 401);
+  client.set_bearer_token_auth("secret");
+  EXPECT_EQ(client.Get("/v1/models")->status, 200);
+}
+
+// ---- Text ---------------------------------------------------------------------------------------
+
+SplitText PushAll(ThinkSplitter splitter, const std::string& text, size_t step) {
+  SplitText all;
+  auto add = [&](const SplitText& part) {
+    all.reasoning += part.reasoning;
+    all.content += part.content;
+  };
+  for (size_t at = 0; at < text.size(); at += step) add(splitter.Push(text.substr(at, step)));
+  add(splitter.Flush());
+  return all;
+}
+
+TEST(ThinkSplitter, CutsAtTheTagHoweverTextArrives) {
+  for (size_t step : {1, 2, 3, 5, 100}) {
+    SplitText a = PushAll({true, false}, "\n<think>\nHm\n\n2 < 3.\n</think>\n\nThree.\n", step);
+    EXPECT_EQ(a.reasoning, "Hm\n\n2 < 3.");
+    EXPECT_EQ(a.content, "Three.\n");
+    SplitText b = PushAll({true, true}, "Hm.</think>Yes", step);
+    EXPECT_EQ(b.reasoning, "Hm.");
+    EXPECT_EQ(b.content, "Yes");
+    SplitText c = PushAll({true, false}, " <thin ice>", step);
+    EXPECT_EQ(c.reasoning, "");
+    EXPECT_EQ(c.content, " <thin ice>");
+    SplitText d = PushAll({true, true}, "never done </thin", step);
+    EXPECT_EQ(d.reasoning, "never done </thin");
+    SplitText e = PushAll({false, false}, "<think>raw</think>", step);
+    EXPECT_EQ(e.content, "<think>raw</think>");
+  }
+}
+
+}  // namespace
+}  // namespace hone::launcher
