@@ -200,5 +200,6 @@ void ApiServer::Stop() {
 }
 
 int64_t ApiServer::under_way() const { return impl_->engine.under_way(); }
+int64_t ApiServer::cancelled() const { return impl_->engine.cancelled(); }
 
 }  // namespace hone::launcher

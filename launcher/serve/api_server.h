@@ -28,9 +28,10 @@ class ApiServer {
   ApiServer(rl::LoadedModel& model, const ServeOptions& options);
   ~ApiServer();
   int port() const;
-  void Run();   // serves until Stop
-  void Stop();  // from any thread
-  int64_t under_way() const;
+  void Run();                 // serves until Stop
+  void Stop();                // from any thread
+  int64_t under_way() const;  // sequences
+  int64_t cancelled() const;  // sequences whose client left before their end
 
  private:
   struct Impl;

@@ -80,6 +80,7 @@ void EngineThread::Cancel(const std::shared_ptr<Channel>& channel) {
   for (auto it = places_.begin(); it != places_.end();) {
     if (it->second.channel == channel) {
       cancelled_.push_back(it->first);
+      ++cancelled_count_;
       it = places_.erase(it);
     } else {
       ++it;
@@ -91,6 +92,11 @@ void EngineThread::Cancel(const std::shared_ptr<Channel>& channel) {
 int64_t EngineThread::under_way() {
   std::lock_guard lock(mutex_);
   return static_cast<int64_t>(places_.size());
+}
+
+int64_t EngineThread::cancelled() {
+  std::lock_guard lock(mutex_);
+  return cancelled_count_;
 }
 
 EngineThread::Place EngineThread::PlaceOf(uint64_t id, bool remove) {

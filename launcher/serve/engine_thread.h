@@ -64,6 +64,7 @@ class EngineThread {
   // Nobody reads it any more: its choices that are not done leave the engine.
   void Cancel(const std::shared_ptr<Channel>& channel);
   int64_t under_way();  // sequences submitted and not ended
+  int64_t cancelled();  // sequences that left before their end, since the start
 
  private:
   struct Place {
@@ -81,6 +82,7 @@ class EngineThread {
   std::mutex mutex_;
   std::condition_variable ordered_;
   bool stop_ = false;
+  int64_t cancelled_count_ = 0;
   uint64_t next_id_ = 1;
   std::vector<rl::GenerateRequest> added_;
   std::vector<uint64_t> cancelled_;
