@@ -1,0 +1,117 @@
+// A run that is stopped after every step and started again, as one that never was: to the bit in
+// the same layout, and within rounding when each start has another one.
+#include <gtest/gtest.h>
+
+#include "tests/rl/run_testing.h"
+#include "tests/runtime/runtime_test_util.h"
+
+namespace hone::rl {
+namespace {
+
+using Overrides = std::vector<std::string>;
+
+const std::vector<std::string> kStages = {"base", "sft"};
+
+class ResumeTest : public testing::Test {
+ protected:
+  ResumeTest() {
+    WriteQuestions(folder_ / "questions.jsonl");
+    yaml_ = TinyRun(folder_ / "questions.jsonl");
+  }
+  RunTrace Undisturbed(const Overrides& overrides) {
+    const std::string dir = NewDir();
+    EXPECT_TRUE(Train(yaml_, overrides, dir));
+    return ReadTrace(dir, kStages);
+  }
+  // `overrides` of the n-th start.
+  RunTrace StoppedAtEveryStep(const std::function<Overrides(int)>& overrides, int* starts) {
+    const std::string dir = NewDir();
+    for (*starts = 1; *starts < 50; ++*starts) {
+      if (Train(yaml_, overrides(*starts), dir, /*stop=*/true)) break;
+    }
+    return ReadTrace(dir, kStages);
+  }
+  std::string NewDir() { return folder_ / fmt::format("run-{}", runs_++); }
+
+  runtime::TemporaryFolder folder_;
+  std::string yaml_;
+  int runs_ = 0;
+};
+
+Overrides Layout(int pp, int dp, int ep, const std::string& schedule) {
+  return {fmt::format("mesh.pp={}", pp), fmt::format("mesh.dp={}", dp),
+          fmt::format("mesh.ep={}", ep), "pipeline.schedule=" + schedule,
+          fmt::format("pipeline.chunks={}", schedule == "interleaved" ? 2 : 1)};
+}
+
+Overrides With(Overrides overrides, const std::string& more) {
+  overrides.push_back(more);
+  return overrides;
+}
+
+TEST_F(ResumeTest, SameLayoutSameBits) {
+  for (const Overrides& overrides : {With(Layout(1, 1, 1, "1f1b"), "train.dtype=bf16"),
+                                     With(Layout(1, 2, 2, "1f1b"), "train.dtype=f32"),
+                                     With(Layout(2, 1, 1, "dualpipe_v"), "train.dtype=f32"),
+                                     With(Layout(2, 2, 2, "interleaved"), "train.dtype=f32")}) {
+    SCOPED_TRACE(testing::PrintToString(overrides));
+    int starts = 0;
+    const RunTrace want = Undisturbed(overrides);
+    const RunTrace got = StoppedAtEveryStep([&](int) { return overrides; }, &starts);
+    ASSERT_GT(want.metrics.size(), 8u);
+    EXPECT_EQ(starts, static_cast<int>(want.metrics.size()) + 1);
+    EXPECT_EQ(got.metrics, want.metrics);
+    EXPECT_EQ(got.tensors, want.tensors);
+  }
+}
+
+TEST_F(ResumeTest, EveryStartInAnotherLayoutStaysWithinRounding) {
+  const std::vector<Overrides> layouts = {
+      Layout(1, 2, 2, "1f1b"),  Layout(2, 1, 1, "gpipe"),      Layout(1, 1, 1, "1f1b"),
+      Layout(2, 2, 1, "zb_h1"), Layout(2, 2, 2, "dualpipe_v"), Layout(1, 4, 4, "1f1b"),
+      Layout(4, 1, 1, "1f1b"),  Layout(2, 1, 1, "interleaved")};
+  int starts = 0;
+  const RunTrace want = Undisturbed({});
+  const RunTrace got = StoppedAtEveryStep(
+      [&](int start) { return layouts[static_cast<size_t>(start) % layouts.size()]; }, &starts);
+  ASSERT_EQ(got.metrics.size(), want.metrics.size());
+  for (size_t i = 0; i < want.metrics.size(); ++i) {
+    for (const char* key : {"loss", "grad_norm"}) {
+      const double w = want.metrics[i].at(key), g = got.metrics[i].at(key);
+      EXPECT_LE(std::abs(g - w), 1e-10 * std::abs(w)) << key << " of line " << i;
+    }
+  }
+  ASSERT_EQ(got.tensors.size(), want.tensors.size());
+  for (const auto& [name, values] : want.tensors) {
+    double worst = 0, scale = 1e-300;
+    for (size_t i = 0; i < values.size(); ++i) {
+      worst = std::max(worst, std::abs(got.tensors.at(name)[i] - values[i]));
+      scale = std::max(scale, std::abs(values[i]));
+    }
+    EXPECT_LE(worst, 1e-10 * scale) << name;
+  }
+}
+
+TEST_F(ResumeTest, SavingInTheBackgroundChangesNoBit) {
+  const Overrides layout = With(Layout(2, 2, 2, "dualpipe_v"), "train.dtype=f32");
+  const RunTrace want = Undisturbed(layout);
+  EXPECT_EQ(Undisturbed(layout), want) << "the same twice";
+  EXPECT_EQ(Undisturbed(With(layout, "train.asynchronous_checkpoints=false")), want);
+  EXPECT_EQ(Undisturbed(With(layout, "train.activation_checkpointing=true")), want);
+}
+
+// Killed before the first checkpoint: the steps are taken again, their lines are not there twice.
+TEST_F(ResumeTest, LinesOfStepsTakenAgainAreCutOff) {
+  const std::string dir = NewDir();
+  ASSERT_TRUE(Train(yaml_, {}, dir));
+  const RunTrace want = ReadTrace(dir, kStages);
+  std::filesystem::remove_all(dir + "/checkpoints/sft");
+  auto state = nlohmann::json::parse(runtime::LocalFileSystem().ReadAll(dir + "/state.json"));
+  state["stages"][1]["state"] = "running";
+  runtime::LocalFileSystem().WriteAtomically(dir + "/state.json", state.dump());
+  ASSERT_TRUE(Train(yaml_, {}, dir));
+  EXPECT_EQ(ReadTrace(dir, kStages), want);
+}
+
+}  // namespace
+}  // namespace hone::rl
