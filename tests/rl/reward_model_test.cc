@@ -97,6 +97,41 @@ TEST(ScoredPart, IsTheAnswerOrAll) {
   EXPECT_EQ(ScoredPart(text, Scores::kResponse), text);
 }
 
+// What the value is read at, and what it is held to: by hand, for two items a mode.
+TEST(PreferenceBatches, LayItemsOutWithLabelsAndWeights) {
+  const auto tokenizer = data::LoadTokenizer("byte", {});
+  const int32_t eos = tokenizer->eos_id();
+  BatchConfig batch;
+  batch.max_length = 16;
+  batch.pack_tokens = 32;
+  auto lay = [&](PreferenceMode mode, const std::vector<data::Preference>& preferences) {
+    RewardModelConfig config;
+    config.mode = mode;
+    std::vector<PreferenceItem> items;
+    for (const auto& p : preferences) {
+      items.push_back(MakePreferenceItem(*tokenizer, p, config, batch, "here"));
+    }
+    auto laid = MakePreferenceBatches(items, 32, 1, 0);
+    EXPECT_EQ(laid.microbatches.size(), 1u);
+    return laid.microbatches.at(0);
+  };
+  TokenBatch pairs = lay(PreferenceMode::kPairwise, {{"p", "ab", "c"}, {"q", "d", "ef"}});
+  EXPECT_THAT(pairs.token_T,
+              ElementsAre('p', 'a', 'b', eos, 'p', 'c', eos, 'q', 'd', eos, 'q', 'e', 'f', eos));
+  EXPECT_THAT(pairs.sample_S, ElementsAre(0, 1, 2, 3));
+  EXPECT_THAT(pairs.cu_seqlens, ElementsAre(0, 4, 7, 10, 14));
+  for (size_t t = 0; t < 14; ++t) {
+    EXPECT_EQ(pairs.loss_weight_T[t], t == 3 || t == 9 ? 0.5f : 0.0f) << t;
+  }
+  TokenBatch labelled = lay(PreferenceMode::kPointwise, {{"p", "", "ab"}, {"q", "d", ""}});
+  EXPECT_THAT(labelled.sample_S, ElementsAre(1, 2)) << "a bad one, a good one";
+  for (size_t t = 0; t < 7; ++t) {
+    EXPECT_EQ(labelled.loss_weight_T[t], t == 3 || t == 6 ? 0.5f : 0.0f) << t;
+  }
+  EXPECT_THROW(lay(PreferenceMode::kPointwise, {{"p", "a", "b"}}), DataError);
+  EXPECT_THROW(lay(PreferenceMode::kPairwise, {{"p", "", "b"}}), DataError);
+}
+
 std::string Model(const std::string& stages) {
   return R"(run: {name: rm, seed: 5}
 tokenizer: byte
