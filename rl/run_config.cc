@@ -81,6 +81,9 @@ void RolloutConfig::Read(ConfigReader& r) {
   r.Optional("tls_ca", &tls_ca);
   r.Optional("absorb", &absorb);
   if (lag != 0 && lag != 1) r.Fail("lag", "is 0 (synchronous) or 1 (one rollout behind)");
+  if (page_size < 1 || (64 % page_size != 0 && page_size % 64 != 0)) {
+    r.Fail("page_size", "divides 64 or is a multiple of it");
+  }
   if (lag == 1 && max_staleness > 0) {
     r.Fail("max_staleness", "is another mode than lag: 1; set one of the two");
   }

@@ -6,6 +6,7 @@
 #include <optional>
 
 #include "data/permutation.h"
+#include "model/safetensors.h"
 #include "parallel/comm/process_group.h"
 #include "rl/stages/reward_model.h"
 #include "rl/stages/rollout_batch.h"
@@ -31,6 +32,11 @@ class ReferencePolicy {
   }
   void Initialize(uint64_t seed) {
     for (auto& chunk : chunks_) chunk->Initialize(seed);
+  }
+  // From a checkpoint or a Hugging Face folder.
+  void Load(FileSystem& fs, const std::string& path) {
+    if (fs.Exists(path + "/index.h5")) return learner_.LoadSlabs(path, State("model/"));
+    for (auto& chunk : chunks_) model::LoadHuggingFace(path, *chunk);
   }
   void Refresh() { runtime::CopySlabs(learner_.Weights(), Learner::StateOf(chunks_, "")); }
   parallel::TrainEngine& engine() { return *engine_; }
@@ -399,7 +405,7 @@ class GrpoStage {
       if (from.empty()) {
         reference_->Initialize(env_.config.seed);
       } else {
-        env_.learner.LoadSlabs(from, reference_->State("model/"));
+        reference_->Load(env_.directory.fs(), from);
       }
     } else {
       env_.learner.LoadSlabs(ReferencePath(step), reference_->State("model/"));
