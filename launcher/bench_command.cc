@@ -11,7 +11,7 @@ namespace hone::launcher {
 namespace {
 
 struct Flags {
-  std::string preset = "30m", folder = ".";
+  std::string preset = "30m", folder = ".", clock = "wall";
   int threads = 1;
   int64_t rounds = 0, packs = 1, sequence = 0, sequences = 0;
   int64_t layers = 0, hidden = 0, intermediate = 0, heads = 0, vocab = 0;
@@ -142,11 +142,16 @@ int BenchCommand(const Arguments& args) {
   for (const Bench& b : benches) {
     b.app->add_flag("--json", json, "one JSON object");
     b.app->add_option("--rounds", flags.rounds, "how often to measure");
+    b.app->add_option("--clock", flags.clock, "wall, or cpu: seconds of this process's threads")
+        ->check(CLI::IsMember({"wall", "cpu"}))
+        ->capture_default_str();
   }
   if (int code = 0; !ParseArguments(app, args, &code)) return code;
+  SetClock(flags.clock == "cpu" ? Clock::kCpu : Clock::kWall);
   for (const Bench& b : benches) {
     if (!b.app->parsed()) continue;
-    const Json result = b.run(flags);
+    Json result = b.run(flags);
+    result["clock"] = flags.clock;
     if (RankFromEnvironment() != 0) return 0;
     if (json) {
       std::cout << result.dump(1) << "\n";

@@ -32,6 +32,9 @@ Json ModelToJson(const model::ModelConfig& config);
 // Random tokens; every token has a target and the weights add to 1 over `packs` such packs.
 TokenBatch RandomPack(const BenchModel& model, uint64_t seed, int64_t packs);
 
+// Of the wall; or, to leave out what else runs on the machine, of this process's threads together.
+enum class Clock { kWall, kCpu };
+void SetClock(Clock clock);
 double SecondsOf(const std::function<void()>& work);
 double Fastest(const std::vector<double>& seconds);
 double Median(std::vector<double> seconds);

@@ -1,13 +1,18 @@
 // `hone bench rollout`: decoding, what a group's shared prompt costs, and publishing weights.
+#include <algorithm>
 #include <nlohmann/json.hpp>
 
+#include "launcher/bench/bare_stream.h"
 #include "launcher/bench/bench.h"
 #include "launcher/bench/gemm_bound.h"
 #include "model/transformer_stage.h"
 #include "rl/rollout/inference_engine.h"
+#include "rl/rollout/weight_publisher.h"
 
 namespace hone::launcher {
 namespace {
+
+constexpr char kSecret[] = "bench";
 
 struct Decoding {
   double seconds = 0;
@@ -55,20 +60,64 @@ Decoding Decode(Context& ctx, model::TransformerStage& stage, const RolloutBench
   return result;
 }
 
-// Seconds of reading the keys and values of `tokens` tokens once, from memory that no cache holds.
+// Seconds of reading `bytes` at the memory's rate, with as many threads as the model has.
 double SecondsToRead(Context& ctx, double bytes) {
-  const int64_t size = 256 << 20;
+  const int64_t size = 256 << 20, kStep = 1 << 16;
   Tensor from = ctx.Zeros({size / 8}, DType::kF64);
   const double* data = from.data<double>();
-  double sum[8] = {};
-  const double seconds = SecondsOf([&] {
-    for (int64_t i = 0; i < from.size(); i += 8) {
-      for (int64_t j = 0; j < 8; ++j) sum[j] += data[i + j];
-    }
-  });
-  volatile double keep = sum[0] + sum[7];
-  (void)keep;
-  return seconds * bytes / static_cast<double>(size);
+  double fastest = 1e30;
+  for (int pass = 0; pass < 3; ++pass) {
+    fastest = std::min(fastest, SecondsOf([&] {
+                         ctx.pool().ParallelFor(from.size() / kStep, 1, [&](int64_t b, int64_t e) {
+                           double sum[8] = {};
+                           for (int64_t i = b * kStep; i < e * kStep; ++i) sum[i % 8] += data[i];
+                           volatile double keep = sum[0] + sum[7];
+                           (void)keep;
+                         });
+                       }));
+  }
+  return fastest * bytes / static_cast<double>(size);
+}
+
+// Seconds of getting one set of weights to a worker: copying and digesting them, and fetching them
+// through shared memory or gRPC; against a bare stream of as many bytes.
+Json Publication(Context& ctx, model::TransformerStage& stage, int64_t rounds) {
+  const parallel::GroupPtr world = parallel::MakeSingleGroup();
+  rl::WeightPublisher publisher({.listen = "127.0.0.1:0",
+                                 .secret = kSecret,
+                                 .tls_certificate = {},
+                                 .tls_key = {},
+                                 .tls_ca = {},
+                                 .shared_memory = true});
+  const SlabIndex weights = stage.State();
+  SlabIndex target;
+  double bytes = 0;
+  for (const SlabTensor& s : weights) {
+    target.push_back({s.slab, ctx.Clone(s.tensor)});
+    bytes += static_cast<double>(s.tensor.bytes());
+  }
+  const auto sync = [](bool shared_memory) {
+    return rl::WeightSync({.secret = kSecret,
+                           .tls_certificate = {},
+                           .tls_key = {},
+                           .tls_ca = {},
+                           .shared_memory = shared_memory});
+  };
+  rl::WeightSync shared = sync(true), streamed = sync(false);
+  std::vector<double> publish, by_memory, by_stream, bare;
+  for (int64_t i = 0; i < rounds; ++i) {
+    rl::WeightVersion version;
+    publish.push_back(SecondsOf([&] { version = publisher.Publish(*world, i + 1, weights); }));
+    by_memory.push_back(SecondsOf([&] { shared.Fetch(version, target); }));
+    by_stream.push_back(SecondsOf([&] { streamed.Fetch(version, target); }));
+    bare.push_back(SecondsOfBareStream(static_cast<int64_t>(bytes)));
+  }
+  return {{"bytes", bytes},
+          {"publish_bytes_per_second", bytes / Fastest(publish)},
+          {"shared_memory_bytes_per_second", bytes / Fastest(by_memory)},
+          {"stream_bytes_per_second", bytes / Fastest(by_stream)},
+          {"bare_stream_bytes_per_second", bytes / Fastest(bare)},
+          {"stream_of_bare", Fastest(bare) / Fastest(by_stream)}};
 }
 
 }  // namespace
@@ -113,7 +162,8 @@ Json BenchRollout(const RolloutBenchOptions& options) {
           {"kv_seconds_a_step", Fastest(read)},
           {"step_seconds", step},
           {"group", options.group},
-          {"group_prefill_tokens", group.prefill_tokens}};
+          {"group_prefill_tokens", group.prefill_tokens},
+          {"publication", Publication(ctx, stage, std::max<int64_t>(2, options.rounds))}};
 }
 
 }  // namespace hone::launcher

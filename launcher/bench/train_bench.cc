@@ -18,15 +18,18 @@ Json PeakBytes(const runtime::MemoryUsage& usage) {
   return peaks;
 }
 
-}  // namespace
-
+// The formula of docs/benchmarks.md, for dense f32 models without activation checkpointing.
 int64_t ExpectedPeakBytes(const model::ModelConfig& c, int64_t tokens, int64_t ranks) {
   const int64_t parameters = c.ParameterCount(false), d = c.hidden_size;
   const int64_t q = c.num_attention_heads * c.head_dim, kv = c.num_key_value_heads * c.head_dim;
   const int64_t layer = 3 * d + 2 * q + 2 * kv + c.num_attention_heads + 2 * c.intermediate_size;
-  const int64_t activations = tokens * (c.num_hidden_layers * layer + 4 * d);
+  // The last block's backward, with the records of all blocks still there, holds the most.
+  const int64_t activations =
+      tokens * (c.num_hidden_layers * layer + 4 * c.intermediate_size + 4 * d);
   return 4 * (2 * parameters + 3 * parameters / ranks + activations);
 }
+
+}  // namespace
 
 Json BenchTrain(const TrainBenchOptions& options) {
   BenchLearner learner(options.model, options.threads, options.activation_checkpointing);
