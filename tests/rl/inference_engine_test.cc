@@ -143,6 +143,30 @@ TEST_P(EngineTest, BatchPagesChunksAndGroupsLeaveTheBits) {
   }
 }
 
+// Caches in which hardly more than one sequence fits, under every order of growing, sharing and
+// preempting that comes of it.
+TEST_P(EngineTest, TightCachesOfManyShapesLeaveTheBits) {
+  Results expected = Draw(Usual(), Requests(false));
+  RandomStream random{31};
+  for (uint64_t i = 0; i < 30; ++i) {
+    auto below = [&](uint64_t n, uint64_t which) {
+      return static_cast<int64_t>(random.Below(n, 8 * i + which));
+    };
+    EngineConfig config = Usual();
+    config.page_size = int64_t{1} << below(4, 0);
+    config.cache_pages = 60 / config.page_size + 2 + below(12, 1);
+    config.max_batch = 2 + below(9, 2);
+    config.prefill_chunk = 1 + below(12, 3);
+    std::vector<GenerateRequest> requests = Requests(true);
+    for (size_t r = requests.size(); r-- > 1;) {
+      std::swap(requests[r], requests[random.Below(r + 1, 1000 * (i + 1) + r)]);
+    }
+    ExpectSame(expected, Draw(config, requests),
+               fmt::format("{} pages of {}, batch {}, chunk {}", config.cache_pages,
+                           config.page_size, config.max_batch, config.prefill_chunk));
+  }
+}
+
 TEST_P(EngineTest, AGroupsPromptIsPrefilledOnce) {
   EngineStats alone, grouped;
   Draw(Usual(), Requests(false), &alone);
@@ -387,7 +411,7 @@ TEST_F(EngineLimitsTest, AGroupMayHoldTwoPrompts) {
   ExpectSame(RunAll(alone), RunAll(grouped), "a group of two prompts");
 }
 
-// A prompt kept for its group takes all but one page; the group must get through all the same.
+// A prompt kept for its group takes all but one page when another request's turn comes.
 TEST_F(EngineLimitsTest, AKeptPromptDoesNotBlockTheCache) {
   InferenceEngine engine(
       ctx_, *model_, {.max_batch = 1, .page_size = 4, .cache_pages = 4, .max_tokens = kContext});
@@ -395,10 +419,31 @@ TEST_F(EngineLimitsTest, AKeptPromptDoesNotBlockTheCache) {
     GenerateRequest r = Request(10);
     r.id = i + 1;
     r.max_new_tokens = 2;
-    r.group = 1;
+    r.group = i == 1 ? 0 : 1;
     engine.Add(r);
   }
   EXPECT_EQ(RunAll(engine, 100).size(), 3u);
+}
+
+// One that decodes takes the pages of a leader in the middle of its prompt; its group waits for it.
+TEST_F(EngineLimitsTest, APreemptedLeaderBeginsAgain) {
+  InferenceEngine engine(
+      ctx_, *model_,
+      {.page_size = 2, .cache_pages = 24, .prefill_chunk = 2, .max_tokens = kContext});
+  GenerateRequest growing = Request(4);
+  growing.max_new_tokens = 40;
+  engine.Add(growing);
+  Results results;
+  for (GenerateResult& r : engine.Step()) results[r.id] = std::move(r);
+  for (uint64_t i = 2; i < 5; ++i) {
+    GenerateRequest r = Request(36);
+    r.id = i;
+    r.max_new_tokens = 2;
+    r.group = 1;
+    engine.Add(r);
+  }
+  EXPECT_EQ(RunAll(engine, 500).size(), 4u);
+  EXPECT_GT(engine.stats().preemptions, 0);
 }
 
 TEST_F(EngineLimitsTest, RefusesWhatCannotRun) {
