@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <sstream>
+#include <tuple>
 
 #include "parallel/train_engine.h"
 #include "tests/model/stage_testing.h"
@@ -41,7 +42,11 @@ TokenBatch BatchOf(const ModelConfig& config, int step, int index) {
   return RandomBatch(config, {1 + index % 4, 3}, static_cast<uint64_t>(step * 100 + index));
 }
 
+// The experts that the tokens of a batch chose, by (step, batch, MoE layer): [T, K].
+using Routing = std::map<std::tuple<int, int, int>, std::vector<int32_t>>;
+
 struct RunResult {
+  Routing routing;
   std::vector<double> loss, norm;
   std::map<std::string, std::vector<double>> values;  // of whole tensors
   bool operator==(const RunResult&) const = default;
@@ -83,20 +88,83 @@ std::map<std::string, std::vector<double>> Gather(TrainEngine& engine, const Gro
   return whole;
 }
 
-RunResult Train(const ModelConfig& config, const Layout& layout, const GroupPtr& world) {
-  Context ctx;
-  parallel::Mesh mesh(layout.mesh, world);
+// What a stage recorded of its microbatches; the prediction module's layer is the last.
+void TakeRouting(TransformerStage& stage, int step, int first_batch, int count, Routing* routing) {
+  const ModelConfig& config = stage.config();
+  const auto k = static_cast<size_t>(config.num_experts_per_tok);
+  const int first = static_cast<int>(
+      std::max<int64_t>(stage.options().first_layer - config.first_k_dense_replace, 0));
+  for (int i = 0; i < count; ++i) {
+    const std::vector<int32_t> flat = stage.TakeRouting(i);
+    const auto tokens = static_cast<size_t>(BatchOf(config, step, first_batch + i).tokens());
+    const size_t layers = tokens == 0 ? 0 : flat.size() / (tokens * k);
+    for (size_t at = 0; at < flat.size(); ++at) {
+      const int layer = first + static_cast<int>(at / k % layers);
+      (*routing)[{step, first_batch + i, layer}].push_back(flat[at]);
+    }
+  }
+}
+
+// [T, L, K] of one batch.
+std::vector<int32_t> ReplayOf(const Routing& routing, int step, int batch, int64_t k) {
+  std::vector<const std::vector<int32_t>*> layers;
+  for (int l = 0; routing.contains({step, batch, l}); ++l) {
+    layers.push_back(&routing.at({step, batch, l}));
+  }
+  std::vector<int32_t> flat;
+  for (size_t at = 0; !layers.empty() && at < layers[0]->size(); at += static_cast<size_t>(k)) {
+    for (const auto* layer : layers) {
+      const auto begin = layer->begin() + static_cast<std::ptrdiff_t>(at);
+      flat.insert(flat.end(), begin, begin + k);
+    }
+  }
+  return flat;
+}
+
+Routing GatherRouting(const Routing& mine, const GroupPtr& world) {
+  std::ostringstream out;
+  for (const auto& [key, experts] : mine) {
+    const auto& [step, batch, layer] = key;
+    out << step << " " << batch << " " << layer << " " << experts.size();
+    for (int32_t e : experts) out << " " << e;
+    out << "\n";
+  }
+  Routing all;
+  for (const std::string& text : world->AllGatherBytes(out.str())) {
+    std::istringstream in(text);
+    int step = 0, batch = 0, layer = 0;
+    size_t size = 0;
+    while (in >> step >> batch >> layer >> size) {
+      std::vector<int32_t>& experts = all[{step, batch, layer}];
+      experts.resize(size);
+      for (int32_t& e : experts) in >> e;
+    }
+  }
+  return all;
+}
+
+TrainEngine::Options EngineOptions(const Layout& layout) {
   TrainEngine::Options options;
   options.pipeline = {layout.schedule, layout.schedule == ScheduleKind::kInterleaved ? 2 : 1};
   options.optimizer.moments = layout.dtype;
   options.optimizer.clip = 0.3;
   options.reducer.bucket_bytes = 4096;
   options.reducer.overlap = layout.overlap;
-  const int count = kGlobalBatches / layout.mesh.dp;
+  return options;
+}
+
+// `replay`: the experts to use; null: the router chooses.
+RunResult Train(const ModelConfig& config, const Layout& layout, const GroupPtr& world,
+                const Routing* replay = nullptr) {
+  Context ctx;
+  parallel::Mesh mesh(layout.mesh, world);
+  const TrainEngine::Options options = EngineOptions(layout);
+  const int count = kGlobalBatches / layout.mesh.dp, first = mesh.dp_index() * count;
   const PipelineShape shape{layout.schedule, layout.mesh.pp, options.pipeline.chunks_per_rank(),
                             count};
   StageOptions base = WholeModel(config, layout.dtype);
   base.activation_checkpointing = layout.checkpointing;
+  base.record_routing = config.is_moe();
   const auto split = SplitLayers(config, shape.stages(), base);
   std::vector<std::unique_ptr<TransformerStage>> stages;
   std::vector<parallel::PipelineStage*> chunks;
@@ -112,23 +180,30 @@ RunResult Train(const ModelConfig& config, const Layout& layout, const GroupPtr&
   RunResult result;
   for (int step = 0; step < kSteps; ++step) {
     std::vector<TokenBatch> batches;
-    for (int i = 0; i < count; ++i) {
-      batches.push_back(BatchOf(config, step, mesh.dp_index() * count + i));
+    for (int i = first; i < first + count; ++i) {
+      batches.push_back(BatchOf(config, step, i));
+      if (!replay) continue;
+      batches.back().routing_TLK = ReplayOf(*replay, step, i, config.num_experts_per_tok);
     }
     const auto done = engine.Step(batches, loss, layout.dtype == DType::kF64 ? 0.01 : 0.001);
     EXPECT_FALSE(done.skipped);
     result.loss.push_back(done.loss);
     result.norm.push_back(done.gradient_norm);
+    for (auto& stage : stages) {
+      if (config.is_moe()) TakeRouting(*stage, step, first, count, &result.routing);
+    }
   }
+  result.routing = GatherRouting(result.routing, world);
   result.values = Gather(engine, world);
   return result;
 }
 
-RunResult TrainAnywhere(const ModelConfig& config, const Layout& layout) {
-  if (MpiWorld() != nullptr) return Train(config, layout, MpiWorld());
+RunResult TrainAnywhere(const ModelConfig& config, const Layout& layout,
+                        const Routing* replay = nullptr) {
+  if (MpiWorld() != nullptr) return Train(config, layout, MpiWorld(), replay);
   RunResult result;
   parallel::RunThreadRanks(layout.mesh.ranks(), [&](GroupPtr world) {
-    RunResult mine = Train(config, layout, world);
+    RunResult mine = Train(config, layout, world, replay);
     if (world->rank() == 0) result = std::move(mine);
   });
   return result;
@@ -192,10 +267,13 @@ RunResult OneRank(const ModelConfig& config, DType dtype) {
 TEST_P(LayoutsTest, EveryLayoutAndScheduleEqualsOneRank) {
   const ModelConfig& config = GetParam().second;
   const RunResult want = OneRank(config, DType::kF64);
+  EXPECT_EQ(want.routing.empty(), !config.is_moe());
   for (const Layout& layout : Layouts(config)) {
     std::string where;
-    const double worst = WorstDifference(TrainAnywhere(config, layout), want, &where);
+    const RunResult got = TrainAnywhere(config, layout);
+    const double worst = WorstDifference(got, want, &where);
     EXPECT_LE(worst, 1e-10) << layout.ToString() << " at " << where;
+    EXPECT_TRUE(got.routing == want.routing) << layout.ToString();
   }
 }
 
@@ -207,7 +285,8 @@ TEST_P(LayoutsTest, InSinglePrecisionTheyStayNearOneRank) {
     if (layout.schedule != ScheduleKind::k1F1B) continue;
     layout.dtype = DType::kF32;
     std::string where;
-    const double worst = WorstDifference(TrainAnywhere(config, layout), want, &where);
+    const Routing* replay = config.is_moe() ? &want.routing : nullptr;
+    const double worst = WorstDifference(TrainAnywhere(config, layout, replay), want, &where);
     EXPECT_LE(worst, 1e-5) << layout.ToString() << " at " << where;
   }
 }
@@ -221,6 +300,7 @@ TEST_P(LayoutsTest, WhatShouldNotMatterChangesNoBit) {
     if (!chosen) continue;
     layout.dtype = DType::kF32;
     const RunResult want = TrainAnywhere(config, layout);
+    EXPECT_EQ(TrainAnywhere(config, layout), want) << layout.ToString() << " a second time";
     if (MpiWorld() != nullptr && MpiWorld()->rank() == 0) {
       RunResult on_threads;
       parallel::RunThreadRanks(layout.mesh.ranks(), [&](GroupPtr world) {
