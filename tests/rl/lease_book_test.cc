@@ -86,6 +86,15 @@ TEST_F(LeaseBookTest, AnExpiredLeaseIsHadByAnotherAndTheFirstIsTold) {
   EXPECT_EQ(book.Find("rl", 0)->done.size(), 3u);
 }
 
+TEST_F(LeaseBookTest, WhatComesLateIsNotHandedOutAgain) {
+  LeaseBook book = Book();
+  RolloutPlan plan = TinyPlan(1, 3);
+  book.Open(plan);
+  book.Return(book.Take(1, 1, 3)[0]->id, 1);
+  EXPECT_EQ(Accept(book, FinishedSample(plan, 0, 1)), "");  // while nobody holds it
+  EXPECT_EQ(Places(book.Take(2, 1, 3)), (std::set<std::pair<int64_t, int64_t>>{{0, 0}, {0, 2}}));
+}
+
 TEST_F(LeaseBookTest, RenewedLeasesLast) {
   LeaseBook book = Book(milliseconds(200));
   book.Open(TinyPlan(2, 1));
