@@ -136,7 +136,6 @@ std::vector<Sample> SamplePool::Finish(const std::string& stage, int64_t rollout
     samples = coordinator_->Finish(stage, rollout,
                                    std::chrono::seconds(learner_.config().rollout.stall_seconds),
                                    [&](const Coordinator::Progress& progress) {
-                                     stats_ = progress.pool;
                                      auto now = std::chrono::steady_clock::now();
                                      if (world.size() > 1 && now - last > std::chrono::seconds(1)) {
                                        last = now;
@@ -155,7 +154,6 @@ std::vector<Sample> SamplePool::Finish(const std::string& stage, int64_t rollout
   Check<StoppedEarly>(outcome != "stop", "[run] stopped while sampling '{}'", stage);
   Check(outcome.compare(0, 5, "error") != 0, "{}",
         outcome.substr(std::min<size_t>(5, outcome.size())));
-  stats_ = coordinator_->stats();
   return samples;
 }
 

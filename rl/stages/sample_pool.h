@@ -32,8 +32,6 @@ class SamplePool {
   // Samples in (prompt, sample) order. Throws StoppedEarly on every rank when a signal ends the
   // wait.
   std::vector<Sample> Finish(const std::string& stage, int64_t rollout, Stop when = Stop::kAtOnce);
-  // Of the last Finish, on rank 0.
-  const PoolStats& stats() const { return stats_; }
 
  private:
   bool GoOn(const Coordinator::Progress& progress, bool stopping, Stop when);
@@ -46,7 +44,6 @@ class SamplePool {
   int64_t versions_ = 0;
   int64_t arrived_ = 0;  // samples, when last looked at
   std::chrono::steady_clock::time_point last_arrival_;
-  PoolStats stats_;
 };
 
 }  // namespace hone::rl
