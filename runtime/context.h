@@ -2,6 +2,7 @@
 // layer; one per rank (or per thread of control), never shared between threads.
 #pragma once
 
+#include <cstdint>
 #include <deque>
 #include <functional>
 #include <memory>
@@ -16,6 +17,12 @@ namespace hone::runtime {
 // Work that a pipeline schedule may run later: the weight-gradient half of a backward pass. Entries
 // own what they read. Only Linear and GroupedExperts push.
 using WeightGradientQueue = std::deque<std::function<void()>>;
+
+// What a row's result may depend on, where a device leaves the choice. The CPU has only the first.
+enum class Numerics : uint8_t {
+  kBatchInvariant,  // on the row alone: our own attention kernel, pinned GEMM algorithms
+  kFast,            // on the shape of the batch too: cuDNN's attention, cuBLASLt's own choice
+};
 
 class Context {
  public:
@@ -36,6 +43,7 @@ class Context {
 
   // When set, layers push weight-gradient work here instead of doing it at once.
   WeightGradientQueue* weight_gradients = nullptr;
+  Numerics numerics = Numerics::kBatchInvariant;
 
  private:
   Device device_;
@@ -48,5 +56,6 @@ class Context {
 
 namespace hone {
 using runtime::Context;
+using runtime::Numerics;
 using runtime::WeightGradientQueue;
 }  // namespace hone
