@@ -34,6 +34,8 @@ class ProcessGroup {
   virtual const std::string& name() const = 0;
   virtual int rank() const = 0;
   virtual int size() const = 0;
+  // Whose tensors it moves, beside those of the host.
+  virtual Device device() const { return Device::Cpu(); }
 
   // Tensors are contiguous. Sums of bf16 are accumulated in f32 and rounded once.
   virtual WorkPtr AllReduce(const Tensor& tensor, ReduceOp op = ReduceOp::kSum) = 0;

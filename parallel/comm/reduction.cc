@@ -75,8 +75,9 @@ void CheckContiguous(const ProcessGroup& group, const char* op, const Tensor& te
   CheckShape(tensor.defined() || tensor.size() == 0, "[{}] {}: undefined tensor", op, Place(group));
   CheckShape(tensor.contiguous(), "[{}] {}: a strided tensor of shape {}", op, Place(group),
              runtime::ShapeToString(tensor.shape()));
-  CheckShape(tensor.device().is_cpu(), "[{}] {}: a tensor on {}; this group moves host memory", op,
-             Place(group), tensor.device().ToString());
+  CheckShape(tensor.device().is_cpu() || tensor.device() == group.device(),
+             "[{}] {}: a tensor on {}; this group moves those of {}", op, Place(group),
+             tensor.device().ToString(), group.device().ToString());
 }
 
 void CheckReduceScatter(const ProcessGroup& group, const Tensor& input, const Tensor& output) {
