@@ -24,6 +24,8 @@ enum class Numerics : uint8_t {
   kFast,            // on the shape of the batch too: cuDNN's attention, cuBLASLt's own choice
 };
 
+class PackedWeights;
+
 class Context {
  public:
   // `threads` counts the calling thread. The allocator may be shared between contexts.
@@ -44,6 +46,8 @@ class Context {
   // When set, layers push weight-gradient work here instead of doing it at once.
   WeightGradientQueue* weight_gradients = nullptr;
   Numerics numerics = Numerics::kBatchInvariant;
+  // When set, products may keep weights here in the form that they read fastest.
+  PackedWeights* packed_weights = nullptr;
 
  private:
   Device device_;
