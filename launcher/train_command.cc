@@ -8,6 +8,7 @@
 #include "launcher/commands.h"
 #include "launcher/signals.h"
 #include "parallel/comm/process_group.h"
+#include "parallel/comm/tcp_bootstrap.h"
 #include "rl/learner.h"
 #include "rl/run_directory.h"
 #include "rl/stages/sample_pool.h"
@@ -20,7 +21,7 @@ namespace {
 struct TrainOptions {
   std::string config, run_dir, until;
   std::vector<std::string> overrides;
-  bool pool = false;
+  bool pool = false, tcp = false;
 };
 
 constexpr int kLockPatienceSeconds = 30;  // for a predecessor that is dying
@@ -86,7 +87,8 @@ struct Refusal {
 Refusal WhatIsWrong(const TrainOptions& options, rl::RunConfig* config) {
   try {
     *config = rl::LoadRunConfig(options.config, options.overrides);
-    config->mesh.Validate(WorldSizeFromEnvironment());
+    config->mesh.Validate(options.tcp ? parallel::TcpOptionsFromEnvironment().size
+                                      : WorldSizeFromEnvironment());
     rl::CheckRun(*config);
     return {};
   } catch (const Error& e) {
@@ -112,6 +114,14 @@ int Refuse(const Refusal& mine, parallel::ProcessGroup& world) {
 }  // namespace
 
 int TrainCommand(const Arguments& args) {
+parallel::GroupPtr MakeWorld(const TrainOptions& options, parallel::GroupOptions group_options) {
+  if (options.tcp) {
+    return parallel::MakeTcpGroup(parallel::TcpOptionsFromEnvironment(), group_options);
+  }
+  return parallel::StartedByMpi() ? parallel::MakeMpiGroup(group_options)
+                                  : parallel::MakeSingleGroup();
+}
+
   TrainOptions options;
   CLI::App app("One learner rank: what mpirun and srun start", "hone train");
   app.add_option("config", options.config, "the run's config (YAML)")->required();
@@ -122,11 +132,12 @@ int TrainCommand(const Arguments& args) {
   if (int code = 0; !ParseArguments(app, args, &code)) return code;
 
   rl::RunConfig config;
+  app.add_flag("--tcp", options.tcp,
+               "meet the other ranks over TCP: HONE_MASTER, HONE_RANK, HONE_SIZE, or SLURM's variables");
   Refusal refusal = WhatIsWrong(options, &config);
   parallel::GroupOptions group_options;
   group_options.deadline = std::chrono::seconds(config.train.deadline_seconds);
-  auto world = parallel::StartedByMpi() ? parallel::MakeMpiGroup(group_options)
-                                        : parallel::MakeSingleGroup();
+  parallel::GroupPtr world = MakeWorld(options, group_options);
   if (int code = Refuse(refusal, *world)) return code;
   try {
     return Train(options, config, world);
