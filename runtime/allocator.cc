@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "runtime/error.h"
+#include "runtime/memory_counter.h"
 
 namespace hone::runtime {
 
@@ -30,73 +31,74 @@ int64_t SizeClass(int64_t bytes) {
 
 class CpuAllocator : public Allocator {
  public:
+  CpuAllocator() : Allocator(MakeStream(Device::Cpu())) {}
   ~CpuAllocator() override { ReleaseCached(); }
   Device device() const override { return Device::Cpu(); }
 
   void* Allocate(int64_t bytes, MemoryCategory category) override {
     int64_t rounded = SizeClass(bytes);
     std::lock_guard lock(mutex_);
-    Count(bytes, category);
+    counter_.Add(bytes, category);
     auto& free = free_[rounded];
     if (!free.empty()) {
       void* ptr = free.back();
       free.pop_back();
       return ptr;
     }
-    void* ptr = std::aligned_alloc(kAlignment, (rounded + kAlignment - 1) / kAlignment * kAlignment);
-    Check(ptr != nullptr, "[allocator] the system refused {} bytes for {}; {} are in use", bytes,
-          MemoryCategoryName(category), usage_.live_total);
-    usage_.reserved += rounded;
+    void* ptr =
+        std::aligned_alloc(kAlignment, (rounded + kAlignment - 1) / kAlignment * kAlignment);
+    Check(ptr != nullptr, "[allocator] the system refused {} bytes for {}; this process has {}",
+          bytes, MemoryCategoryName(category), DescribeUsage(counter_.usage()));
+    counter_.Reserve(rounded);
     return ptr;
   }
 
   void Free(void* ptr, int64_t bytes, MemoryCategory category) override {
     std::lock_guard lock(mutex_);
-    usage_.live[static_cast<int>(category)] -= bytes;
-    usage_.live_total -= bytes;
+    counter_.Remove(bytes, category);
     free_[SizeClass(bytes)].push_back(ptr);
   }
 
   MemoryUsage Usage() const override {
     std::lock_guard lock(mutex_);
-    return usage_;
+    return counter_.usage();
   }
 
   void ResetPeaks() override {
     std::lock_guard lock(mutex_);
-    usage_.peak = usage_.live;
-    usage_.peak_total = usage_.live_total;
+    counter_.ResetPeaks();
   }
 
   void ReleaseCached() override {
     std::lock_guard lock(mutex_);
     for (auto& [size, blocks] : free_) {
       for (void* ptr : blocks) std::free(ptr);
-      usage_.reserved -= size * static_cast<int64_t>(blocks.size());
+      counter_.Reserve(-size * static_cast<int64_t>(blocks.size()));
       blocks.clear();
     }
   }
 
  private:
-  void Count(int64_t bytes, MemoryCategory category) {
-    int64_t& live = usage_.live[static_cast<int>(category)];
-    int64_t& peak = usage_.peak[static_cast<int>(category)];
-    live += bytes;
-    peak = std::max(peak, live);
-    usage_.live_total += bytes;
-    usage_.peak_total = std::max(usage_.peak_total, usage_.live_total);
-  }
-
   mutable std::mutex mutex_;
   std::map<int64_t, std::vector<void*>> free_;  // by size class
-  MemoryUsage usage_;
+  MemoryCounter counter_;
 };
 
 }  // namespace
 
+std::string DescribeUsage(const MemoryUsage& usage) {
+  constexpr double kMiB = 1 << 20;
+  std::string text = fmt::format("{:.1f} MiB in use", static_cast<double>(usage.live_total) / kMiB);
+  for (int c = 0; c < kMemoryCategoryCount; ++c) {
+    if (usage.live[c] == 0) continue;
+    text += fmt::format(", {} {:.1f}", MemoryCategoryName(static_cast<MemoryCategory>(c)),
+                        static_cast<double>(usage.live[c]) / kMiB);
+  }
+  return text;
+}
+
 std::shared_ptr<Allocator> MakeAllocator(Device device) {
-  Check<DeviceError>(device.is_cpu(), "[allocator] this build of hone has no CUDA; {} is not available",
-                     device.ToString());
+  if (!device.is_cpu()) return MakeCudaAllocator(device);
   return std::make_shared<CpuAllocator>();
 }
 

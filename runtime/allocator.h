@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <memory>
 #include <string_view>
+#include <utility>
 
 #include "runtime/device.h"
 
@@ -30,12 +31,13 @@ struct MemoryUsage {
   std::array<int64_t, kMemoryCategoryCount> live{};
   std::array<int64_t, kMemoryCategoryCount> peak{};  // of each category by itself
   int64_t live_total = 0;
-  int64_t peak_total = 0;     // of the sum
-  int64_t reserved = 0;       // taken from the system, cached blocks included
+  int64_t peak_total = 0;  // of the sum
+  int64_t reserved = 0;    // taken from the system, cached blocks included
 };
 
 class Allocator {
  public:
+  explicit Allocator(std::unique_ptr<Stream> stream) : stream_(std::move(stream)) {}
   virtual ~Allocator() = default;
   virtual Device device() const = 0;
   // 64-byte aligned on the CPU, 512 on CUDA; never null; uninitialised. Zero bytes are allowed.
@@ -44,10 +46,19 @@ class Allocator {
   virtual MemoryUsage Usage() const = 0;
   virtual void ResetPeaks() = 0;
   virtual void ReleaseCached() = 0;
+
+  // Memory is handed out and taken back in this stream's order. Work of another stream may use it
+  // behind an event of this stream, and this stream waits for an event of that work before the
+  // memory is freed.
+  const std::shared_ptr<Stream>& stream() const { return stream_; }
+
+ private:
+  std::shared_ptr<Stream> stream_;
 };
 
 // Shared, because tensors outlive the context that made them.
 std::shared_ptr<Allocator> MakeAllocator(Device device);
+std::shared_ptr<Allocator> MakeCudaAllocator(Device device);  // where MakeAllocator gets them
 
 }  // namespace hone::runtime
 

@@ -5,7 +5,7 @@ namespace hone::runtime {
 Context::Context(Device device, int threads, std::shared_ptr<Allocator> allocator)
     : device_(device),
       allocator_(allocator ? std::move(allocator) : MakeAllocator(device)),
-      stream_(MakeStream(device)),
+      stream_(allocator_->stream()),
       pool_(std::make_shared<ThreadPool>(threads)) {}
 
 Tensor Context::Empty(Shape shape, DType dtype, MemoryCategory category) {

@@ -40,14 +40,27 @@ class Event {
 };
 
 // Defined in device_cuda.cc, or in device_no_cuda.cc where they say that CUDA is not built in.
-int CudaDeviceCount();  // 0 without CUDA
+int CudaDeviceCount();  // that this process can use; 0 without CUDA or without a driver
+std::string DescribeDevice(Device device);  // "cuda:0: NVIDIA H200, 139 GiB, sm_90, …"
 std::unique_ptr<Stream> MakeStream(Device device);
 std::unique_ptr<Event> MakeEvent(Device device);
 
-// Copies between any two devices, ordered on `stream`; host memory need not be pinned.
+// Copies between any two devices, ordered on `stream`; null: behind all work of the device, and
+// done when the call returns. Ordinary host memory will do: a copy into host memory is done, and a
+// host source may be changed, when the call returns.
 void CopyBytes(void* dst, Device dst_device, const void* src, Device src_device, int64_t bytes,
                Stream* stream);
+// The same for rows of `row_bytes` that lie `pitch` bytes apart.
+void CopyRows(void* dst, Device dst_device, int64_t dst_pitch, const void* src, Device src_device,
+              int64_t src_pitch, int64_t row_bytes, int64_t rows, Stream* stream);
+// Returns at once; host memory must be from MakePinned and stay as it is until the stream is
+// through.
+void CopyBytesAsync(void* dst, Device dst_device, const void* src, Device src_device, int64_t bytes,
+                    Stream& stream);
 void FillZero(void* dst, Device device, int64_t bytes, Stream* stream);
+
+// Host memory that devices copy from and to directly; ordinary memory where there is no device.
+std::shared_ptr<void> MakePinned(int64_t bytes);
 
 }  // namespace hone::runtime
 

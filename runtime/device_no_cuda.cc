@@ -1,6 +1,9 @@
 // Linked where the CUDA backend is not built: CPU only.
+#include <algorithm>
+#include <cstdlib>
 #include <cstring>
 
+#include "runtime/allocator.h"
 #include "runtime/device.h"
 #include "runtime/error.h"
 
@@ -8,13 +11,18 @@ namespace hone::runtime {
 namespace {
 
 void NeedCpu(Device device, const char* what) {
-  Check<DeviceError>(device.is_cpu(), "[{}] this build of hone has no CUDA; {} is not available", what,
-                     device.ToString());
+  Check<DeviceError>(device.is_cpu(), "[{}] this build of hone has no CUDA; {} is not available",
+                     what, device.ToString());
 }
 
 }  // namespace
 
 int CudaDeviceCount() { return 0; }
+
+std::string DescribeDevice(Device device) {
+  NeedCpu(device, "device");
+  return "cpu";
+}
 
 std::unique_ptr<Stream> MakeStream(Device device) {
   NeedCpu(device, "stream");
@@ -26,11 +34,33 @@ std::unique_ptr<Event> MakeEvent(Device device) {
   return std::make_unique<Event>();
 }
 
+std::shared_ptr<Allocator> MakeCudaAllocator(Device device) {
+  NeedCpu(device, "allocator");
+  return nullptr;
+}
+
+std::shared_ptr<void> MakePinned(int64_t bytes) {
+  return std::shared_ptr<void>(std::malloc(std::max<int64_t>(bytes, 1)), std::free);
+}
+
 void CopyBytes(void* dst, Device dst_device, const void* src, Device src_device, int64_t bytes,
                Stream*) {
   NeedCpu(dst_device, "copy");
   NeedCpu(src_device, "copy");
   if (bytes > 0) std::memcpy(dst, src, bytes);
+}
+
+void CopyBytesAsync(void* dst, Device dst_device, const void* src, Device src_device, int64_t bytes,
+                    Stream& stream) {
+  CopyBytes(dst, dst_device, src, src_device, bytes, &stream);
+}
+
+void CopyRows(void* dst, Device dst_device, int64_t dst_pitch, const void* src, Device src_device,
+              int64_t src_pitch, int64_t row_bytes, int64_t rows, Stream* stream) {
+  for (int64_t r = 0; r < rows; ++r) {
+    CopyBytes(static_cast<char*>(dst) + r * dst_pitch, dst_device,
+              static_cast<const char*>(src) + r * src_pitch, src_device, row_bytes, stream);
+  }
 }
 
 void FillZero(void* dst, Device device, int64_t bytes, Stream*) {

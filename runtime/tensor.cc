@@ -24,9 +24,8 @@ Tensor::Tensor(const std::shared_ptr<Allocator>& allocator, Shape shape, DType d
   SetShape(std::move(shape));
   int64_t bytes = size_ * DTypeSize(dtype);
   data_ = allocator->Allocate(bytes, category);
-  storage_ = std::shared_ptr<void>(data_, [allocator, bytes, category](void* ptr) {
-    allocator->Free(ptr, bytes, category);
-  });
+  storage_ = std::shared_ptr<void>(
+      data_, [allocator, bytes, category](void* ptr) { allocator->Free(ptr, bytes, category); });
 }
 
 Tensor::Tensor(void* data, Shape shape, DType dtype, Device device,
@@ -48,7 +47,8 @@ void Tensor::SetShape(Shape shape) {
 int64_t Tensor::dim(int i) const {
   int n = ndim();
   if (i < -n || i >= n) [[unlikely]] {  // no message is made when there is nothing to say
-    throw ShapeError(fmt::format("[tensor] dim {} of a tensor of shape {}", i, ShapeToString(shape_)));
+    throw ShapeError(
+        fmt::format("[tensor] dim {} of a tensor of shape {}", i, ShapeToString(shape_)));
   }
   return shape_[i < 0 ? i + n : i];
 }
@@ -132,11 +132,8 @@ void CopyTo(const Tensor& src, const Tensor& dst, Stream* stream) {
       CopyBytes(dst.raw(), dst.device(), src.raw(), src.device(), src.bytes(), stream);
       return;
     }
-    for (int64_t r = 0; r < src.rows(); ++r) {
-      CopyBytes(static_cast<char*>(dst.raw()) + r * dst.row_stride() * width, dst.device(),
-                static_cast<const char*>(src.raw()) + r * src.row_stride() * width, src.device(),
-                src.cols() * width, stream);
-    }
+    CopyRows(dst.raw(), dst.device(), dst.row_stride() * width, src.raw(), src.device(),
+             src.row_stride() * width, src.cols() * width, src.rows(), stream);
     return;
   }
   CheckShape(src.device().is_cpu() && dst.device().is_cpu(),
@@ -159,11 +156,9 @@ template <class T>
 std::vector<T> ToVector(const Tensor& t) {
   std::vector<T> out(t.size());
   t.data<T>();  // checks the dtype
-  for (int64_t r = 0; r < t.rows(); ++r) {
-    CopyBytes(out.data() + r * t.cols(), Device::Cpu(),
-              static_cast<T*>(t.raw()) + r * t.row_stride(), t.device(),
-              t.cols() * static_cast<int64_t>(sizeof(T)), nullptr);
-  }
+  constexpr auto kWidth = static_cast<int64_t>(sizeof(T));
+  CopyRows(out.data(), Device::Cpu(), t.cols() * kWidth, t.raw(), t.device(),
+           t.row_stride() * kWidth, t.cols() * kWidth, t.rows(), nullptr);
   return out;
 }
 template std::vector<float> ToVector<float>(const Tensor&);

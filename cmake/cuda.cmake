@@ -1,0 +1,47 @@
+# Whether this build has the CUDA backend (HONE_WITH_CUDA), and what it is compiled with and linked to
+# (hone_cuda_libraries).
+#
+# The program then needs libcublasLt, libcudnn and libnccl to start, as found here: a machine that
+# builds has them. The CUDA runtime is linked statically, and without a driver there are no devices.
+set(HONE_CUDA OFF CACHE STRING "CUDA backend: AUTO (where nvcc and its libraries are found), ON, OFF")
+set(HONE_CUDA_ARCHITECTURES 90a CACHE STRING "GPU architectures; '80;90a' for a bundle")
+set(HONE_WITH_CUDA OFF)
+if(HONE_CUDA STREQUAL OFF)
+  return()
+endif()
+
+include(CheckLanguage)
+check_language(CUDA)
+if(CMAKE_CUDA_COMPILER)
+  find_package(CUDAToolkit 13 QUIET)
+  find_library(CUDNN_LIBRARY cudnn HINTS ${CUDAToolkit_LIBRARY_DIR})
+  find_library(NCCL_LIBRARY nccl HINTS ${CUDAToolkit_LIBRARY_DIR})
+endif()
+if(NOT (CMAKE_CUDA_COMPILER AND CUDAToolkit_FOUND AND CUDNN_LIBRARY AND NCCL_LIBRARY))
+  if(HONE_CUDA STREQUAL AUTO)
+    message(STATUS "CUDA backend: not built (nvcc: ${CMAKE_CUDA_COMPILER}; cuDNN: ${CUDNN_LIBRARY}; "
+                   "NCCL: ${NCCL_LIBRARY}; it needs all of them, of CUDA 13)")
+    return()
+  endif()
+  message(FATAL_ERROR "HONE_CUDA=ON needs nvcc of CUDA 13 (found: ${CMAKE_CUDA_COMPILER}), cuDNN "
+                      "(${CUDNN_LIBRARY}) and NCCL (${NCCL_LIBRARY})")
+endif()
+
+set(CMAKE_CUDA_ARCHITECTURES ${HONE_CUDA_ARCHITECTURES})
+enable_language(CUDA)
+set(CMAKE_CUDA_STANDARD 20)
+if(NOT CMAKE_CUDA20_STANDARD_COMPILE_OPTION)  # CMake 3.25 does not know that nvcc has C++20
+  set(CMAKE_CUDA20_STANDARD_COMPILE_OPTION -std=c++20)
+  set(CMAKE_CUDA20_EXTENSION_COMPILE_OPTION -std=c++20)
+endif()
+set(CMAKE_CUDA_FLAGS_RELWITHDEBINFO "-O3")
+set(HONE_WITH_CUDA ON)
+message(STATUS "CUDA backend: ${CUDAToolkit_VERSION} for sm_${HONE_CUDA_ARCHITECTURES}")
+
+# nvcc cannot evaluate fmt's checks of format strings; the host compiler does, in every other file.
+set(HONE_CUDA_FLAGS -fmad=false --Werror=all-warnings -Xcompiler=-Wall,-Wextra,-Werror
+                    -Xcompiler=-ffp-contract=off -DFMT_CONSTEVAL= -DFMT_USE_CONSTEXPR=1)
+add_library(hone_cuda_libraries INTERFACE)
+target_include_directories(hone_cuda_libraries SYSTEM INTERFACE ${CUDAToolkit_INCLUDE_DIRS})
+target_link_libraries(hone_cuda_libraries INTERFACE CUDA::cudart_static CUDA::cublasLt
+                      ${CUDNN_LIBRARY} ${NCCL_LIBRARY})

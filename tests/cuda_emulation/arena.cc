@@ -1,0 +1,116 @@
+#include "tests/cuda_emulation/arena.h"
+
+#include <signal.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <cstdlib>
+#include <cstring>
+#include <new>
+
+#include "tests/cuda_emulation/emulator.h"
+
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+#else
+#define ASAN_POISON_MEMORY_REGION(address, size)
+#define ASAN_UNPOISON_MEMORY_REGION(address, size)
+#endif
+
+namespace hone::cuda_emulation {
+namespace {
+
+constexpr int64_t kReserved = int64_t{64} << 30;  // addresses, not memory
+constexpr int64_t kAlign = 512;
+constexpr int64_t kPage = 4096;
+
+const char* arena_begin = nullptr;
+struct sigaction previous_action;
+
+// Says why the program ends, then lets it end as it would have.
+void OnSegmentationFault(int signal, siginfo_t* info, void*) {
+  auto* at = static_cast<const char*>(info->si_addr);
+  if (at >= arena_begin && at < arena_begin + kReserved) {
+    constexpr char kMessage[] = "host access to emulated device memory\n";
+    [[maybe_unused]] auto written = write(STDERR_FILENO, kMessage, sizeof kMessage - 1);
+  }
+  sigaction(signal, &previous_action, nullptr);
+}
+
+int64_t RoundUp(int64_t bytes) { return (bytes + 2 * kAlign - 1) / kAlign * kAlign; }  // and a gap
+
+}  // namespace
+
+Arena::Arena() {
+  void* memory =
+      mmap(nullptr, kReserved, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (memory == MAP_FAILED) throw std::bad_alloc();
+  base_ = static_cast<char*>(memory);
+  arena_begin = base_;
+  struct sigaction action = {};
+  action.sa_sigaction = OnSegmentationFault;
+  action.sa_flags = SA_SIGINFO;
+  sigaction(SIGSEGV, &action, &previous_action);
+}
+
+void* Arena::Allocate(int64_t bytes) {
+  int64_t rounded = RoundUp(bytes);
+  if (used_ + rounded > settings().memory_bytes) return nullptr;
+  int64_t at = top_;
+  if (auto it = free_.find(rounded); it != free_.end()) {
+    at = it->second;
+    free_.erase(it);
+  } else {
+    top_ += rounded;
+  }
+  used_ += rounded;
+  live_[at] = bytes;
+  Open();
+  ASAN_UNPOISON_MEMORY_REGION(base_ + at, bytes);
+  std::memset(base_ + at, 0xff, bytes);
+  ASAN_POISON_MEMORY_REGION(base_ + at + bytes, rounded - bytes);
+  Close();
+  return base_ + at;
+}
+
+void Arena::Free(void* ptr) {
+  int64_t at = static_cast<char*>(ptr) - base_;
+  auto it = live_.find(at);
+  if (it == live_.end()) std::abort();  // freed twice, or never allocated
+  int64_t rounded = RoundUp(it->second);
+  Open();
+  std::memset(base_ + at, 0xff, it->second);
+  Close();
+  ASAN_POISON_MEMORY_REGION(base_ + at, rounded);
+  used_ -= rounded;
+  free_.emplace(rounded, at);
+  live_.erase(it);
+}
+
+bool Arena::Holds(const void* ptr) const {
+  auto* at = static_cast<const char*>(ptr);
+  return at >= base_ && at < base_ + kReserved;
+}
+
+bool Arena::Inside(const void* ptr, int64_t bytes) const {
+  int64_t at = static_cast<const char*>(ptr) - base_;
+  auto it = live_.upper_bound(at);
+  if (it == live_.begin()) return false;
+  --it;
+  return at + bytes <= it->first + it->second;
+}
+
+void Arena::Protect(int protection) {
+  mprotect(base_, (top_ + kPage - 1) / kPage * kPage, protection);
+}
+
+void Arena::Open() {
+  if (settings().protect_memory || !open_) Protect(PROT_READ | PROT_WRITE);
+  open_ = true;
+}
+
+void Arena::Close() {
+  if (settings().protect_memory) Protect(PROT_NONE);
+}
+
+}  // namespace hone::cuda_emulation

@@ -1,0 +1,37 @@
+// The emulated devices' memory.
+#pragma once
+
+#include <cstdint>
+#include <map>
+
+namespace hone::cuda_emulation {
+
+// A range of addresses that is readable and writable only between `Open` and `Close`. Allocations
+// lie 512 bytes aligned with a gap behind each; AddressSanitizer knows the gaps and what was freed.
+class Arena {
+ public:
+  Arena();
+
+  // Null where the device's memory would not do.
+  void* Allocate(int64_t bytes);
+  void Free(void* ptr);
+  bool Holds(const void* ptr) const;
+  // Whether [ptr, ptr + bytes) lies in one allocation.
+  bool Inside(const void* ptr, int64_t bytes) const;
+  int64_t used() const { return used_; }
+
+  void Open();
+  void Close();
+
+ private:
+  void Protect(int protection);
+
+  char* base_;
+  int64_t top_ = 0;  // everything handed out so far lies below
+  int64_t used_ = 0;
+  bool open_ = false;
+  std::map<int64_t, int64_t> live_;       // offset → bytes
+  std::multimap<int64_t, int64_t> free_;  // bytes, rounded, → offset
+};
+
+}  // namespace hone::cuda_emulation

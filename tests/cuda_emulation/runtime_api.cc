@@ -1,0 +1,343 @@
+// The CUDA runtime's functions, on the CPU.
+#include <cuda_runtime.h>
+#include <sys/mman.h>
+
+#include <cstdlib>
+#include <deque>
+#include <memory>
+#include <mutex>
+#include <set>
+#include <string>
+#include <unordered_map>
+
+#include "tests/cuda_emulation/arena.h"
+
+namespace hone::cuda_emulation {
+
+// Work that waits is run when somebody waits for it, in order.
+struct EmulatedStream {
+  std::deque<std::function<bool()>> work;
+};
+
+// `stream` has to get through `ahead` pieces of work until the event has happened.
+struct EmulatedEvent {
+  EmulatedStream* stream = nullptr;
+  std::shared_ptr<bool> happened;
+};
+
+struct EmulatedPool {};
+
+namespace {
+
+struct Machine {
+  std::recursive_mutex mutex;
+  Arena arena;
+  std::set<EmulatedStream*> streams;
+  EmulatedStream legacy;
+  EmulatedPool pool;
+  std::unordered_map<void*, size_t> pinned;
+  std::string failure;
+  cudaError_t sticky = cudaSuccess;  // of work that failed: every later call reports it
+};
+
+Machine& machine() {
+  static Machine* m = new Machine;  // never destroyed: tensors may outlive statics
+  return *m;
+}
+
+thread_local int current_device = 0;
+
+class Locked {
+ public:
+  Locked() : lock_(machine().mutex) {}
+
+ private:
+  std::lock_guard<std::recursive_mutex> lock_;
+};
+
+bool RunOpen(const std::function<bool()>& work) {
+  Machine& m = machine();
+  m.arena.Open();
+  bool ok = work();
+  m.arena.Close();
+  if (!ok) m.failure = LastFailure();
+  return ok;
+}
+
+cudaError_t Drain(EmulatedStream* stream) {
+  Machine& m = machine();
+  EmulatedStream& s = stream ? *stream : m.legacy;
+  while (!s.work.empty()) {
+    std::function<bool()> work = std::move(s.work.front());
+    s.work.pop_front();
+    if (!work()) m.sticky = cudaErrorLaunchFailure;
+  }
+  return std::exchange(m.sticky, cudaSuccess);
+}
+
+cudaError_t DrainAll() {
+  cudaError_t status = Drain(nullptr);
+  for (EmulatedStream* s : machine().streams) {
+    if (cudaError_t e = Drain(s); e != cudaSuccess) status = e;
+  }
+  return status;
+}
+
+// In order behind what the stream has; at once unless streams are lazy.
+cudaError_t Push(EmulatedStream* stream, std::function<bool()> work) {
+  (stream ? *stream : machine().legacy).work.push_back(std::move(work));
+  return settings().lazy_streams ? cudaSuccess : Drain(stream);
+}
+
+bool Valid(const void* ptr, size_t bytes) {
+  Machine& m = machine();
+  return !m.arena.Holds(ptr) || m.arena.Inside(ptr, static_cast<int64_t>(bytes));
+}
+
+bool IsOrdinaryHost(const void* ptr) {
+  Machine& m = machine();
+  if (m.arena.Holds(ptr)) return false;
+  for (auto& [base, bytes] : m.pinned) {
+    if (ptr >= base && ptr < static_cast<char*>(base) + bytes) return false;
+  }
+  return true;
+}
+
+bool KindFits(const void* dst, const void* src, cudaMemcpyKind kind) {
+  if (kind == cudaMemcpyDefault) return true;
+  bool dst_device = machine().arena.Holds(dst), src_device = machine().arena.Holds(src);
+  return dst_device == (kind == cudaMemcpyHostToDevice || kind == cudaMemcpyDeviceToDevice) &&
+         src_device == (kind == cudaMemcpyDeviceToHost || kind == cudaMemcpyDeviceToDevice);
+}
+
+}  // namespace
+
+cudaError_t Enqueue(cudaStream_t stream, std::function<bool()> work) {
+  Locked lock;
+  return Push(stream, [work = std::move(work)] { return RunOpen(work); });
+}
+
+}  // namespace hone::cuda_emulation
+
+using namespace hone::cuda_emulation;
+
+const char* cudaGetErrorName(cudaError_t status) {
+  switch (status) {
+    case cudaSuccess:
+      return "cudaSuccess";
+    case cudaErrorInvalidValue:
+      return "cudaErrorInvalidValue";
+    case cudaErrorMemoryAllocation:
+      return "cudaErrorMemoryAllocation";
+    case cudaErrorInvalidDevice:
+      return "cudaErrorInvalidDevice";
+    case cudaErrorNotReady:
+      return "cudaErrorNotReady";
+    case cudaErrorLaunchFailure:
+      return "cudaErrorLaunchFailure";
+  }
+  return "unknown";
+}
+const char* cudaGetErrorString(cudaError_t status) {
+  if (status == cudaErrorLaunchFailure) return machine().failure.c_str();
+  return cudaGetErrorName(status);
+}
+cudaError_t cudaGetLastError() { return cudaSuccess; }
+
+cudaError_t cudaGetDeviceCount(int* count) {
+  *count = settings().devices;
+  return cudaSuccess;
+}
+cudaError_t cudaSetDevice(int device) {
+  if (device < 0 || device >= settings().devices) return cudaErrorInvalidDevice;
+  current_device = device;
+  return cudaSuccess;
+}
+cudaError_t cudaGetDevice(int* device) {
+  *device = current_device;
+  return cudaSuccess;
+}
+cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int) {
+  *properties = {"emulated on the CPU", static_cast<size_t>(settings().memory_bytes), 9, 0, 4};
+  return cudaSuccess;
+}
+cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
+  switch (attribute) {
+    case cudaDevAttrMultiProcessorCount:
+      *value = 4;
+      break;
+    case cudaDevAttrComputeCapabilityMajor:
+      *value = 9;
+      break;
+    case cudaDevAttrComputeCapabilityMinor:
+      *value = 0;
+      break;
+    case cudaDevAttrMaxSharedMemoryPerBlockOptin:
+      *value = 227 * 1024;
+      break;
+  }
+  return cudaSuccess;
+}
+cudaError_t cudaDriverGetVersion(int* version) {
+  *version = 13000;
+  return cudaSuccess;
+}
+cudaError_t cudaRuntimeGetVersion(int* version) {
+  *version = 13000;
+  return cudaSuccess;
+}
+cudaError_t cudaMemGetInfo(size_t* free, size_t* total) {
+  Locked lock;
+  *total = settings().memory_bytes;
+  *free = settings().memory_bytes - machine().arena.used();
+  return cudaSuccess;
+}
+cudaError_t cudaDeviceSynchronize() {
+  Locked lock;
+  return DrainAll();
+}
+
+cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) {
+  Locked lock;
+  *stream = new EmulatedStream;
+  machine().streams.insert(*stream);
+  return cudaSuccess;
+}
+cudaError_t cudaStreamDestroy(cudaStream_t stream) {
+  Locked lock;
+  cudaError_t status = Drain(stream);
+  machine().streams.erase(stream);
+  delete stream;
+  return status;
+}
+cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
+  Locked lock;
+  return Drain(stream);
+}
+
+cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) {
+  *event = new EmulatedEvent;
+  return cudaSuccess;
+}
+cudaError_t cudaEventDestroy(cudaEvent_t event) {
+  delete event;
+  return cudaSuccess;
+}
+cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
+  Locked lock;
+  event->stream = stream;
+  event->happened = std::make_shared<bool>(false);
+  return Push(stream, [happened = event->happened] { return *happened = true; });
+}
+
+namespace {
+
+// Runs the stream's work up to the event.
+bool Reach(EmulatedStream* stream, const std::shared_ptr<bool>& happened) {
+  EmulatedStream& s = stream ? *stream : machine().legacy;
+  bool ok = true;
+  while (happened && !*happened && !s.work.empty()) {
+    std::function<bool()> work = std::move(s.work.front());
+    s.work.pop_front();
+    ok = work() && ok;
+  }
+  return ok;
+}
+
+}  // namespace
+
+cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned) {
+  Locked lock;
+  return Push(stream,
+              [from = event->stream, happened = event->happened] { return Reach(from, happened); });
+}
+cudaError_t cudaEventSynchronize(cudaEvent_t event) {
+  Locked lock;
+  return Reach(event->stream, event->happened) ? cudaSuccess : cudaErrorLaunchFailure;
+}
+cudaError_t cudaEventQuery(cudaEvent_t event) {
+  Locked lock;
+  return !event->happened || *event->happened ? cudaSuccess : cudaErrorNotReady;
+}
+
+cudaError_t cudaMalloc(void** ptr, size_t bytes) {
+  Locked lock;
+  *ptr = machine().arena.Allocate(static_cast<int64_t>(bytes));
+  return *ptr ? cudaSuccess : cudaErrorMemoryAllocation;
+}
+cudaError_t cudaFree(void* ptr) {
+  Locked lock;
+  cudaError_t status = DrainAll();
+  if (ptr) machine().arena.Free(ptr);
+  return status;
+}
+cudaError_t cudaMallocAsync(void** ptr, size_t bytes, cudaStream_t) {
+  return cudaMalloc(ptr, bytes);
+}
+cudaError_t cudaFreeAsync(void* ptr, cudaStream_t stream) {
+  Locked lock;
+  return Push(stream, [ptr] {
+    machine().arena.Free(ptr);
+    return true;
+  });
+}
+cudaError_t cudaHostAlloc(void** ptr, size_t bytes, unsigned) {
+  Locked lock;
+  *ptr = std::malloc(bytes);
+  machine().pinned[*ptr] = bytes;
+  return cudaSuccess;
+}
+cudaError_t cudaFreeHost(void* ptr) {
+  Locked lock;
+  machine().pinned.erase(ptr);
+  std::free(ptr);
+  return cudaSuccess;
+}
+cudaError_t cudaDeviceGetDefaultMemPool(cudaMemPool_t* pool, int) {
+  *pool = &machine().pool;
+  return cudaSuccess;
+}
+cudaError_t cudaMemPoolSetAttribute(cudaMemPool_t, cudaMemPoolAttr, void*) { return cudaSuccess; }
+cudaError_t cudaMemPoolGetAttribute(cudaMemPool_t, cudaMemPoolAttr, void* value) {
+  Locked lock;
+  *static_cast<uint64_t*>(value) = machine().arena.used();
+  return cudaSuccess;
+}
+cudaError_t cudaMemPoolTrimTo(cudaMemPool_t, size_t) { return cudaSuccess; }
+
+cudaError_t cudaMemcpy2DAsync(void* dst, size_t dst_pitch, const void* src, size_t src_pitch,
+                              size_t width, size_t rows, cudaMemcpyKind kind, cudaStream_t stream) {
+  Locked lock;
+  if (width == 0 || rows == 0) return cudaSuccess;
+  if (!KindFits(dst, src, kind) || !Valid(dst, (rows - 1) * dst_pitch + width) ||
+      !Valid(src, (rows - 1) * src_pitch + width)) {
+    return cudaErrorInvalidValue;
+  }
+  cudaError_t status = Enqueue(stream, [=] {
+    for (size_t r = 0; r < rows; ++r) {
+      std::memmove(static_cast<char*>(dst) + r * dst_pitch,
+                   static_cast<const char*>(src) + r * src_pitch, width);
+    }
+    return true;
+  });
+  // As on a GPU: ordinary host memory is read, or written, before the call returns.
+  bool ordinary = IsOrdinaryHost(dst) || IsOrdinaryHost(src);
+  return ordinary && status == cudaSuccess ? Drain(stream) : status;
+}
+cudaError_t cudaMemcpyAsync(void* dst, const void* src, size_t bytes, cudaMemcpyKind kind,
+                            cudaStream_t stream) {
+  return cudaMemcpy2DAsync(dst, bytes, src, bytes, bytes, 1, kind, stream);
+}
+cudaError_t cudaMemcpy(void* dst, const void* src, size_t bytes, cudaMemcpyKind kind) {
+  Locked lock;
+  cudaError_t status = cudaMemcpyAsync(dst, src, bytes, kind, nullptr);
+  return status == cudaSuccess ? Drain(nullptr) : status;
+}
+cudaError_t cudaMemsetAsync(void* dst, int value, size_t bytes, cudaStream_t stream) {
+  Locked lock;
+  if (!Valid(dst, bytes)) return cudaErrorInvalidValue;
+  return Enqueue(stream, [=] {
+    std::memset(dst, value, bytes);
+    return true;
+  });
+}
