@@ -22,7 +22,8 @@ std::string Signature(const std::string& op, const Tensor& tensor);
 // Bytes of one row of dim 0.
 int64_t RowBytes(const Tensor& tensor);
 
-// ShapeError naming group, operation and shapes unless the tensors fit. They lie on the host or on the group's device.
+// ShapeError naming group, operation and shapes unless the tensors fit. They lie on the host or on
+// the group's device.
 void CheckContiguous(const ProcessGroup& group, const char* op, const Tensor& tensor);
 void CheckReduceScatter(const ProcessGroup& group, const Tensor& input, const Tensor& output);
 void CheckAllGather(const ProcessGroup& group, const Tensor& input, const Tensor& output);

@@ -85,5 +85,14 @@ TEST(StagedGroup, MessagesAndPartsOfTheGroup) {
   });
 }
 
+TEST(DeviceGroup, OnTheCpuItIsTheGroupItself) {
+  RunThreadRanks(2, [](const GroupPtr& control) {
+    Context ctx;
+    std::string why;
+    EXPECT_EQ(MakeDeviceGroup(ctx, control, {}, &why), control);
+    EXPECT_EQ(why, "tensors are on the host");
+  });
+}
+
 }  // namespace
 }  // namespace hone::parallel
