@@ -45,3 +45,15 @@ add_library(hone_cuda_libraries INTERFACE)
 target_include_directories(hone_cuda_libraries SYSTEM INTERFACE ${CUDAToolkit_INCLUDE_DIRS})
 target_link_libraries(hone_cuda_libraries INTERFACE CUDA::cudart_static CUDA::cublasLt
                       ${CUDNN_LIBRARY} ${NCCL_LIBRARY})
+
+# cuDNN's frontend is headers only, and in no Debian package: ./hone fetches it into the build folder.
+# Without it our own attention serves the fast mode too.
+find_path(HONE_CUDNN_FRONTEND cudnn_frontend.h HINTS ${CMAKE_BINARY_DIR}/cudnn-frontend/include)
+if(HONE_CUDNN_FRONTEND)
+  target_include_directories(hone_cuda_libraries SYSTEM INTERFACE ${HONE_CUDNN_FRONTEND})
+  target_compile_definitions(hone_cuda_libraries INTERFACE CUDNN_FRONTEND_SKIP_JSON_LIB)
+  set(HONE_CUDNN_LEFT_OUT "attention_no_cudnn_cuda\\.cc$")
+else()
+  message(STATUS "cuDNN attention: not built, no cudnn_frontend.h (HONE_CUDNN_FRONTEND)")
+  set(HONE_CUDNN_LEFT_OUT "attention_cudnn_cuda\\.cc$")
+endif()

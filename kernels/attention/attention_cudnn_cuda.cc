@@ -1,0 +1,461 @@
+// A pack of sequences is a batch of B sequences of at most S tokens for cuDNN, laid out by ragged
+// offsets: element offset[s] is where sequence s begins. B, S and T are rounded up to a few sizes
+// (more sequences, of no tokens), so that a handful of plans serve every pack of a run.
+#include "kernels/attention/attention_cudnn_cuda.h"
+
+#include <cudnn.h>
+#include <cudnn_frontend.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <map>
+#include <memory>
+#include <set>
+#include <tuple>
+#include <unordered_map>
+#include <vector>
+
+#include "kernels/cuda/launch.h"
+
+namespace hone::kernels::cudnn {
+namespace {
+
+namespace fe = cudnn_frontend;
+using fe::graph::Graph;
+using fe::graph::Tensor_attributes;
+using Attributes = std::shared_ptr<Tensor_attributes>;
+
+enum class Kind : int64_t { kForward, kBackward, kDecode };
+
+// What a plan is made for. Row strides are of (token, head) rows.
+struct Problem {
+  Kind kind;
+  int device;
+  int64_t sequences, length, tokens;  // rounded up
+  int64_t heads, groups, dim_c, dim_v;
+  int64_t q_stride, k_stride, v_stride;
+  int64_t pages, page_size, key_length;  // decode only
+  double scale;
+
+  auto operator<=>(const Problem&) const = default;
+  std::string ToString() const {
+    return fmt::format("{} heads, {} groups, dims {} and {}, {} sequences of {} tokens", heads,
+                       groups, dim_c, dim_v, sequences, length);
+  }
+};
+
+// Uids of a graph's tensors; a ragged tensor's offsets have its uid + kOffsets.
+enum Uid : int64_t {
+  kQ = 1,
+  kK,
+  kV,
+  kOut,
+  kLse,
+  kDout,
+  kDq,
+  kDk,
+  kDv,
+  kQueries,
+  kKeys,
+  kPagesK,
+  kPagesV,
+  kOffsets = 100,
+};
+
+struct Plan {
+  Graph graph;
+  std::string unsupported;  // why there is none
+};
+
+// cuDNN's handle and the plans of one thread: a handle is not to be used by two at once.
+struct Library {
+  std::map<int, cudnnHandle_t> handles;
+  std::map<Problem, std::unique_ptr<Plan>> plans;
+  std::set<std::string> said;
+
+  ~Library() {
+    for (auto& [device, handle] : handles) cudnnDestroy(handle);
+  }
+  cudnnHandle_t Handle(Context& ctx) {
+    cudnnHandle_t& handle = handles[ctx.device().index];
+    if (handle == nullptr) Check(cudnnCreate(&handle), "cudnnCreate");
+    Check(cudnnSetStream(handle, static_cast<cudaStream_t>(ctx.stream().handle())),
+          "cudnnSetStream");
+    return handle;
+  }
+  static void Check(cudnnStatus_t status, const char* call) {
+    runtime::Check<DeviceError>(status == CUDNN_STATUS_SUCCESS, "[cudnn] {}: {}", call,
+                                cudnnGetErrorString(status));
+  }
+};
+
+Library& ThisThread() {
+  static thread_local Library library;
+  return library;
+}
+
+// 1, 2, 3, 4, 6, 8, 12, 16, …: at most half more than needed.
+int64_t RoundUp(int64_t n, int64_t least) {
+  int64_t size = least;
+  while (size < n) size = size * 3 / 2 >= n && size > 1 ? size * 3 / 2 : size * 2;
+  return size;
+}
+
+Attributes Ragged(Graph& graph, const Problem& p, Uid uid, int64_t heads, int64_t dim,
+                  int64_t stride, fe::DataType_t type = fe::DataType_t::BFLOAT16) {
+  Attributes offsets = graph.tensor(Tensor_attributes()
+                                        .set_name(fmt::format("offsets_{}", int64_t{uid}))
+                                        .set_uid(uid + kOffsets)
+                                        .set_dim({p.sequences + 1, 1, 1, 1})
+                                        .set_stride({1, 1, 1, 1})
+                                        .set_data_type(fe::DataType_t::INT64));
+  return graph.tensor(Tensor_attributes()
+                          .set_name(fmt::format("tensor_{}", int64_t{uid}))
+                          .set_uid(uid)
+                          .set_dim({p.sequences, heads, p.length, dim})
+                          .set_stride({p.length * heads * stride, stride, heads * stride, 1})
+                          .set_ragged_offset(offsets)
+                          .set_data_type(type));
+}
+
+Attributes Lengths(Graph& graph, const Problem& p, Uid uid) {
+  return graph.tensor(Tensor_attributes()
+                          .set_name(uid == kQueries ? "queries" : "keys")
+                          .set_uid(uid)
+                          .set_dim({p.sequences, 1, 1, 1})
+                          .set_stride({1, 1, 1, 1})
+                          .set_data_type(fe::DataType_t::INT32));
+}
+
+// Makes an output what Ragged makes of an input.
+void RaggedOutput(Graph& graph, const Problem& p, const Attributes& out, Uid uid, int64_t heads,
+                  int64_t dim, fe::DataType_t type = fe::DataType_t::BFLOAT16) {
+  Attributes offsets = graph.tensor(Tensor_attributes()
+                                        .set_name(fmt::format("offsets_{}", int64_t{uid}))
+                                        .set_uid(uid + kOffsets)
+                                        .set_dim({p.sequences + 1, 1, 1, 1})
+                                        .set_stride({1, 1, 1, 1})
+                                        .set_data_type(fe::DataType_t::INT64));
+  out->set_output(true)
+      .set_uid(uid)
+      .set_dim({p.sequences, heads, p.length, dim})
+      .set_stride({p.length * heads * dim, dim, heads * dim, 1})
+      .set_ragged_offset(offsets)
+      .set_data_type(type);
+}
+
+void AddForward(Graph& graph, const Problem& p) {
+  Attributes q = Ragged(graph, p, kQ, p.heads, p.dim_c, p.q_stride);
+  Attributes k = Ragged(graph, p, kK, p.groups, p.dim_c, p.k_stride);
+  Attributes v = Ragged(graph, p, kV, p.groups, p.dim_v, p.v_stride);
+  auto options = fe::graph::SDPA_attributes()
+                     .set_name("attention")
+                     .set_generate_stats(true)
+                     .set_attn_scale(static_cast<float>(p.scale))
+                     .set_causal_mask(true)
+                     .set_padding_mask(true)
+                     .set_seq_len_q(Lengths(graph, p, kQueries))
+                     .set_seq_len_kv(Lengths(graph, p, kKeys));
+  auto [out, lse] = graph.sdpa(q, k, v, options);
+  RaggedOutput(graph, p, out, kOut, p.heads, p.dim_v);
+  RaggedOutput(graph, p, lse, kLse, p.heads, 1, fe::DataType_t::FLOAT);
+}
+
+void AddBackward(Graph& graph, const Problem& p) {
+  Attributes q = Ragged(graph, p, kQ, p.heads, p.dim_c, p.q_stride);
+  Attributes k = Ragged(graph, p, kK, p.groups, p.dim_c, p.k_stride);
+  Attributes v = Ragged(graph, p, kV, p.groups, p.dim_v, p.v_stride);
+  Attributes out = Ragged(graph, p, kOut, p.heads, p.dim_v, p.dim_v);
+  Attributes dout = Ragged(graph, p, kDout, p.heads, p.dim_v, p.dim_v);
+  Attributes lse = Ragged(graph, p, kLse, p.heads, 1, 1, fe::DataType_t::FLOAT);
+  auto options = fe::graph::SDPA_backward_attributes()
+                     .set_name("attention_backward")
+                     .set_attn_scale(static_cast<float>(p.scale))
+                     .set_causal_mask(true)
+                     .set_padding_mask(true)
+                     .set_seq_len_q(Lengths(graph, p, kQueries))
+                     .set_seq_len_kv(Lengths(graph, p, kKeys))
+                     .set_max_total_seq_len_q(p.tokens)
+                     .set_max_total_seq_len_kv(p.tokens)
+                     .set_deterministic_algorithm(true);
+  auto [dq, dk, dv] = graph.sdpa_backward(q, k, v, out, dout, lse, options);
+  RaggedOutput(graph, p, dq, kDq, p.heads, p.dim_c);
+  RaggedOutput(graph, p, dk, kDk, p.groups, p.dim_c);
+  RaggedOutput(graph, p, dv, kDv, p.groups, p.dim_v);
+}
+
+// Pages [pages, page_size, groups, dim] as cuDNN names them: [pages, groups, page_size, dim].
+Attributes Pages(Graph& graph, const Problem& p, Uid uid, int64_t dim) {
+  return graph.tensor(Tensor_attributes()
+                          .set_name(uid == kK ? "k" : "v")
+                          .set_uid(uid)
+                          .set_dim({p.pages, p.groups, p.page_size, dim})
+                          .set_stride({p.page_size * p.groups * dim, dim, p.groups * dim, 1})
+                          .set_data_type(fe::DataType_t::BFLOAT16));
+}
+
+Attributes Table(Graph& graph, const Problem& p, Uid uid) {
+  int64_t entries = p.key_length / p.page_size;
+  return graph.tensor(Tensor_attributes()
+                          .set_name(uid == kPagesK ? "pages_k" : "pages_v")
+                          .set_uid(uid)
+                          .set_dim({p.sequences, 1, entries, 1})
+                          .set_stride({entries, entries, 1, 1})
+                          .set_data_type(fe::DataType_t::INT32));
+}
+
+void AddDecode(Graph& graph, const Problem& p) {
+  Attributes q = graph.tensor(Tensor_attributes()
+                                  .set_name("q")
+                                  .set_uid(kQ)
+                                  .set_dim({p.sequences, p.heads, 1, p.dim_c})
+                                  .set_stride({p.heads * p.q_stride, p.q_stride, p.q_stride, 1})
+                                  .set_data_type(fe::DataType_t::BFLOAT16));
+  auto options = fe::graph::SDPA_attributes()
+                     .set_name("paged_attention")
+                     .set_generate_stats(false)
+                     .set_attn_scale(static_cast<float>(p.scale))
+                     .set_padding_mask(true)
+                     .set_seq_len_q(Lengths(graph, p, kQueries))
+                     .set_seq_len_kv(Lengths(graph, p, kKeys))
+                     .set_paged_attention_k_table(Table(graph, p, kPagesK))
+                     .set_paged_attention_v_table(Table(graph, p, kPagesV))
+                     .set_paged_attention_max_seq_len_kv(static_cast<int>(p.key_length));
+  auto [out, lse] =
+      graph.sdpa(q, Pages(graph, p, kK, p.dim_c), Pages(graph, p, kV, p.dim_v), options);
+  out->set_output(true)
+      .set_uid(kOut)
+      .set_dim({p.sequences, p.heads, 1, p.dim_v})
+      .set_stride({p.heads * p.dim_v, p.dim_v, p.dim_v, 1})
+      .set_data_type(fe::DataType_t::BFLOAT16);
+}
+
+std::unique_ptr<Plan> MakePlan(const Problem& p, cudnnHandle_t handle) {
+  auto plan = std::make_unique<Plan>();
+  plan->graph.set_io_data_type(fe::DataType_t::BFLOAT16)
+      .set_intermediate_data_type(fe::DataType_t::FLOAT)
+      .set_compute_data_type(fe::DataType_t::FLOAT);
+  if (p.kind == Kind::kForward) AddForward(plan->graph, p);
+  if (p.kind == Kind::kBackward) AddBackward(plan->graph, p);
+  if (p.kind == Kind::kDecode) AddDecode(plan->graph, p);
+  auto status = plan->graph.build(handle, {fe::HeurMode_t::A});
+  if (status.is_bad()) plan->unsupported = status.get_message();
+  return plan;
+}
+
+// Null where cuDNN has no kernel for it.
+Graph* Find(Context& ctx, const Problem& p) {
+  Library& library = ThisThread();
+  auto& plan = library.plans[p];
+  if (!plan) plan = MakePlan(p, library.Handle(ctx));
+  if (plan->unsupported.empty()) return &plan->graph;
+  std::string what = fmt::format("hone: cuDNN has no attention for {}: {}; using our own kernel\n",
+                                 p.ToString(), plan->unsupported);
+  if (library.said.insert(what).second) std::fputs(what.c_str(), stderr);
+  return nullptr;
+}
+
+using Pack = std::unordered_map<int64_t, void*>;
+
+void Execute(Context& ctx, Graph& graph, Pack& pack, const char* op) {
+  int64_t bytes = 0;
+  auto status = graph.get_workspace_size(bytes);
+  Tensor workspace = ctx.Empty({bytes}, DType::kU8, MemoryCategory::kOther);
+  if (status.is_good()) {
+    status = graph.execute(ThisThread().Handle(ctx), pack, workspace.raw());
+  }
+  Check<DeviceError>(status.is_good(), "[{}] cuDNN on {}: {}", op, ctx.device().ToString(),
+                     status.get_message());
+}
+
+// Sequence lengths and ragged offsets on the device; they die behind the launch.
+class Layout {
+ public:
+  Layout(Context& ctx, const Problem& p, std::span<const int32_t> cu_seqlens) : ctx_(ctx) {
+    size_t sequences = static_cast<size_t>(p.sequences);
+    std::vector<int32_t> lengths(sequences, 0);
+    begin_.assign(sequences + 1, cu_seqlens.back());
+    for (size_t s = 0; s + 1 < cu_seqlens.size(); ++s) {
+      lengths[s] = cu_seqlens[s + 1] - cu_seqlens[s];
+      begin_[s] = cu_seqlens[s];
+    }
+    lengths_ = cuda::Upload<int32_t>(ctx, lengths);
+  }
+  void AddLengths(Pack* pack) const {
+    (*pack)[kQueries] = lengths_.raw();
+    (*pack)[kKeys] = lengths_.raw();
+  }
+  // `width`: elements from one token to the next.
+  void Add(Pack* pack, Uid uid, void* data, int64_t width) {
+    Tensor& offsets = offsets_[width];
+    if (!offsets.defined()) {
+      std::vector<int64_t> values(begin_);
+      for (int64_t& value : values) value *= width;
+      offsets = cuda::Upload<int64_t>(ctx_, values);
+    }
+    (*pack)[uid] = data;
+    (*pack)[uid + kOffsets] = offsets.raw();
+  }
+
+ private:
+  Context& ctx_;
+  std::vector<int64_t> begin_;
+  Tensor lengths_;
+  std::map<int64_t, Tensor> offsets_;
+};
+
+bool Usable(const Tensor& q, const Tensor& k, const Tensor& v) {
+  return q.dtype() == DType::kBF16 && q.size() > 0 && q.dim(2) % 8 == 0 &&
+         v.dim(v.ndim() - 1) % 8 == 0 && q.row_stride() % 8 == 0 && k.row_stride() % 8 == 0 &&
+         v.row_stride() % 8 == 0;
+}
+
+Problem PackedProblem(Kind kind, const Context& ctx, const Tensor& q_THC, const Tensor& k_TGC,
+                      const Tensor& v_TGV, std::span<const int32_t> cu_seqlens, double scale) {
+  int64_t longest = 0;
+  for (size_t s = 0; s + 1 < cu_seqlens.size(); ++s) {
+    longest = std::max<int64_t>(longest, cu_seqlens[s + 1] - cu_seqlens[s]);
+  }
+  return {.kind = kind,
+          .device = ctx.device().index,
+          .sequences = RoundUp(static_cast<int64_t>(cu_seqlens.size()) - 1, 1),
+          .length = RoundUp(longest, 128),
+          .tokens = RoundUp(q_THC.dim(0), 1024),
+          .heads = q_THC.dim(1),
+          .groups = k_TGC.dim(1),
+          .dim_c = q_THC.dim(2),
+          .dim_v = v_TGV.dim(2),
+          .q_stride = q_THC.row_stride(),
+          .k_stride = k_TGC.row_stride(),
+          .v_stride = v_TGV.row_stride(),
+          .pages = 0,
+          .page_size = 0,
+          .key_length = 0,
+          .scale = scale};
+}
+
+void AddInputs(Layout* layout, Pack* pack, const Problem& p, const Tensor& q, const Tensor& k,
+               const Tensor& v) {
+  layout->AddLengths(pack);
+  layout->Add(pack, kQ, q.raw(), p.heads * p.q_stride);
+  layout->Add(pack, kK, k.raw(), p.groups * p.k_stride);
+  layout->Add(pack, kV, v.raw(), p.groups * p.v_stride);
+}
+
+bool IsDecode(const Tensor& q_THC, std::span<const int32_t> cu_seqlens) {
+  if (q_THC.dim(0) != static_cast<int64_t>(cu_seqlens.size()) - 1) return false;
+  for (size_t s = 0; s < cu_seqlens.size(); ++s) {
+    if (cu_seqlens[s] != static_cast<int32_t>(s)) return false;
+  }
+  return true;
+}
+
+Problem DecodeProblem(const Context& ctx, const Tensor& q_THC, const PagedKv& kv, double scale) {
+  const int64_t page_size = kv.k_PSGC.dim(1);
+  const int64_t longest = *std::max_element(kv.length_S.begin(), kv.length_S.end());
+  return {.kind = Kind::kDecode,
+          .device = ctx.device().index,
+          .sequences = RoundUp(q_THC.dim(0), 1),
+          .length = 1,
+          .tokens = 0,
+          .heads = q_THC.dim(1),
+          .groups = kv.k_PSGC.dim(2),
+          .dim_c = q_THC.dim(2),
+          .dim_v = kv.v_PSGV.dim(3),
+          .q_stride = q_THC.dim(2),
+          .k_stride = 0,
+          .v_stride = 0,
+          .pages = kv.k_PSGC.dim(0),
+          .page_size = page_size,
+          .key_length = cuda::CeilDiv(RoundUp(longest, 512), page_size) * page_size,
+          .scale = scale};
+}
+
+// Row s: the pages of sequence s; page 0 where it has none.
+std::vector<int32_t> PageTable(const Problem& p, const PagedKv& kv) {
+  const size_t entries = static_cast<size_t>(p.key_length / p.page_size);
+  std::vector<int32_t> table(static_cast<size_t>(p.sequences) * entries, 0);
+  for (size_t s = 0; s < kv.pages_S.size(); ++s) {
+    std::copy_n(kv.pages_S[s].begin(), std::min(kv.pages_S[s].size(), entries),
+                table.begin() + static_cast<std::ptrdiff_t>(s * entries));
+  }
+  return table;
+}
+
+}  // namespace
+
+bool Attention(Context& ctx, const Tensor& q_THC, const Tensor& k_TGC, const Tensor& v_TGV,
+               std::span<const int32_t> cu_seqlens, double scale, const AttentionResult& result) {
+  if (!Usable(q_THC, k_TGC, v_TGV)) return false;
+  Problem p = PackedProblem(Kind::kForward, ctx, q_THC, k_TGC, v_TGV, cu_seqlens, scale);
+  Graph* graph = Find(ctx, p);
+  if (!graph) return false;
+  Pack pack;
+  Layout layout(ctx, p, cu_seqlens);
+  AddInputs(&layout, &pack, p, q_THC, k_TGC, v_TGV);
+  layout.Add(&pack, kOut, result.out_THV.raw(), p.heads * p.dim_v);
+  layout.Add(&pack, kLse, result.lse_TH.raw(), p.heads);
+  Execute(ctx, *graph, pack, "attention");
+  return true;
+}
+
+bool AttentionBackward(Context& ctx, const Tensor& dout_THV, const Tensor& q_THC,
+                       const Tensor& k_TGC, const Tensor& v_TGV, const AttentionResult& saved,
+                       std::span<const int32_t> cu_seqlens, double scale,
+                       const AttentionGradients& gradients) {
+  bool contiguous =
+      dout_THV.contiguous() && saved.out_THV.contiguous() && saved.lse_TH.contiguous();
+  if (!contiguous || !Usable(q_THC, k_TGC, v_TGV)) return false;
+  Problem p = PackedProblem(Kind::kBackward, ctx, q_THC, k_TGC, v_TGV, cu_seqlens, scale);
+  Graph* graph = Find(ctx, p);
+  if (!graph) return false;
+  Pack pack;
+  Layout layout(ctx, p, cu_seqlens);
+  AddInputs(&layout, &pack, p, q_THC, k_TGC, v_TGV);
+  layout.Add(&pack, kOut, saved.out_THV.raw(), p.heads * p.dim_v);
+  layout.Add(&pack, kDout, dout_THV.raw(), p.heads * p.dim_v);
+  layout.Add(&pack, kLse, saved.lse_TH.raw(), p.heads);
+  layout.Add(&pack, kDq, gradients.dq_THC.raw(), p.heads * p.dim_c);
+  layout.Add(&pack, kDk, gradients.dk_TGC.raw(), p.groups * p.dim_c);
+  layout.Add(&pack, kDv, gradients.dv_TGV.raw(), p.groups * p.dim_v);
+  Execute(ctx, *graph, pack, "attention_backward");
+  return true;
+}
+
+bool PagedAttention(Context& ctx, const Tensor& q_THC, const PagedKv& kv,
+                    std::span<const int32_t> cu_seqlens, double scale, const Tensor& out_THV) {
+  if (!IsDecode(q_THC, cu_seqlens) || !kv.k_PSGC.contiguous() || !kv.v_PSGV.contiguous() ||
+      !Usable(q_THC, kv.k_PSGC, kv.v_PSGV)) {
+    return false;
+  }
+  Problem p = DecodeProblem(ctx, q_THC, kv, scale);
+  Graph* graph = Find(ctx, p);
+  if (!graph) return false;
+  // Rows of the sequences that only rounding up has added: read as 0, written and not looked at.
+  const int64_t rows = q_THC.dim(0);
+  Tensor q = ctx.Zeros({p.sequences, p.heads, p.dim_c}, DType::kBF16);
+  Tensor out = ctx.Empty({p.sequences, p.heads, p.dim_v}, DType::kBF16);
+  CopyTo(q_THC, q.Slice(0, rows), &ctx.stream());
+  std::vector<int32_t> ones(static_cast<size_t>(p.sequences), 1), lengths = kv.length_S;
+  lengths.resize(static_cast<size_t>(p.sequences), 1);
+  Tensor pages = cuda::Upload<int32_t>(ctx, PageTable(p, kv));
+  Tensor queries = cuda::Upload<int32_t>(ctx, ones), keys = cuda::Upload<int32_t>(ctx, lengths);
+  Pack pack = {{kQ, q.raw()},
+               {kK, kv.k_PSGC.raw()},
+               {kV, kv.v_PSGV.raw()},
+               {kOut, out.raw()},
+               {kPagesK, pages.raw()},
+               {kPagesV, pages.raw()},
+               {kQueries, queries.raw()},
+               {kKeys, keys.raw()}};
+  Execute(ctx, *graph, pack, "paged_attention");
+  CopyTo(out.Slice(0, rows), out_THV, &ctx.stream());
+  return true;
+}
+
+std::string Version() {
+  size_t v = cudnnGetVersion();
+  return fmt::format("{}.{}.{}", v / 10000, v / 100 % 100, v % 100);
+}
+
+}  // namespace hone::kernels::cudnn
