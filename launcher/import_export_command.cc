@@ -4,12 +4,13 @@
 #include <iostream>
 #include <map>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <set>
 
 #include "launcher/command_line.h"
 #include "launcher/commands.h"
+#include "model/families/hugging_face.h"
 #include "model/families/tensor_table.h"
-#include "model/safetensors.h"
 #include "rl/loaded_model.h"
 #include "runtime/checkpoint/checkpoint.h"
 
@@ -58,37 +59,67 @@ void Report(bool json, const std::string& folder, size_t tensors, int64_t bytes)
   }
 }
 
-int Import(const std::string& from, const std::string& to, bool without_mtp, bool json) {
+struct ImportOptions {
+  bool without_mtp = false;
+  std::optional<DType> dtype;
+};
+
+// config.json of what is imported: as it was, but for what importing changed.
+std::string ImportedConfig(const std::string& text, const ImportOptions& options,
+                           std::optional<DType> converted_to) {
+  ordered_json config = ordered_json::parse(text, nullptr, false);
+  if (!config.is_object() || (!options.without_mtp && !converted_to)) return text;
+  if (options.without_mtp) config["num_nextn_predict_layers"] = 0;
+  if (converted_to) {
+    config.erase("quantization_config");
+    const char* key = config.contains("dtype") ? "dtype" : "torch_dtype";
+    config[key] = model::HuggingFaceDTypeName(*converted_to);
+  }
+  return config.dump(2) + "\n";
+}
+
+// The type that the weights have now, when some of them are not stored as they are kept.
+std::optional<DType> ConvertedTo(const model::SafetensorsReader& reader,
+                                 const ImportOptions& options) {
+  if (options.dtype) return options.dtype;
+  for (const auto& entry : reader.entries()) {
+    const bool as_stored = entry.stored != "F16" && entry.stored != "F8_E4M3";
+    if (!as_stored) return entry.dtype;
+  }
+  return std::nullopt;
+}
+
+int Import(const std::string& from, const std::string& to, const ImportOptions& options,
+           bool json) {
   CheckFresh("import", to);
-  std::string config_json = runtime::LocalFileSystem().ReadAll(from + "/config.json");
-  if (without_mtp) {
-    ordered_json edited = ordered_json::parse(config_json, nullptr, false);
-    if (edited.is_object()) edited["num_nextn_predict_layers"] = 0;
-    config_json = edited.dump(2) + "\n";
-  }
+  const std::string config_json = runtime::LocalFileSystem().ReadAll(from + "/config.json");
   auto config = model::ModelConfig::FromHuggingFaceText(config_json, from + "/config.json");
-  model::SafetensorsReader reader(from);
-  SlabIndex slabs;
-  std::map<std::pair<std::string, int64_t>, std::string> source;  // (name, first row) → theirs
+  if (options.without_mtp) config.num_nextn_predict_layers = 0;
+  auto reader = std::make_shared<const model::SafetensorsReader>(from);
+  model::SlabOptions slab_options;
+  slab_options.without_mtp = options.without_mtp;
+  slab_options.dtype = options.dtype;
+  runtime::CheckpointContents contents;
+  contents.lazy = model::HuggingFaceSlabs(from, config, reader, slab_options);
+  std::set<std::string> tensors;
   int64_t bytes = 0;
-  for (auto& [name, slab] : model::HuggingFaceSlabs(from, config, reader, without_mtp)) {
-    slab.slab.name = kModelPrefix + slab.slab.name;
-    source[{slab.slab.name, slab.slab.offset.empty() ? 0 : slab.slab.offset[0]}] = name;
-    bytes += slab.tensor.bytes();
-    slabs.push_back(std::move(slab));
+  for (runtime::LazySlab& lazy : contents.lazy) {
+    lazy.slab.name = kModelPrefix + lazy.slab.name;
+    bytes += lazy.slab.size() * runtime::DTypeSize(lazy.dtype);
+    tensors.insert(lazy.slab.name);
   }
-  runtime::CheckpointWriter::Options options;
-  options.asynchronous = false;
-  options.on_written = [&](const Slab& slab) {
-    reader.Release(source.at({slab.name, slab.offset.empty() ? 0 : slab.offset[0]}));
-  };
+  contents.metadata =
+      ordered_json{{"imported_from", from}, {"repeats", model::RepeatsIn(config, *reader)}}.dump();
+  runtime::CheckpointWriter::Options writing;
+  writing.asynchronous = false;
   runtime::CheckpointWriter writer(runtime::LocalFileSystem(),
-                                   std::make_shared<runtime::SingleRank>(), options);
-  writer.Save(to, {slabs, ordered_json{{"imported_from", from}}.dump()});
+                                   std::make_shared<runtime::SingleRank>(), writing);
+  writer.Save(to, contents);
   CopyCompanions(from, to);
   // Last: without it the folder is not yet a model.
-  runtime::LocalFileSystem().WriteAtomically(to + "/config.json", config_json);
-  Report(json, to, slabs.size(), bytes);
+  runtime::LocalFileSystem().WriteAtomically(
+      to + "/config.json", ImportedConfig(config_json, options, ConvertedTo(*reader, options)));
+  Report(json, to, tensors.size(), bytes);
   return 0;
 }
 
@@ -98,8 +129,7 @@ class CheckpointTensors : public model::TensorProvider {
   explicit CheckpointTensors(const std::string& folder)
       : reader_(runtime::LocalFileSystem(), folder) {
     for (const auto& info : reader_.slabs()) {
-      Kind& kind = kinds_.try_emplace(info.slab.name, Kind{info.dtype, 0}).first->second;
-      ++kind.pieces;
+      dtypes_.try_emplace(info.slab.name, info.dtype);
     }
   }
   // ours that the model has no place for, optimizer state aside
@@ -107,55 +137,44 @@ class CheckpointTensors : public model::TensorProvider {
     std::set<std::string> known = {kModelPrefix + model::kValueHeadName};
     for (const auto& t : model::TensorTable(config)) known.insert(kModelPrefix + t.name);
     std::vector<std::string> unexpected;
-    for (const auto& [name, kind] : kinds_) {
+    for (const auto& [name, dtype] : dtypes_) {
       if (name.starts_with(kModelPrefix) && !known.count(name)) unexpected.push_back(name);
     }
     return unexpected;
   }
-  bool Has(const std::string& name) const { return reader_.Has(kModelPrefix + name); }
 
-  DType DTypeOf(const std::string& name) const override { return KindOf(name).dtype; }
-  Tensor Get(const model::TensorInfo& info, int64_t expert) override {
-    if (expert < 0) return Load(info, 0, info.shape);
-    Shape one = info.shape;
-    // Imported experts lie each by itself; a learner's in larger pieces, read once.
-    if (KindOf(info.name).pieces == info.shape[0]) {
-      one[0] = 1;
-      return Load(info, expert, one).Reshape(Shape(one.begin() + 1, one.end()));
-    }
-    if (name_ != info.name) {
-      whole_ = Tensor();
-      whole_ = Load(info, 0, info.shape);
-      name_ = info.name;
-    }
-    return whole_.Slice(expert, expert + 1).Reshape(Shape(one.begin() + 1, one.end()));
-  }
-
- private:
-  struct Kind {
-    DType dtype;
-    int64_t pieces;
-  };
-  const Kind& KindOf(const std::string& name) const {
-    auto it = kinds_.find(kModelPrefix + name);
-    Check<CheckpointError>(it != kinds_.end(), "[export] tensor '{}' of the model is missing",
+  DType DTypeOf(const std::string& name) const override {
+    auto it = dtypes_.find(kModelPrefix + name);
+    Check<CheckpointError>(it != dtypes_.end(), "[export] tensor '{}' of the model is missing",
                            name);
     return it->second;
   }
+  Tensor Get(const model::TensorInfo& info, int64_t expert) override {
+    if (expert < 0) return Load(info, 0, info.shape);
+    Shape one = info.shape;
+    one[0] = 1;
+    return Load(info, expert, one).Reshape(Shape(one.begin() + 1, one.end()));
+  }
+  // What the folder that it was imported from repeated; nullopt when it was not imported.
+  std::optional<std::set<std::string>> Repeats() const {
+    const ordered_json metadata = ordered_json::parse(reader_.metadata(), nullptr, false);
+    if (!metadata.is_object() || !metadata.contains("repeats")) return std::nullopt;
+    return metadata["repeats"].get<std::set<std::string>>();
+  }
+
+ private:
   Tensor Load(const model::TensorInfo& info, int64_t first, const Shape& extent) {
     // Memory goes back when a tensor does: a cached block of each size would add up.
     Context host;
     Slab slab{kModelPrefix + info.name, info.shape, Shape(info.shape.size(), 0), extent};
     if (!slab.offset.empty()) slab.offset[0] = first;
-    Tensor tensor = host.Empty(extent, KindOf(info.name).dtype, MemoryCategory::kOther);
+    Tensor tensor = host.Empty(extent, DTypeOf(info.name), MemoryCategory::kOther);
     reader_.Load({{slab, tensor}});
     return tensor;
   }
 
   runtime::CheckpointReader reader_;
-  std::map<std::string, Kind> kinds_;
-  std::string name_;
-  Tensor whole_;
+  std::map<std::string, DType> dtypes_;
 };
 
 int Export(const std::string& from, const std::string& to, int64_t shard_bytes, bool json) {
@@ -166,7 +185,7 @@ int Export(const std::string& from, const std::string& to, int64_t shard_bytes, 
   std::vector<std::string> unexpected = tensors.Unexpected(files.config);
   Check<CheckpointError>(unexpected.empty(), "[export] {} has {} tensors the model does not: {}, …",
                          files.weights, unexpected.size(), unexpected.empty() ? "" : unexpected[0]);
-  model::SaveHuggingFace(to, files.config, tensors, shard_bytes);
+  model::SaveHuggingFace(to, files.config, tensors, {shard_bytes, tensors.Repeats()});
   if (!files.companions.empty()) {
     CopyCompanions(files.companions, to);
     // The folder that the model came from has the fields that hone does not know, too.
@@ -189,14 +208,19 @@ int Export(const std::string& from, const std::string& to, int64_t shard_bytes, 
 
 int ImportCommand(const Arguments& args) {
   std::string from, to;
-  bool without_mtp = false, json = false;
+  std::string dtype;
+  ImportOptions options;
+  bool json = false;
   CLI::App app("A Hugging Face folder as a checkpoint", "hone import");
   app.add_option("hf_dir", from, "the folder: config.json, *.safetensors, tokenizer")->required();
   app.add_option("out", to, "the checkpoint to be made")->required();
-  app.add_flag("--without-mtp", without_mtp, "leave multi-token prediction out");
+  app.add_flag("--without-mtp", options.without_mtp, "leave multi-token prediction out");
+  app.add_option("--dtype", dtype, "of the weights (as stored, but f16 as f32 and fp8 as bf16)")
+      ->check(CLI::IsMember({"f32", "bf16"}));
   app.add_flag("--json", json, "for machines");
   if (int code = 0; !ParseArguments(app, args, &code)) return code;
-  return Import(from, to, without_mtp, json);
+  if (!dtype.empty()) options.dtype = runtime::DTypeFromName(dtype);
+  return Import(from, to, options, json);
 }
 
 int ExportCommand(const Arguments& args) {

@@ -67,4 +67,6 @@ struct ModelConfig {
   void FillDerived();
 };
 
+std::string HuggingFaceDTypeName(DType dtype);  // "bfloat16"
+
 }  // namespace hone::model

@@ -41,6 +41,9 @@ class Fields {
   }
   Fields Child(const char* key) const { return Fields(json_.at(key), where_ + ": " + key); }
   bool empty() const { return json_.empty(); }
+  bool Is(const char* key, const ordered_json& value) const {
+    return Has(key) && json_.at(key) == value;
+  }
   const std::string& where() const { return where_; }
 
  private:
@@ -92,6 +95,16 @@ void ReadScaling(const Fields& f, ModelConfig& c) {
   f.Optional("truncate", &rope.truncate);
 }
 
+// Weights may be stored as V3 publishes them, fp8 with a factor for each block of 128 × 128: they
+// are read as what they stand for. Other quantisations are not known.
+void CheckQuantization(const Fields& f) {
+  f.Only<std::string>("quant_method", "fp8");
+  f.Only<std::string>("fmt", "e4m3");
+  Check<ConfigError>(f.Is("weight_block_size", {128, 128}),
+                     "{}: field 'weight_block_size' is not [128, 128], which alone is supported",
+                     f.where());
+}
+
 void ReadCommon(const Fields& f, ModelConfig& c) {
   f.Required("hidden_size", &c.hidden_size);
   f.Required("num_hidden_layers", &c.num_hidden_layers);
@@ -109,6 +122,7 @@ void ReadCommon(const Fields& f, ModelConfig& c) {
   c.rope.original_max_position = c.max_position_embeddings;
   if (f.Has("rope_scaling")) ReadScaling(f.Child("rope_scaling"), c);
   if (f.Has("rope_parameters")) ReadScaling(f.Child("rope_parameters"), c);
+  if (f.Has("quantization_config")) CheckQuantization(f.Child("quantization_config"));
   f.Only<std::string>("hidden_act", "silu");
   f.Only("use_sliding_window", false);
   f.Only("mlp_bias", false);
@@ -254,6 +268,10 @@ ModelConfig ModelConfig::FromHuggingFace(const std::string& path) {
   return FromHuggingFaceText(text.str(), path);
 }
 
+std::string HuggingFaceDTypeName(DType dtype) {
+  return dtype == DType::kBF16 ? "bfloat16" : dtype == DType::kF64 ? "float64" : "float32";
+}
+
 std::string ModelConfig::ToHuggingFaceJson(DType dtype) const {
   CheckExportable(*this);
   static const std::vector<std::string> architectures = {"LlamaForCausalLM", "Qwen2ForCausalLM",
@@ -275,9 +293,7 @@ std::string ModelConfig::ToHuggingFaceJson(DType dtype) const {
   j["initializer_range"] = initializer_range;
   j["tie_word_embeddings"] = tie_word_embeddings;
   j["hidden_act"] = "silu";
-  j["torch_dtype"] = dtype == DType::kBF16  ? "bfloat16"
-                     : dtype == DType::kF64 ? "float64"
-                                            : "float32";
+  j["torch_dtype"] = HuggingFaceDTypeName(dtype);
   j["rope_theta"] = rope.theta;
   j["rope_scaling"] = ScalingToJson(*this);
   if (family == Family::kDeepSeekV3) DeepSeekV3ToJson(*this, j);

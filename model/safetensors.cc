@@ -5,24 +5,24 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 #include <filesystem>
-#include <fstream>
 #include <map>
 #include <nlohmann/json.hpp>
-#include <optional>
 #include <set>
 
-#include "runtime/file_system.h"
+#include "model/stored_float.h"
 
 namespace hone::model {
 namespace {
 
-using nlohmann::ordered_json;
+using nlohmann::json;
 
 constexpr uint64_t kMaxHeader = 100 << 20;  // as the format's own library refuses
 constexpr int64_t kMaxDims = 8;
+constexpr char kF8Name[] = "F8_E4M3";
 
 // A file mapped for reading.
 class Mapping {
@@ -43,57 +43,114 @@ class Mapping {
 
   char* data() const { return static_cast<char*>(data_); }
   uint64_t size() const { return size_; }
+  // Advice, for the pages of [begin, end): it may be ignored.
+  void Advise(const char* begin, const char* end, int advice) const {
+    static const auto page = static_cast<uintptr_t>(::sysconf(_SC_PAGESIZE));
+    const auto first = reinterpret_cast<uintptr_t>(begin) / page * page;
+    ::madvise(reinterpret_cast<void*>(first), reinterpret_cast<uintptr_t>(end) - first, advice);
+  }
 
  private:
   void* data_ = nullptr;
   uint64_t size_ = 0;
 };
 
-// nullopt for a type hone has no tensors of; such an entry is an error only when it is read.
-std::optional<DType> DTypeOfName(const std::string& name) {
-  static const std::map<std::string, DType> names = {
-      {"F32", DType::kF32},       {"BF16", DType::kBF16}, {"F64", DType::kF64},
-      {"I32", DType::kI32},       {"I64", DType::kI64},   {"U8", DType::kU8},
-      {"F8_E4M3", DType::kF8E4M3}};
-  const auto it = names.find(name);
-  return it == names.end() ? std::nullopt : std::optional(it->second);
+// As the format spells them. F16 has no DType: it is read as f32.
+struct StoredType {
+  const char* name;
+  DType dtype;
+  int64_t bytes;
+};
+constexpr StoredType kStoredTypes[] = {{"F32", DType::kF32, 4}, {"BF16", DType::kBF16, 2},
+                                       {"F16", DType::kF32, 2}, {"F64", DType::kF64, 8},
+                                       {"I32", DType::kI32, 4}, {"I64", DType::kI64, 8},
+                                       {"U8", DType::kU8, 1},   {kF8Name, DType::kF8E4M3, 1}};
+
+const StoredType* FindStoredType(const std::string& name) {
+  for (const StoredType& type : kStoredTypes) {
+    if (type.name == name) return &type;
+  }
+  return nullptr;
 }
 
-std::string NameOfDType(DType dtype) {
-  switch (dtype) {
-    case DType::kF32:
-      return "F32";
-    case DType::kBF16:
-      return "BF16";
-    case DType::kF64:
-      return "F64";
-    case DType::kI32:
-      return "I32";
-    case DType::kI64:
-      return "I64";
-    case DType::kU8:
-      return "U8";
-    case DType::kF8E4M3:
-      return "F8_E4M3";
+// JSON no deeper than headers are; CheckpointError on what is none, and on a key given twice in one
+// object, of which a parser would drop one.
+json ParseStrictly(const char* begin, const char* end, const std::string& path) {
+  constexpr int kDeepest = 4;
+  std::vector<std::set<std::string>> keys;
+  auto watch = [&](int depth, json::parse_event_t event, json& value) {
+    Check<CheckpointError>(depth <= kDeepest, "{}: the header is nested too deeply", path);
+    if (event == json::parse_event_t::object_start) keys.emplace_back();
+    if (event == json::parse_event_t::object_end) keys.pop_back();
+    if (event == json::parse_event_t::key) {
+      const std::string name = value.get<std::string>();
+      Check<CheckpointError>(keys.back().insert(name).second, "{}: '{}' is there twice", path,
+                             name);
+    }
+    return true;
+  };
+  return json::parse(begin, end, watch, /*allow_exceptions=*/false);
+}
+
+// What a tensor is in its file, before anything is decoded.
+struct Place {
+  std::shared_ptr<Mapping> file;
+  uint64_t begin = 0;
+  int64_t element_bytes = 0;
+  SafetensorsEntry entry;
+  Tensor scale;  // of fp8 with factors
+
+  int64_t rows() const { return entry.shape.empty() ? 1 : entry.shape[0]; }
+  int64_t row_elements() const {
+    return entry.shape.empty() ? 1
+                               : runtime::NumElements(entry.shape) / std::max<int64_t>(1, rows());
   }
-  throw Error("[safetensors] unknown dtype");
+  char* row(int64_t r) const {
+    return file->data() + begin + static_cast<uint64_t>(r * row_elements() * element_bytes);
+  }
+};
+
+// Memory of its own for a tensor.
+Tensor Allocate(Shape shape, DType dtype) {
+  const int64_t bytes = runtime::NumElements(shape) * runtime::DTypeSize(dtype);
+  auto memory = std::make_shared_for_overwrite<double[]>(static_cast<size_t>(bytes / 8 + 1));
+  return Tensor(memory.get(), std::move(shape), dtype, Device::Cpu(), memory);
+}
+
+Shape RowsShape(const Place& place, int64_t begin, int64_t end) {
+  Shape shape = place.entry.shape;
+  if (!shape.empty()) shape[0] = end - begin;
+  return shape;
+}
+
+// Rows as they are stored: in the mapped file, or, where they lie unaligned for their type (the
+// format has no padding), in a copy.
+Tensor Viewed(const Place& place, int64_t begin, int64_t end) {
+  const DType dtype = FindStoredType(place.entry.stored)->dtype;
+  Shape shape = RowsShape(place, begin, end);
+  char* data = place.row(begin);
+  if (reinterpret_cast<uintptr_t>(data) % static_cast<uintptr_t>(place.element_bytes) == 0) {
+    return Tensor(data, std::move(shape), dtype, Device::Cpu(), place.file);
+  }
+  Tensor copy = Allocate(std::move(shape), dtype);
+  std::memcpy(copy.raw(), data, static_cast<size_t>(copy.bytes()));
+  return copy;
 }
 
 }  // namespace
 
 struct SafetensorsReader::Impl {
-  struct Place {
-    std::shared_ptr<Mapping> file;
-    uint64_t begin;
-    size_t entry;
-  };
-  std::vector<SafetensorsEntry> entries;
   std::map<std::string, Place> places;
+  std::vector<SafetensorsEntry> entries;
 
   void AddFile(const std::string& path);
-  void AddEntry(const std::string& path, const std::shared_ptr<Mapping>& file, uint64_t data_begin,
-                const std::string& name, const ordered_json& info);
+  void AddTensor(const std::string& path, const std::shared_ptr<Mapping>& file, uint64_t data_begin,
+                 const std::string& name, const json& info);
+  void CheckLayout(const std::string& path, const std::shared_ptr<Mapping>& file,
+                   uint64_t data_begin) const;
   void AddIndex(const std::filesystem::path& folder);
+  void AttachScales();
+  const Place& At(const std::string& name) const;
 };
 
 void SafetensorsReader::Impl::AddFile(const std::string& path) {
@@ -106,16 +163,17 @@ void SafetensorsReader::Impl::AddFile(const std::string& path) {
                          "{}: the header is said to have {} bytes, the file has {}", path, header,
                          file->size());
   const char* begin = file->data() + sizeof header;
-  const ordered_json json = ordered_json::parse(begin, begin + header, nullptr, false);
-  Check<CheckpointError>(json.is_object(), "{}: the header is not a JSON object", path);
-  for (const auto& [name, info] : json.items()) {
-    if (name != "__metadata__") AddEntry(path, file, sizeof header + header, name, info);
+  const json parsed = ParseStrictly(begin, begin + header, path);
+  Check<CheckpointError>(parsed.is_object(), "{}: the header is not a JSON object", path);
+  for (const auto& [name, info] : parsed.items()) {
+    if (name != "__metadata__") AddTensor(path, file, sizeof header + header, name, info);
   }
+  CheckLayout(path, file, sizeof header + header);
 }
 
-void SafetensorsReader::Impl::AddEntry(const std::string& path,
-                                       const std::shared_ptr<Mapping>& file, uint64_t data_begin,
-                                       const std::string& name, const ordered_json& info) {
+void SafetensorsReader::Impl::AddTensor(const std::string& path,
+                                        const std::shared_ptr<Mapping>& file, uint64_t data_begin,
+                                        const std::string& name, const json& info) {
   auto refuse = [&](bool ok, const char* what) {
     Check<CheckpointError>(ok, "{}: tensor '{}': {}", path, name, what);
   };
@@ -123,16 +181,18 @@ void SafetensorsReader::Impl::AddEntry(const std::string& path,
              info.contains("shape") && info["shape"].is_array() && info.contains("data_offsets") &&
              info["data_offsets"].is_array() && info["data_offsets"].size() == 2,
          "needs dtype, shape and data_offsets");
-  const auto dtype = DTypeOfName(info["dtype"].get<std::string>());
-  Check<CheckpointError>(dtype.has_value(), "{}: tensor '{}': dtype {} is not supported", path,
-                         name, info["dtype"].dump());
-  SafetensorsEntry entry{name, *dtype, {}, path};
+  const std::string stored = info["dtype"].get<std::string>();
+  const StoredType* type = FindStoredType(stored);
+  Check<CheckpointError>(type != nullptr, "{}: tensor '{}': dtype \"{}\" is not supported", path,
+                         name, stored);
+  SafetensorsEntry entry{name, type->dtype, {}, path, stored};
   const uint64_t data_size = file->size() - data_begin;
-  uint64_t bytes = static_cast<uint64_t>(runtime::DTypeSize(*dtype));
+  uint64_t bytes = static_cast<uint64_t>(type->bytes);
   refuse(static_cast<int64_t>(info["shape"].size()) <= kMaxDims, "has too many dims");
   for (const auto& dim : info["shape"]) {
     refuse(dim.is_number_unsigned(), "a dim is not a whole number");
     const uint64_t n = dim.get<uint64_t>();
+    refuse(n <= static_cast<uint64_t>(INT64_MAX), "is larger than the file");
     refuse(n == 0 || bytes <= data_size / n, "is larger than the file");
     bytes *= n;
     entry.shape.push_back(static_cast<int64_t>(n));
@@ -143,30 +203,87 @@ void SafetensorsReader::Impl::AddEntry(const std::string& path,
   const uint64_t begin = offsets[0].get<uint64_t>(), end = offsets[1].get<uint64_t>();
   refuse(begin <= end && end <= data_size, "lies outside the file");
   refuse(end - begin == bytes, "shape and data_offsets disagree");
-  refuse(places.count(name) == 0, "occurs twice");
-  places[name] = {file, data_begin + begin, entries.size()};
-  entries.push_back(std::move(entry));
+  refuse(places.count(name) == 0, "occurs in another file, too");
+  places[name] = {file, data_begin + begin, type->bytes, std::move(entry), {}};
+}
+
+// The data are the tensors end to end: none over another, and nothing between or after them.
+void SafetensorsReader::Impl::CheckLayout(const std::string& path,
+                                          const std::shared_ptr<Mapping>& file,
+                                          uint64_t data_begin) const {
+  std::vector<std::pair<uint64_t, const Place*>> order;
+  for (const auto& [name, place] : places) {
+    if (place.file == file) order.emplace_back(place.begin, &place);
+  }
+  std::stable_sort(order.begin(), order.end(), [](const auto& a, const auto& b) {
+    return std::pair(a.first, a.second->rows() * a.second->row_elements()) <
+           std::pair(b.first, b.second->rows() * b.second->row_elements());
+  });
+  uint64_t at = data_begin;
+  for (const auto& [begin, place] : order) {
+    Check<CheckpointError>(begin >= at, "{}: tensor '{}' overlaps another", path,
+                           place->entry.name);
+    Check<CheckpointError>(begin == at, "{}: before tensor '{}' are {} bytes of no tensor", path,
+                           place->entry.name, begin - at);
+    at += static_cast<uint64_t>(place->rows() * place->row_elements() * place->element_bytes);
+  }
+  Check<CheckpointError>(at == file->size(), "{}: the last {} bytes are of no tensor", path,
+                         file->size() - at);
 }
 
 void SafetensorsReader::Impl::AddIndex(const std::filesystem::path& folder) {
   const std::string path = folder / "model.safetensors.index.json";
-  std::ifstream in(path, std::ios::binary);
-  const ordered_json json = ordered_json::parse(in, nullptr, false);
+  const Mapping text(path);
+  const json parsed = ParseStrictly(text.data(), text.data() + text.size(), path);
   Check<CheckpointError>(
-      json.is_object() && json.contains("weight_map") && json["weight_map"].is_object(),
+      parsed.is_object() && parsed.contains("weight_map") && parsed["weight_map"].is_object(),
       "{}: not a JSON object with weight_map", path);
+  const json& map = parsed["weight_map"];
   std::set<std::string> files;
-  for (const auto& [name, file] : json["weight_map"].items()) {
+  for (const auto& [name, file] : map.items()) {
     Check<CheckpointError>(
         file.is_string() && file.get<std::string>().find('/') == std::string::npos,
         "{}: tensor '{}': {} is not the name of a file in this folder", path, name, file.dump());
     files.insert(file.get<std::string>());
   }
   for (const std::string& file : files) AddFile(folder / file);
-  for (const auto& [name, file] : json["weight_map"].items()) {
-    Check<CheckpointError>(places.count(name) != 0, "{}: tensor '{}' is missing from {}", path,
-                           name, file.get<std::string>());
+  for (const auto& [name, file] : map.items()) {
+    const auto at = places.find(name);
+    Check<CheckpointError>(
+        at != places.end() && at->second.entry.file == folder / file.get<std::string>(),
+        "{}: tensor '{}' is missing from {}", path, name, file.get<std::string>());
   }
+}
+
+// Joins NAME_scale_inv to the fp8 matrix NAME.
+void SafetensorsReader::Impl::AttachScales() {
+  const std::string suffix = "_scale_inv";
+  for (auto it = places.begin(); it != places.end();) {
+    const std::string& name = it->first;
+    const bool named_so = name.ends_with(suffix);
+    const auto of =
+        named_so ? places.find(name.substr(0, name.size() - suffix.size())) : places.end();
+    if (of == places.end() || of->second.entry.stored != kF8Name) {
+      ++it;
+      continue;
+    }
+    const SafetensorsEntry &scale = it->second.entry, &matrix = of->second.entry;
+    Check<CheckpointError>(scale.stored == "F32" && matrix.shape.size() == 2 &&
+                               scale.shape == ScaleShape(matrix.shape),
+                           "{}: tensor '{}' is {} {}; {} {} has f32 factors for blocks of {} × {}",
+                           scale.file, name, scale.stored, runtime::ShapeToString(scale.shape),
+                           matrix.name, runtime::ShapeToString(matrix.shape), kScaleBlock,
+                           kScaleBlock);
+    of->second.scale = Viewed(it->second, 0, it->second.rows());
+    of->second.entry.dtype = DType::kBF16;
+    it = places.erase(it);
+  }
+}
+
+const Place& SafetensorsReader::Impl::At(const std::string& name) const {
+  const auto it = places.find(name);
+  Check<CheckpointError>(it != places.end(), "[safetensors] no tensor '{}'", name);
+  return it->second;
 }
 
 SafetensorsReader::SafetensorsReader(const std::string& path) : impl_(std::make_unique<Impl>()) {
@@ -181,67 +298,73 @@ SafetensorsReader::SafetensorsReader(const std::string& path) : impl_(std::make_
                            path);
     impl_->AddIndex(place);
   }
+  impl_->AttachScales();
+  for (const auto& [name, at] : impl_->places) impl_->entries.push_back(at.entry);
 }
 SafetensorsReader::~SafetensorsReader() = default;
 
 const std::vector<SafetensorsEntry>& SafetensorsReader::entries() const { return impl_->entries; }
 bool SafetensorsReader::Has(const std::string& name) const { return impl_->places.count(name) > 0; }
+const SafetensorsEntry& SafetensorsReader::Entry(const std::string& name) const {
+  return impl_->At(name).entry;
+}
 
 Tensor SafetensorsReader::Get(const std::string& name) const {
-  const auto it = impl_->places.find(name);
-  Check<CheckpointError>(it != impl_->places.end(), "[safetensors] no tensor '{}'", name);
-  const Impl::Place& place = it->second;
-  const SafetensorsEntry& entry = impl_->entries[place.entry];
-  char* data = place.file->data() + place.begin;
-  // The format packs tensors without padding; one that is not aligned for its type is copied.
-  const uint64_t align = static_cast<uint64_t>(runtime::DTypeSize(entry.dtype));
-  if (reinterpret_cast<uintptr_t>(data) % align == 0) {
-    return Tensor(data, entry.shape, entry.dtype, Device::Cpu(), place.file);
-  }
-  const size_t bytes = static_cast<size_t>(runtime::NumElements(entry.shape)) * align;
-  auto copy = std::make_shared<std::vector<double>>(bytes / sizeof(double) + 1);
-  std::memcpy(copy->data(), data, bytes);
-  return Tensor(copy->data(), entry.shape, entry.dtype, Device::Cpu(), copy);
+  const Place& place = impl_->At(name);
+  return Rows(name, 0, place.rows(), place.entry.dtype);
 }
 
-void SafetensorsReader::Release(const std::string& name) const {
-  const auto it = impl_->places.find(name);
-  Check<CheckpointError>(it != impl_->places.end(), "[safetensors] no tensor '{}'", name);
-  const Impl::Place& place = it->second;
-  const SafetensorsEntry& entry = impl_->entries[place.entry];
-  const auto page = static_cast<uint64_t>(::sysconf(_SC_PAGESIZE));
-  const uint64_t begin = place.begin / page * page;
-  const uint64_t end = place.begin + static_cast<uint64_t>(runtime::NumElements(entry.shape) *
-                                                           runtime::DTypeSize(entry.dtype));
-  ::madvise(place.file->data() + begin, end - begin, MADV_DONTNEED);  // advice: it may be ignored
+Tensor SafetensorsReader::Rows(const std::string& name, int64_t begin, int64_t end,
+                               DType dtype) const {
+  const Place& place = impl_->At(name);
+  CheckShape(0 <= begin && begin <= end && end <= place.rows(),
+             "[safetensors] rows {} to {} of '{}', which has {}", begin, end, name, place.rows());
+  const bool half = place.entry.stored == "F16", scaled = place.scale.defined();
+  if (!half && !scaled) {
+    Tensor stored = Viewed(place, begin, end);
+    if (stored.dtype() == dtype) return stored;
+    Tensor converted = Allocate(stored.shape(), dtype);
+    CopyTo(stored, converted);
+    return converted;
+  }
+  Tensor decoded = Allocate(RowsShape(place, begin, end), dtype);
+  if (scaled) {
+    DecodeScaledF8(reinterpret_cast<const uint8_t*>(place.row(begin)), begin, place.scale, decoded);
+  } else if (reinterpret_cast<uintptr_t>(place.row(begin)) % alignof(uint16_t) == 0) {
+    DecodeHalf(reinterpret_cast<const uint16_t*>(place.row(begin)), decoded);
+  } else {
+    std::vector<uint16_t> aligned(static_cast<size_t>(decoded.size()));
+    std::memcpy(aligned.data(), place.row(begin), aligned.size() * sizeof(uint16_t));
+    DecodeHalf(aligned.data(), decoded);
+  }
+  return decoded;
 }
 
-void WriteSafetensors(const std::string& path, const std::vector<SafetensorsSource>& sources) {
-  ordered_json header = {{"__metadata__", {{"format", "pt"}}}};
-  int64_t size = 0;
-  for (const SafetensorsSource& s : sources) {
-    const int64_t bytes = runtime::NumElements(s.shape) * runtime::DTypeSize(s.dtype);
-    header[s.name] = {{"dtype", NameOfDType(s.dtype)},
-                      {"shape", s.shape},
-                      {"data_offsets", {size, size + bytes}}};
-    size += bytes;
+void SafetensorsReader::Read(const std::string& name, const Tensor& out) const {
+  constexpr int64_t kElements = 4 << 20;
+  const Place& place = impl_->At(name);
+  CheckShape(out.shape() == place.entry.shape, "[safetensors] '{}' has shape {}, read into {}",
+             name, runtime::ShapeToString(place.entry.shape), runtime::ShapeToString(out.shape()));
+  if (out.ndim() == 0 || out.size() == 0) {
+    if (out.size() > 0) CopyTo(Rows(name, 0, 1, out.dtype()), out);
+    return;
   }
-  std::string text = header.dump();
-  text.resize((text.size() + 7) / 8 * 8, ' ');  // so that the data are aligned
-  const uint64_t length = text.size();
-  const auto file = runtime::LocalFileSystem().Open(path, runtime::OpenMode::kCreate);
-  file->Write(0, &length, sizeof length);
-  file->Write(sizeof length, text.data(), static_cast<int64_t>(length));
-  int64_t at = static_cast<int64_t>(sizeof length + length);
-  for (const SafetensorsSource& s : sources) {
-    const Tensor tensor = s.tensor();
-    CheckShape(tensor.shape() == s.shape && tensor.dtype() == s.dtype && tensor.contiguous(),
-               "[safetensors] tensor '{}' is not what was announced", s.name);
-    file->Write(at, tensor.raw(), tensor.bytes());
-    at += tensor.bytes();
+  const int64_t step = std::max<int64_t>(1, kElements / place.row_elements());
+  for (int64_t begin = 0; begin < place.rows(); begin += step) {
+    const int64_t end = std::min(place.rows(), begin + step);
+    CopyTo(Rows(name, begin, end, out.dtype()), out.Slice(begin, end));
+    Release(name, begin, end);
   }
-  file->Sync();
-  file->Close();
+}
+
+void SafetensorsReader::Prefetch(const std::string& name, int64_t begin, int64_t end) const {
+  const Place& place = impl_->At(name);
+  place.file->Advise(place.row(begin), place.row(end), MADV_WILLNEED);
+}
+
+void SafetensorsReader::Release(const std::string& name, int64_t begin, int64_t end) const {
+  const Place& place = impl_->At(name);
+  place.file->Advise(place.row(begin), place.row(end), MADV_DONTNEED);
 }
 
 }  // namespace hone::model

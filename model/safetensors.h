@@ -7,28 +7,42 @@
 #include <string>
 #include <vector>
 
-#include "runtime/slab.h"
+#include "runtime/tensor.h"
 
 namespace hone::model {
 
 struct SafetensorsEntry {
   std::string name;
-  DType dtype;
+  DType dtype;  // of what Get gives: as stored, but f32 for f16, and bf16 for fp8 with its factors
   Shape shape;
   std::string file;
+  std::string stored;  // the format's name of the stored type: "F16"
 };
 
+// Const and thread safe. fp8 matrices come with their factors applied (stored_float.h): a
+// NAME_scale_inv beside an F8_E4M3 NAME is no entry of its own.
 class SafetensorsReader {
  public:
-  // A .safetensors file, or a folder with model.safetensors or an index.
+  // A .safetensors file, or a folder with model.safetensors or an index. CheckpointError names the
+  // file and tensor that are wrong.
   explicit SafetensorsReader(const std::string& path);
   ~SafetensorsReader();
-  const std::vector<SafetensorsEntry>& entries() const;
+  const std::vector<SafetensorsEntry>& entries() const;  // in the order of names
   bool Has(const std::string& name) const;
-  // A view of the mapped file (read only), which lives as long as the tensor.
+  const SafetensorsEntry& Entry(const std::string& name) const;
+
+  // Views of the mapped file (read only), which live as long as the tensor; what is stored in
+  // another type, or unaligned, is in memory of its own.
   Tensor Get(const std::string& name) const;
-  // The pages that a tensor was read through may be dropped from memory; they come back when read.
-  void Release(const std::string& name) const;
+  // Rows [begin, end) of dim 0 (a tensor without dims has one), as `dtype`.
+  Tensor Rows(const std::string& name, int64_t begin, int64_t end, DType dtype) const;
+  // All of it into a tensor of any float type and the same shape, a few rows at a time.
+  void Read(const std::string& name, const Tensor& out) const;
+
+  // Of rows [begin, end): starts reading the file ahead; and lets go of the pages that they were
+  // read through, which come back when read again.
+  void Prefetch(const std::string& name, int64_t begin, int64_t end) const;
+  void Release(const std::string& name, int64_t begin, int64_t end) const;
 
  private:
   struct Impl;
@@ -44,39 +58,5 @@ struct SafetensorsSource {
   std::function<Tensor()> tensor;
 };
 void WriteSafetensors(const std::string& path, const std::vector<SafetensorsSource>& sources);
-
-// Fills a stage's State() from a Hugging Face folder, by the family's name map. Every tensor is
-// accounted for: CheckpointError names those missing, unexpected or misshapen.
-class TransformerStage;
-void LoadHuggingFace(const std::string& folder, TransformerStage& stage);
-
-// The tensors of a folder as slabs of the model's, still in the mapped files, each with its name
-// there; experts one by one. Every tensor is accounted for, as above. With `without_mtp` those of
-// multi-token prediction, which `config` does not have, are left out.
-struct ModelConfig;
-struct NamedSlab {
-  std::string hugging_face_name;
-  SlabTensor slab;
-};
-std::vector<NamedSlab> HuggingFaceSlabs(const std::string& folder, const ModelConfig& config,
-                                        const SafetensorsReader& reader, bool without_mtp = false);
-
-// Where SaveHuggingFace has a model's tensors from. Each is asked for when it is written.
-struct TensorInfo;
-class TensorProvider {
- public:
-  virtual ~TensorProvider() = default;
-  virtual DType DTypeOf(const std::string& name) const = 0;
-  // One expert of a stacked tensor, without dim 0; or the whole tensor for expert −1. Contiguous.
-  virtual Tensor Get(const TensorInfo& info, int64_t expert) = 0;
-};
-
-// Writes a folder that transformers loads: config.json, and model.safetensors or, above
-// `shard_bytes`, numbered files with an index. `state` has slabs that together cover every tensor
-// of the model. A value head is left out: the format has no place for it.
-void SaveHuggingFace(const std::string& folder, const ModelConfig& config, const SlabIndex& state,
-                     int64_t shard_bytes = 5'000'000'000);
-void SaveHuggingFace(const std::string& folder, const ModelConfig& config, TensorProvider& tensors,
-                     int64_t shard_bytes = 5'000'000'000);
 
 }  // namespace hone::model

@@ -1,6 +1,6 @@
 #include "rl/learner.h"
 
-#include "model/safetensors.h"
+#include "model/families/hugging_face.h"
 #include "parallel/comm/process_group.h"
 
 namespace hone::rl {

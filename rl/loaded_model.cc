@@ -4,8 +4,8 @@
 #include <filesystem>
 #include <nlohmann/json.hpp>
 
+#include "model/families/hugging_face.h"
 #include "model/families/tensor_table.h"
-#include "model/safetensors.h"
 #include "rl/run_directory.h"
 #include "runtime/checkpoint/checkpoint.h"
 #include "runtime/config.h"
@@ -99,7 +99,7 @@ void ReadHuggingFace(const fs::path& folder, ModelFiles* files) {
   files->weights = folder.string();
   ReadCompanions(folder, files);
   model::SafetensorsReader reader(folder.string());
-  if (reader.Has(model::kEmbeddingName)) files->dtype = reader.Get(model::kEmbeddingName).dtype();
+  if (reader.Has(model::kEmbeddingName)) files->dtype = reader.Entry(model::kEmbeddingName).dtype;
   const std::string mtp = fmt::format("model.layers.{}.", files->config.num_hidden_layers);
   const auto& entries = reader.entries();
   if (std::none_of(entries.begin(), entries.end(),

@@ -1,8 +1,8 @@
 #include <map>
 #include <nlohmann/json.hpp>
 
+#include "model/families/hugging_face.h"
 #include "model/families/tensor_table.h"
-#include "model/safetensors.h"
 #include "runtime/file_system.h"
 
 namespace hone::model {
@@ -43,18 +43,20 @@ class Assembler : public TensorProvider {
   Tensor whole_;
 };
 
-std::vector<SafetensorsSource> Sources(const ModelConfig& config, TensorProvider& tensors) {
+// Whether a model is written with this name for a tensor that it repeats.
+bool Repeats(const SaveOptions& options, const std::string& name) {
+  if (options.repeats) return options.repeats->contains(name);
+  return name != kHeadName;
+}
+
+std::vector<SafetensorsSource> Sources(const ModelConfig& config, TensorProvider& tensors,
+                                       const SaveOptions& options) {
   std::vector<SafetensorsSource> sources;
-  const std::string mtp = fmt::format("model.layers.{}.", config.num_hidden_layers);
   for (const TensorInfo& info : TensorTable(config)) {
     if (info.name == kValueHeadName) continue;
     std::vector<std::string> names = HuggingFaceNames(info);
-    if (config.num_nextn_predict_layers > 0) {  // published checkpoints repeat what MTP shares
-      const bool embedding = info.name == kEmbeddingName;
-      if (embedding) names.push_back(mtp + "embed_tokens.weight");
-      if (info.name == kHeadName || (embedding && config.tie_word_embeddings)) {
-        names.push_back(mtp + "shared_head.head.weight");
-      }
+    for (const std::string& repeat : RepeatsOf(config, info.name)) {
+      if (Repeats(options, repeat)) names.push_back(repeat);
     }
     const Shape shape = info.experts ? Shape(info.shape.begin() + 1, info.shape.end()) : info.shape;
     for (size_t i = 0; i < names.size(); ++i) {
@@ -73,19 +75,19 @@ int64_t Bytes(const SafetensorsSource& s) {
 }  // namespace
 
 void SaveHuggingFace(const std::string& folder, const ModelConfig& config, const SlabIndex& state,
-                     int64_t shard_bytes) {
+                     const SaveOptions& options) {
   Assembler assembler(state);
-  SaveHuggingFace(folder, config, assembler, shard_bytes);
+  SaveHuggingFace(folder, config, assembler, options);
 }
 
 void SaveHuggingFace(const std::string& folder, const ModelConfig& config, TensorProvider& tensors,
-                     int64_t shard_bytes) {
+                     const SaveOptions& options) {
   const std::string config_json = config.ToHuggingFaceJson(tensors.DTypeOf(kEmbeddingName));
   std::vector<std::vector<SafetensorsSource>> shards(1);
   int64_t total = 0, in_shard = 0;
-  for (SafetensorsSource& source : Sources(config, tensors)) {
+  for (SafetensorsSource& source : Sources(config, tensors, options)) {
     const int64_t bytes = Bytes(source);
-    if (!shards.back().empty() && in_shard + bytes > shard_bytes) {
+    if (!shards.back().empty() && in_shard + bytes > options.shard_bytes) {
       shards.emplace_back();
       in_shard = 0;
     }
@@ -100,7 +102,7 @@ void SaveHuggingFace(const std::string& folder, const ModelConfig& config, Tenso
     WriteSafetensors(folder + "/model.safetensors", shards[0]);
     return;
   }
-  nlohmann::ordered_json index = {{"metadata", {{"total_size", total}}}};
+  nlohmann::json index = {{"metadata", {{"total_size", total}}}};
   for (size_t i = 0; i < shards.size(); ++i) {
     const std::string name = fmt::format("model-{:05}-of-{:05}.safetensors", i + 1, shards.size());
     WriteSafetensors(folder + "/" + name, shards[i]);

@@ -1,5 +1,6 @@
 #include "model/families/tensor_table.h"
 
+#include <algorithm>
 #include <charconv>
 
 namespace hone::model {
@@ -107,10 +108,29 @@ std::vector<TensorInfo> TensorTable(const ModelConfig& config) {
   return builder.Take();
 }
 
-std::optional<TensorPlace> PlaceOf(const ModelConfig& config, const std::string& name) {
+std::vector<std::string> RepeatsOf(const ModelConfig& config, const std::string& name) {
+  const bool embedding = name == kEmbeddingName, tied = config.tie_word_embeddings;
+  std::vector<std::string> repeats;
+  if (embedding && tied) repeats.push_back(kHeadName);
+  if (config.num_nextn_predict_layers == 0) return repeats;
   const std::string mtp = fmt::format("model.layers.{}.", config.num_hidden_layers);
-  if ((name == kHeadName && config.tie_word_embeddings) || name == mtp + "embed_tokens.weight" ||
-      name == mtp + "shared_head.head.weight" || name.ends_with("rotary_emb.inv_freq")) {
+  if (embedding) repeats.push_back(mtp + "embed_tokens.weight");
+  if (name == (tied ? kEmbeddingName : kHeadName)) {
+    repeats.push_back(mtp + "shared_head.head.weight");
+  }
+  return repeats;
+}
+
+std::string RepeatedTensor(const ModelConfig& config, const std::string& name) {
+  for (const char* original : {kEmbeddingName, kHeadName}) {
+    const std::vector<std::string> repeats = RepeatsOf(config, original);
+    if (std::find(repeats.begin(), repeats.end(), name) != repeats.end()) return original;
+  }
+  return "";
+}
+
+std::optional<TensorPlace> PlaceOf(const ModelConfig& config, const std::string& name) {
+  if (!RepeatedTensor(config, name).empty() || name.ends_with("rotary_emb.inv_freq")) {
     return std::nullopt;
   }
   const size_t at = name.find(kExperts);

@@ -34,7 +34,13 @@ struct TensorPlace {
 // nullopt for tensors that repeat others: a tied lm_head, MTP's copies of embedding and head, and
 // precomputed rotary frequencies. A name unknown to the family comes back as it is.
 std::optional<TensorPlace> PlaceOf(const ModelConfig& config, const std::string& hugging_face_name);
-// The inverse: the checkpoint's names of one of our tensors, one an expert where stacked.
+// The name of the tensor that one of a checkpoint repeats: a tied lm_head, MTP's copies of
+// embedding and head. "" for all others.
+std::string RepeatedTensor(const ModelConfig& config, const std::string& hugging_face_name);
+// All names that repeat this one when they are there.
+std::vector<std::string> RepeatsOf(const ModelConfig& config, const std::string& name);
+// The inverse of PlaceOf: the checkpoint's names of one of our tensors, one an expert where
+// stacked.
 std::vector<std::string> HuggingFaceNames(const TensorInfo& tensor);
 
 }  // namespace hone::model

@@ -6,7 +6,7 @@
 #include <optional>
 
 #include "data/permutation.h"
-#include "model/safetensors.h"
+#include "model/families/hugging_face.h"
 #include "parallel/comm/process_group.h"
 #include "rl/stages/reward_model.h"
 #include "rl/stages/rollout_batch.h"

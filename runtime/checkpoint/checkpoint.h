@@ -18,6 +18,7 @@
 #include <vector>
 
 #include "runtime/file_system.h"
+#include "runtime/lazy_slab.h"
 #include "runtime/rendezvous.h"
 #include "runtime/slab.h"
 
@@ -29,6 +30,9 @@ struct CheckpointContents {
   SlabIndex slabs;  // this rank's; where ranks hold the same slab, the lowest rank writes it
   std::string
       metadata;  // JSON, from rank 0: stage, step, RNG counters, data position, weight version…
+  // More slabs, each made when its turn comes, in this order, on a thread of the writer's. Two are
+  // held at a time.
+  std::vector<LazySlab> lazy = {};
 };
 
 // Collective. `contents` is copied to host memory before the call returns when asynchronous; the
@@ -39,9 +43,6 @@ class CheckpointWriter {
   struct Options {
     bool asynchronous = true;
     int compression = 0;  // deflate level; 0: contiguous datasets at the disk's speed
-    // Called after each slab that this rank has written, on the writing thread: a synchronous save
-    // reads where the tensors lie, and is done with this one.
-    std::function<void(const Slab&)> on_written = nullptr;
   };
   CheckpointWriter(FileSystem& fs, std::shared_ptr<Rendezvous> ranks, Options options);
   ~CheckpointWriter();

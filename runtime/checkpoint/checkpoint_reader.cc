@@ -22,6 +22,9 @@ struct Use {
   Slab region;
 };
 
+// A piece up to this size that is wanted whole is read whole, its digest taken from memory.
+constexpr int64_t kHeldWhole = 64 << 20;
+
 }  // namespace
 
 struct CheckpointReader::Impl {
@@ -31,6 +34,7 @@ struct CheckpointReader::Impl {
   SlabTable table;
   std::unordered_map<std::string, std::vector<size_t>> by_name, by_shard;  // rows of the table
   std::set<std::string> checked_shards;
+  std::set<size_t> checked_pieces;
 
   void ReadIndex();
   void CheckShards() const;
@@ -38,8 +42,11 @@ struct CheckpointReader::Impl {
   void ReadPiece(Hdf5File& file, const CheckpointSlabInfo& info, void* data) const;
   const std::vector<size_t>& RowsOf(const Slab& wanted) const;
   std::vector<std::vector<Use>> Plan(const SlabIndex& dst) const;
-  void FillFrom(Hdf5File& file, const CheckpointSlabInfo& info, const std::vector<Use>& uses,
-                std::vector<char>* buffer) const;
+  void CheckDigest(const CheckpointSlabInfo& info, const std::string& digest) const;
+  void CheckOnce(File& file, size_t row);
+  bool FillFromRuns(size_t row, const std::vector<Use>& uses, std::vector<char>* buffer);
+  void FillFrom(Hdf5File& file, size_t row, const std::vector<Use>& uses,
+                std::vector<char>* buffer);
 };
 
 void CheckpointReader::Impl::ReadIndex() {
@@ -85,8 +92,13 @@ Hdf5File CheckpointReader::Impl::OpenShard(const ShardInfo& shard) {
 void CheckpointReader::Impl::ReadPiece(Hdf5File& file, const CheckpointSlabInfo& info,
                                        void* data) const {
   file.ReadDataset(info.dataset, info.dtype, info.slab.extent, data);
+  CheckDigest(info, DigestOf(data, info.bytes));
+}
+
+void CheckpointReader::Impl::CheckDigest(const CheckpointSlabInfo& info,
+                                         const std::string& digest) const {
   Check<CheckpointError>(
-      DigestOf(data, info.bytes) == info.digest,
+      digest == info.digest,
       "[checkpoint] {}/{} is changed: {} does not have the digest it was saved with", dir,
       info.shard, info.slab.ToString());
 }
@@ -132,14 +144,74 @@ std::vector<std::vector<Use>> CheckpointReader::Impl::Plan(const SlabIndex& dst)
   return uses;
 }
 
-void CheckpointReader::Impl::FillFrom(Hdf5File& file, const CheckpointSlabInfo& info,
-                                      const std::vector<Use>& uses,
-                                      std::vector<char>* buffer) const {
+// Where `region` lies in a piece when it is one run of its elements; nullopt when it is not.
+std::optional<int64_t> RunIn(const Slab& piece, const Slab& region) {
+  const size_t dims = region.extent.size();
+  size_t inner = dims;  // from here on the region has all that the piece has
+  while (inner > 0 && region.extent[inner - 1] == piece.extent[inner - 1]) --inner;
+  int64_t at = 0;
+  for (size_t d = 0; d < dims; ++d) {
+    if (d + 1 < inner && region.extent[d] != 1) return std::nullopt;
+    at = at * piece.extent[d] + region.offset[d] - piece.offset[d];
+  }
+  return at;
+}
+
+// The digest of a piece's bytes in the file, a little at a time; once for each piece.
+void CheckpointReader::Impl::CheckOnce(File& file, size_t row) {
+  constexpr int64_t kChunk = 8 << 20;
+  if (!checked_pieces.insert(row).second) return;
+  const CheckpointSlabInfo& info = table.slabs[row];
+  std::vector<char> chunk(std::min(kChunk, info.bytes));
+  DigestStream digest;
+  for (int64_t at = 0; at < info.bytes; at += kChunk) {
+    const int64_t n = std::min(kChunk, info.bytes - at);
+    file.Read(info.position + at, chunk.data(), n);
+    digest.Add(chunk.data(), n);
+  }
+  CheckDigest(info, digest.Finish());
+}
+
+// Of a piece that is large, or wanted in part, reads only the runs that are wanted, so that it is
+// never held whole. False when what is wanted are not runs.
+bool CheckpointReader::Impl::FillFromRuns(size_t row, const std::vector<Use>& uses,
+                                          std::vector<char>* buffer) {
+  const CheckpointSlabInfo& info = table.slabs[row];
+  int64_t wanted = 0;
+  for (const Use& use : uses) {
+    if (!RunIn(info.slab, use.region)) return false;
+    wanted += use.region.size();
+  }
+  const bool worth_it = info.bytes > kHeldWhole || wanted < info.slab.size();
+  if (!worth_it || info.position < 0) return false;
+  auto file = fs.Open(dir + "/" + info.shard, OpenMode::kRead);
+  CheckOnce(*file, row);
+  for (const Use& use : uses) {
+    const int64_t width = DTypeSize(info.dtype), bytes = use.region.size() * width;
+    const int64_t from = info.position + *RunIn(info.slab, use.region) * width;
+    const Tensor& out = use.dst->tensor;
+    const std::optional<int64_t> to = RunIn(use.dst->slab, use.region);
+    if (to && out.contiguous() && out.device().is_cpu() && out.dtype() == info.dtype) {
+      file->Read(from, static_cast<char*>(out.raw()) + *to * width, bytes);
+      continue;
+    }
+    if (static_cast<int64_t>(buffer->size()) < bytes) buffer->resize(bytes);
+    file->Read(from, buffer->data(), bytes);
+    Tensor run(buffer->data(), use.region.extent, info.dtype, Device::Cpu());
+    CopyRegion(use.region, {use.region, run}, *use.dst);
+  }
+  return true;
+}
+
+void CheckpointReader::Impl::FillFrom(Hdf5File& file, size_t row, const std::vector<Use>& uses,
+                                      std::vector<char>* buffer) {
+  const CheckpointSlabInfo& info = table.slabs[row];
   const Tensor& only = uses[0].dst->tensor;
   bool in_place = uses.size() == 1 && uses[0].dst->slab.extent == info.slab.extent &&
                   uses[0].region.extent == info.slab.extent && only.contiguous() &&
                   only.device().is_cpu() && only.dtype() == info.dtype;
   if (in_place) return ReadPiece(file, info, only.raw());
+  if (FillFromRuns(row, uses, buffer)) return;
   if (static_cast<int64_t>(buffer->size()) < info.bytes) buffer->resize(info.bytes);
   ReadPiece(file, info, buffer->data());
   SlabTensor src{info.slab, Tensor(buffer->data(), info.slab.extent, info.dtype, Device::Cpu())};
@@ -147,7 +219,7 @@ void CheckpointReader::Impl::FillFrom(Hdf5File& file, const CheckpointSlabInfo& 
 }
 
 CheckpointReader::CheckpointReader(FileSystem& fs, const std::string& dir)
-    : impl_(new Impl{fs, dir, {}, {}, {}, {}, {}}) {
+    : impl_(new Impl{fs, dir, {}, {}, {}, {}, {}, {}}) {
   impl_->ReadIndex();
   impl_->table.CheckCoverage();
   impl_->CheckShards();
@@ -186,7 +258,7 @@ void CheckpointReader::Load(const SlabIndex& dst) const {
     for (size_t row : impl_->by_shard[shard.file]) {
       if (uses[row].empty()) continue;
       if (!file) file.emplace(impl_->OpenShard(shard));
-      impl_->FillFrom(*file, impl_->table.slabs[row], uses[row], &buffer);
+      impl_->FillFrom(*file, row, uses[row], &buffer);
     }
   }
 }

@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <exception>
+#include <future>
 #include <map>
 #include <optional>
 #include <set>
@@ -15,12 +16,48 @@
 namespace hone::runtime {
 namespace {
 
-// A slab that this rank writes, and its bytes: contiguous, in host memory.
-struct HostPiece {
-  Slab slab;
-  DType dtype;
-  const void* data;
-  int64_t bytes() const { return slab.size() * DTypeSize(dtype); }
+int64_t BytesOf(const LazySlab& piece) { return piece.slab.size() * DTypeSize(piece.dtype); }
+
+// The bytes of a slab, contiguous in host memory, and their digest.
+struct ReadyPiece {
+  Tensor tensor;
+  std::string digest;
+};
+
+// Makes one piece after the other, the next one while the caller works on the last.
+class PieceReader {
+ public:
+  explicit PieceReader(const std::vector<LazySlab>& pieces) : pieces_(pieces) { Begin(); }
+  ReadyPiece Take() {
+    ReadyPiece piece = next_.get();
+    ++at_;
+    Begin();
+    return piece;
+  }
+
+ private:
+  static constexpr int64_t kWorthAThread = 1 << 20;
+
+  static ReadyPiece Make(const LazySlab& piece) {
+    ReadyPiece made{piece.tensor(), ""};
+    const Tensor& t = made.tensor;
+    Check<CheckpointError>(t.contiguous() && t.device().is_cpu() && t.dtype() == piece.dtype &&
+                               t.size() == piece.slab.size(),
+                           "[checkpoint] {} is held by a tensor of shape {}", piece.slab.ToString(),
+                           ShapeToString(t.shape()));
+    if (t.bytes() > 0) made.digest = DigestOf(t.raw(), t.bytes());
+    return made;
+  }
+  void Begin() {
+    if (at_ == pieces_.size()) return;
+    const LazySlab& piece = pieces_[at_];
+    auto policy = BytesOf(piece) >= kWorthAThread ? std::launch::async : std::launch::deferred;
+    next_ = std::async(policy, [&piece] { return Make(piece); });
+  }
+
+  const std::vector<LazySlab>& pieces_;
+  size_t at_ = 0;
+  std::future<ReadyPiece> next_;
 };
 
 // One block that the snapshots of successive saves share.
@@ -81,13 +118,14 @@ struct CheckpointWriter::Impl {
 
   struct Job {
     std::string dir, metadata;
-    std::vector<HostPiece> pieces;
+    std::vector<LazySlab> pieces;
     std::function<void()> on_committed;
     std::string temporary() const { return dir + ".tmp"; }
   };
 
-  std::vector<const SlabTensor*> ChooseSlabs(const std::string& dir, const SlabIndex& slabs);
-  void CopyToHost(const std::vector<const SlabTensor*>& slabs, std::vector<HostPiece>* pieces);
+  std::vector<bool> ChooseSlabs(const std::string& dir, const CheckpointContents& contents);
+  std::vector<LazySlab> TakePieces(const CheckpointContents& contents,
+                                   const std::vector<bool>& chosen);
   void Run(const Job& job);
   SlabTable WriteShard(const Job& job);
   SlabTable GatherTables(const Job& job);
@@ -95,13 +133,16 @@ struct CheckpointWriter::Impl {
   void Publish(const Job& job);
 };
 
-// Every rank tells the others which slabs it holds; the lowest that holds one writes it.
-std::vector<const SlabTensor*> CheckpointWriter::Impl::ChooseSlabs(const std::string& dir,
-                                                                   const SlabIndex& slabs) {
+// Every rank tells the others which slabs it holds; the lowest that holds one writes it. Of the
+// slabs, then the lazy ones: which this rank writes.
+std::vector<bool> CheckpointWriter::Impl::ChooseSlabs(const std::string& dir,
+                                                      const CheckpointContents& contents) {
+  const SlabIndex& slabs = contents.slabs;
   std::string error = ErrorOf([&] { std::for_each(slabs.begin(), slabs.end(), CheckTensor); });
   AgreeOrThrow(*ranks, error);
   std::string message = DigestOf(dir);
   for (const SlabTensor& st : slabs) message += KeyOf(st.slab);
+  for (const LazySlab& lazy : contents.lazy) message += KeyOf(lazy.slab);
   std::vector<std::string> messages = ranks->AllGather(message);
 
   std::set<std::string> taken;
@@ -113,52 +154,59 @@ std::vector<const SlabTensor*> CheckpointWriter::Impl::ChooseSlabs(const std::st
       taken.insert(messages[r].substr(at, kKeyBytes));
     }
   }
-  std::vector<const SlabTensor*> chosen;
-  for (size_t i = 0; i < slabs.size(); ++i) {
-    if (taken.insert(message.substr((i + 1) * kKeyBytes, kKeyBytes)).second) {
-      chosen.push_back(&slabs[i]);
-    }
+  std::vector<bool> chosen;
+  for (size_t at = kKeyBytes; at < message.size(); at += kKeyBytes) {
+    chosen.push_back(taken.insert(message.substr(at, kKeyBytes)).second);
   }
   return chosen;
 }
 
-void CheckpointWriter::Impl::CopyToHost(const std::vector<const SlabTensor*>& slabs,
-                                        std::vector<HostPiece>* pieces) {
+// What is written, held where the caller's tensors cannot change it.
+std::vector<LazySlab> CheckpointWriter::Impl::TakePieces(const CheckpointContents& contents,
+                                                         const std::vector<bool>& chosen) {
   auto in_place = [this](const Tensor& t) {
     return !options.asynchronous && t.contiguous() && t.device().is_cpu();
   };
+  const SlabIndex& slabs = contents.slabs;
   int64_t total = 0;
-  for (const SlabTensor* st : slabs) total += in_place(st->tensor) ? 0 : st->tensor.bytes();
-  buffer.Reset(total);
-  for (const SlabTensor* st : slabs) {
-    const Tensor& t = st->tensor;
-    void* data = t.raw();
-    if (!in_place(t)) {
-      data = buffer.Take(t.bytes());
-      CopyTo(t, Tensor(data, t.shape(), t.dtype(), Device::Cpu()));
-    }
-    pieces->push_back({st->slab, t.dtype(), data});
+  for (size_t i = 0; i < slabs.size(); ++i) {
+    if (chosen[i] && !in_place(slabs[i].tensor)) total += slabs[i].tensor.bytes();
   }
+  buffer.Reset(total);
+  std::vector<LazySlab> pieces;
+  for (size_t i = 0; i < slabs.size(); ++i) {
+    if (!chosen[i]) continue;
+    Tensor t = slabs[i].tensor;
+    if (!in_place(t)) {
+      t = Tensor(buffer.Take(t.bytes()), t.shape(), t.dtype(), Device::Cpu());
+      CopyTo(slabs[i].tensor, t);
+    }
+    pieces.push_back({slabs[i].slab, t.dtype(), [t] { return t; }});
+  }
+  for (size_t i = 0; i < contents.lazy.size(); ++i) {
+    if (chosen[slabs.size() + i]) pieces.push_back(contents.lazy[i]);
+  }
+  return pieces;
 }
 
 SlabTable CheckpointWriter::Impl::WriteShard(const Job& job) {
   SlabTable table;
   std::string shard = ShardName(ranks->rank()), path = job.temporary() + "/" + shard;
   bool any = std::any_of(job.pieces.begin(), job.pieces.end(),
-                         [](const HostPiece& piece) { return piece.bytes() > 0; });
+                         [](const LazySlab& piece) { return BytesOf(piece) > 0; });
   std::map<std::string, int> uses;  // of a dataset name: a rank may hold two slabs of one tensor
   std::optional<Hdf5File> file;
   if (any) file.emplace(Hdf5File::Create(fs, path));
-  for (const HostPiece& piece : job.pieces) {
-    CheckpointSlabInfo info{piece.slab, piece.dtype, "", "", "", piece.bytes(), -1};
+  PieceReader reader(job.pieces);
+  for (const LazySlab& piece : job.pieces) {
+    ReadyPiece ready = reader.Take();
+    CheckpointSlabInfo info{piece.slab, piece.dtype, "", "", ready.digest, BytesOf(piece), -1};
     if (info.bytes > 0) {
       int use = uses[piece.slab.name]++;
       info.shard = shard;
       info.dataset = use ? fmt::format("{}#{}", piece.slab.name, use) : piece.slab.name;
-      info.digest = DigestOf(piece.data, info.bytes);
-      info.position = file->WriteDataset(info.dataset, info.dtype, piece.slab.extent, piece.data,
-                                         options.compression);
-      if (options.on_written) options.on_written(piece.slab);
+      info.position = file->WriteDataset(info.dataset, info.dtype, piece.slab.extent,
+                                         ready.tensor.raw(), options.compression);
       table.slabs.push_back(std::move(info));
     } else if (NumElements(piece.slab.global_shape) == 0) {
       table.slabs.push_back(std::move(info));
@@ -247,8 +295,9 @@ CheckpointWriter::~CheckpointWriter() {
 void CheckpointWriter::Save(const std::string& dir, const CheckpointContents& contents,
                             std::function<void()> on_committed) {
   Wait();
-  Impl::Job job{dir, contents.metadata, {}, std::move(on_committed)};
-  impl_->CopyToHost(impl_->ChooseSlabs(dir, contents.slabs), &job.pieces);
+  std::vector<bool> chosen = impl_->ChooseSlabs(dir, contents);
+  Impl::Job job{dir, contents.metadata, impl_->TakePieces(contents, chosen),
+                std::move(on_committed)};
   if (!impl_->options.asynchronous) return impl_->Run(job);
   impl_->thread = std::thread([impl = impl_.get(), job = std::move(job)] {
     try {

@@ -5,8 +5,8 @@
 #include <fstream>
 #include <nlohmann/json.hpp>
 
+#include "model/families/hugging_face.h"
 #include "model/families/tensor_table.h"
-#include "model/safetensors.h"
 #include "tests/model/stage_testing.h"
 
 namespace hone::model {
@@ -84,16 +84,6 @@ TEST_P(FamilyFixtureTest, LogitsLossAndGradientsAreTheOnesOfTransformers) {
   EXPECT_EQ(compared, gradients);
 }
 
-// Folder of a model that was trained elsewhere, or "" when there is none on this machine.
-std::string OpenWeights(const std::string& name) {
-  const char* data = std::getenv("HONE_DATA");
-  const std::string folder = data ? std::string(data) + "/weights/" + name : "";
-  return std::filesystem::exists(folder) ? folder : "";
-}
-nlohmann::json ReadJson(const std::string& path) {
-  std::ifstream in(path);
-  return nlohmann::json::parse(in);
-}
 TokenBatch OneSequence(const std::vector<int32_t>& ids) {
   TokenBatch batch;
   batch.token_T = ids;
@@ -104,6 +94,46 @@ TokenBatch OneSequence(const std::vector<int32_t>& ids) {
   batch.loss_weight_T.assign(ids.size(), 1.0f);
   batch.loss_weight_T.back() = 0.0f;
   return batch;
+}
+
+// The logits that `file` in a fixture's folder has for its tokens, against the model loaded there.
+void ExpectLogits(const std::string& name, const std::string& file) {
+  const std::string folder = std::string(HONE_SOURCE_DIR) + "/tests/fixtures/model/" + name + "/";
+  const ModelConfig config = ModelConfig::FromHuggingFace(folder + "config.json");
+  const SafetensorsReader expected(folder + file);
+  Context ctx;
+  StageOptions options = WholeModel(config, DType::kF32);
+  options.with_gradients = false;
+  TransformerStage stage(ctx, config, options);
+  LoadHuggingFace(folder, stage);
+  const Tensor logits = AllLogits(ctx, stage, OneSequence(Ints(expected, "token")));
+  EXPECT_LE(RelativeError(ToDoubles(logits), ToDoubles(expected.Get("logits"))), kTolerance);
+}
+
+// 60 tokens of models whose rope is scaled from 16: with llama3's rule and with YaRN.
+TEST(ScaledRopeTest, PromptsPastTheOriginalLengthGiveTheLogitsOfTransformers) {
+  for (const char* name : {"llama", "deepseek_v3"}) {
+    SCOPED_TRACE(name);
+    ExpectLogits(name, "long.safetensors");
+  }
+}
+
+TEST(StoredFormatTest, Fp8WithBlockFactorsAndF16GiveTheLogitsOfTransformers) {
+  for (const char* name : {"deepseek_v3_fp8", "llama_f16"}) {
+    SCOPED_TRACE(name);
+    ExpectLogits(name, "expected.safetensors");
+  }
+}
+
+// Folder of a model that was trained elsewhere, or "" when there is none on this machine.
+std::string OpenWeights(const std::string& name) {
+  const char* data = std::getenv("HONE_DATA");
+  const std::string folder = data ? std::string(data) + "/weights/" + name : "";
+  return std::filesystem::exists(folder) ? folder : "";
+}
+nlohmann::json ReadJson(const std::string& path) {
+  std::ifstream in(path);
+  return nlohmann::json::parse(in);
 }
 
 TEST(TrainedModelTest, Stories260KGivesItsGoldenLogitsLossesAndText) {

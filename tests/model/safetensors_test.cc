@@ -3,10 +3,12 @@
 #include <gmock/gmock.h>
 #include <unistd.h>
 
+#include <cmath>
 #include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
 
+#include "model/families/hugging_face.h"
 #include "model/families/tensor_table.h"
 #include "tests/model/stage_testing.h"
 
@@ -128,6 +130,85 @@ TEST_F(SafetensorsTest, HostileHeadersAreRefusedByName) {
   EXPECT_THROW(SafetensorsReader{folder_ + "/."}, CheckpointError);
 }
 
+TEST_F(SafetensorsTest, DataAreTheTensorsEndToEnd) {
+  auto two = [&](const std::string& first, const std::string& second) {
+    return ErrorOf(R"({"a":{"dtype":"U8","shape":[8],"data_offsets":)" + first +
+                   R"(},"b":{"dtype":"U8","shape":[8],"data_offsets":)" + second + "}}");
+  };
+  EXPECT_EQ(two("[0,8]", "[8,16]"), "");
+  EXPECT_EQ(two("[8,16]", "[0,8]"), "");
+  EXPECT_THAT(two("[0,8]", "[4,12]"), HasSubstr("'b' overlaps another"));
+  EXPECT_THAT(two("[0,8]", "[0,8]"), HasSubstr("overlaps another"));
+  const std::string half = R"("dtype":"U8","shape":[4],"data_offsets":)";
+  EXPECT_THAT(ErrorOf("{\"a\":{" + half + "[0,4]},\"b\":{" + half + "[12,16]}}"),
+              HasSubstr("before tensor 'b' are 8 bytes of no tensor"));
+  EXPECT_THAT(ErrorOf("{\"a\":{" + half + "[0,4]}}"), HasSubstr("last 12 bytes are of no tensor"));
+  EXPECT_EQ(ErrorOf(R"({"empty":{"dtype":"U8","shape":[0],"data_offsets":[8,8]},)"
+                    R"("a":{"dtype":"U8","shape":[8],"data_offsets":[8,16]},)"
+                    R"("b":{"dtype":"U8","shape":[8],"data_offsets":[0,8]}})"),
+            "");
+}
+
+TEST_F(SafetensorsTest, KeysGivenTwiceAreRefused) {
+  const std::string entry = R"({"dtype":"U8","shape":[16],"data_offsets":[0,16]})";
+  EXPECT_EQ(ErrorOf("{\"a\":" + entry + "}"), "");
+  EXPECT_THAT(ErrorOf("{\"a\":" + entry + ",\"a\":" + entry + "}"),
+              HasSubstr("'a' is there twice"));
+  EXPECT_THAT(ErrorOf(R"({"a":{"dtype":"U8","dtype":"F32","shape":[16],"data_offsets":[0,16]}})"),
+              HasSubstr("'dtype' is there twice"));
+  EXPECT_THAT(ErrorOf(std::string(100, '[') + std::string(100, ']')), HasSubstr("too deeply"));
+}
+
+// Every code of fp8 and f16 of all kinds, as torch reads them (fixtures/make_stored_fixtures.py).
+TEST_F(SafetensorsTest, StoredFormatsAreDecodedAsTorchDoes) {
+  const SafetensorsReader reader(std::string(HONE_SOURCE_DIR) +
+                                 "/tests/fixtures/model/formats.safetensors");
+  EXPECT_FALSE(reader.Has("f8_scale_inv"));
+  EXPECT_EQ(reader.Entry("f8").dtype, DType::kBF16);
+  EXPECT_EQ(reader.Entry("f16").dtype, DType::kF32);
+  EXPECT_EQ(reader.Entry("f16").stored, "F16");
+  for (const char* name : {"f8", "f16"}) {
+    for (DType dtype : {DType::kF32, DType::kBF16}) {
+      const std::string want_name =
+          std::string(name) + (dtype == DType::kF32 ? "_as_f32" : "_as_bf16");
+      const std::vector<double> want = ToDoubles(reader.Get(want_name));
+      const Shape shape = reader.Entry(name).shape;
+      const std::vector<double> got = ToDoubles(reader.Rows(name, 0, shape[0], dtype));
+      ASSERT_EQ(got.size(), want.size());
+      size_t nans = 0;
+      for (size_t i = 0; i < got.size(); ++i) {
+        nans += std::isnan(want[i]);
+        EXPECT_TRUE(got[i] == want[i] || (std::isnan(got[i]) && std::isnan(want[i])))
+            << want_name << " " << i << ": " << got[i] << " is " << want[i];
+      }
+      EXPECT_GT(nans, 0u);
+      EXPECT_LT(nans, 100u);
+    }
+  }
+}
+
+TEST_F(SafetensorsTest, FactorsThatDoNotFitTheirMatrixAreNamed) {
+  auto error = [&](const std::string& scale) {
+    return ErrorOf(R"({"w":{"dtype":"F8_E4M3","shape":[2,4],"data_offsets":[0,8]},"w_scale_inv":)" +
+                   scale + "}");
+  };
+  EXPECT_EQ(error(R"({"dtype":"F32","shape":[2],"data_offsets":[8,16]})"),
+            Path("bad.safetensors") +
+                ": tensor 'w_scale_inv' is F32 [2]; w [2, 4] has f32 factors "
+                "for blocks of 128 × 128");
+  EXPECT_THAT(error(R"({"dtype":"F64","shape":[1,1],"data_offsets":[8,16]})"), HasSubstr("is F64"));
+  // The right one; and one beside a matrix that is not fp8 is a tensor like others.
+  Write("one.safetensors",
+        R"({"w":{"dtype":"F8_E4M3","shape":[2,4],"data_offsets":[0,8]},)"
+        R"("w_scale_inv":{"dtype":"F32","shape":[1,1],"data_offsets":[8,12]},)"
+        R"("v_scale_inv":{"dtype":"F32","shape":[1,1],"data_offsets":[12,16]}})",
+        std::string(8, 0x38) + std::string("\0\0\x20\x40", 4) + std::string(4, 0));
+  const SafetensorsReader reader(Path("one.safetensors"));
+  EXPECT_EQ(reader.entries().size(), 2u);
+  EXPECT_TRUE(reader.Has("v_scale_inv"));
+  EXPECT_EQ(ToDoubles(reader.Get("w")), std::vector<double>(8, 2.5));
+}
+
 TEST_F(SafetensorsTest, LoadsAShardedFolderAndRefusesABrokenOne) {
   const ModelConfig config = TinyV3();
   TransformerStage stage(ctx_, config, WholeModel(config, DType::kF32));
@@ -155,6 +236,10 @@ TEST_F(SafetensorsTest, LoadsAShardedFolderAndRefusesABrokenOne) {
   WriteBytes("model.safetensors.index.json", json{{"weight_map", map}}.dump());
   EXPECT_THROW(SafetensorsReader{folder_}, CheckpointError);
   map.erase("model.elsewhere");
+  map["model.norm.weight"] =
+      map["model.norm.weight"] == "one.safetensors" ? "two.safetensors" : "one.safetensors";
+  WriteBytes("model.safetensors.index.json", json{{"weight_map", map}}.dump());
+  EXPECT_THROW(SafetensorsReader{folder_}, CheckpointError);
   map["model.norm.weight"] = "../one.safetensors";
   WriteBytes("model.safetensors.index.json", json{{"weight_map", map}}.dump());
   EXPECT_THROW(SafetensorsReader{folder_}, CheckpointError);
@@ -177,7 +262,7 @@ TEST_F(SafetensorsTest, SavedFoldersLoadWithTheSameBits) {
         FillStage(ctx_, *stage, 3);
         for (const SlabTensor& s : stage->State()) state.push_back(s);
       }
-      SaveHuggingFace(folder_, config, state, shard_bytes);
+      SaveHuggingFace(folder_, config, state, {shard_bytes, {}});
       EXPECT_EQ(std::filesystem::exists(Path("model.safetensors")), shard_bytes > 4000);
       const ModelConfig read = ModelConfig::FromHuggingFace(Path("config.json"));
       EXPECT_EQ(read.ToHuggingFaceJson(), config.ToHuggingFaceJson());
@@ -225,6 +310,44 @@ TEST_F(SafetensorsTest, MissingUnexpectedAndMisshapenTensorsAreNamed) {
   other = config;
   other.num_nextn_predict_layers = 0;
   EXPECT_EQ(load(other), "");
+}
+
+// Published checkpoints repeat embedding and head for multi-token prediction: as copies only.
+TEST_F(SafetensorsTest, ACopyThatDiffersIsNamed) {
+  const ModelConfig config = TinyV3();
+  TransformerStage stage(ctx_, config, WholeModel(config, DType::kF32));
+  FillStage(ctx_, stage, 3);
+  auto load = [&]() -> std::string {
+    try {
+      LoadHuggingFace(folder_, stage);
+    } catch (const CheckpointError& e) {
+      return e.what();
+    }
+    return "";
+  };
+  const std::string copy = "model.layers.3.embed_tokens.weight";
+  SaveHuggingFace(folder_, config, stage.State());
+  EXPECT_TRUE(SafetensorsReader(folder_).Has(copy));
+  EXPECT_TRUE(SafetensorsReader(folder_).Has("model.layers.3.shared_head.head.weight"));
+  EXPECT_EQ(load(), "");
+  SaveHuggingFace(folder_, config, stage.State(), {1 << 30, std::set<std::string>{}});
+  EXPECT_FALSE(SafetensorsReader(folder_).Has(copy));
+  EXPECT_EQ(load(), "");
+  for (const Shape& shape : {Shape{23, 12}, Shape{22, 12}}) {
+    WriteModel(
+        "model.safetensors", stage, [](const std::string&) { return true; }, "", "");
+    std::vector<SafetensorsSource> sources;
+    const Tensor zeros = ctx_.Zeros(shape, DType::kF32, MemoryCategory::kOther);
+    const SafetensorsReader whole(Path("model.safetensors"));
+    for (const auto& e : whole.entries()) {
+      sources.push_back({e.name, e.dtype, e.shape, [&, e] { return whole.Get(e.name); }});
+    }
+    sources.push_back({copy, DType::kF32, shape, [&] { return zeros; }});
+    WriteSafetensors(Path("other.safetensors"), sources);
+    std::filesystem::rename(Path("other.safetensors"), Path("model.safetensors"));
+    EXPECT_THAT(load(), HasSubstr("tensor '" + copy + "'"));
+    EXPECT_THAT(load(), HasSubstr(shape[0] == 23 ? "is not the same as" : "has shape [22, 12]"));
+  }
 }
 
 }  // namespace

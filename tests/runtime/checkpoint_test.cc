@@ -45,6 +45,14 @@ SlabIndex Layout(Context& ctx, int r, int n, size_t dim, bool filled) {
   return index;
 }
 
+void Flip(const std::string& path, int64_t at, char mask) {
+  auto file = LocalFileSystem().Open(path, OpenMode::kReadWrite);
+  char byte;
+  file->Read(at, &byte, 1);
+  byte = static_cast<char>(byte ^ mask);
+  file->Write(at, &byte, 1);
+}
+
 // Saves the layout (n, dim) to `dir` and returns every rank's error.
 std::vector<std::string> Save(FileSystem& fs, const std::string& dir, int n, size_t dim,
                               CheckpointWriter::Options options = {}) {
@@ -133,6 +141,77 @@ TEST(CheckpointTest, StridedTensorsAndOtherDTypes) {
   }
 }
 
+TEST(CheckpointTest, LazySlabsAreMadeOneAfterTheOther) {
+  TemporaryFolder folder;
+  Context ctx;
+  CheckpointContents contents{{FilledSlab(ctx, Slab::Whole("model/first", {3}))}, "{}"};
+  std::atomic<int> made = 0, alive = 0, most = 0;
+  for (int i = 0; i < 5; ++i) {
+    Slab slab = Slab::Whole("model/rows", {5, 1 << 18});
+    slab.offset[0] = i;
+    slab.extent[0] = 1;
+    contents.lazy.push_back({slab, DType::kF32, [&, slab, i] {
+                               EXPECT_EQ(made++, i);
+                               most = std::max<int>(most, ++alive);
+                               Tensor t = FilledSlab(ctx, slab, DType::kF32).tensor;
+                               std::shared_ptr<void> end(nullptr, [&, t](void*) { --alive; });
+                               return Tensor(t.raw(), t.shape(), t.dtype(), t.device(), end);
+                             }});
+  }
+  CheckpointWriter writer(LocalFileSystem(), std::make_shared<SingleRank>(), {});
+  writer.Save(folder / "lazy", contents);
+  writer.Wait();
+  EXPECT_EQ(made, 5);
+  EXPECT_EQ(alive, 0);
+  EXPECT_LE(most, 2);
+  for (const char* name : {"model/first", "model/rows"}) {
+    const Shape shape = name == std::string("model/rows") ? Shape{5, 1 << 18} : Shape{3};
+    SlabTensor got = EmptySlab(ctx, Slab::Whole(name, shape));
+    CheckpointReader(LocalFileSystem(), folder / "lazy").Load({got});
+    ExpectFilled(got);
+  }
+  contents.lazy[3].tensor = [&] { return ctx.Zeros({2}, DType::kF32); };
+  made = 0;
+  EXPECT_THROW(
+      {
+        writer.Save(folder / "wrong", contents);
+        writer.Wait();
+      },
+      CheckpointError);
+}
+
+// A piece of 72 MB, of which only runs are read, and one that is no run.
+TEST(CheckpointTest, PartsOfALargePieceAreReadWithoutTheWhole) {
+  TemporaryFolder folder;
+  Context ctx;
+  const Shape shape = {9, 4, 1 << 21};
+  SlabTensor whole = EmptySlab(ctx, Slab::Whole("model/stack", shape), DType::kU8);
+  uint8_t* bytes = whole.tensor.data<uint8_t>();
+  for (int64_t i = 0; i < whole.tensor.size(); ++i)
+    bytes[i] = static_cast<uint8_t>(i * 7 + i / 251);
+  CheckpointWriter writer(LocalFileSystem(), std::make_shared<SingleRank>(), {});
+  writer.Save(folder / "large", {{whole}, "{}"});
+  writer.Wait();
+  const std::vector<std::pair<Shape, Shape>> boxes = {{{3, 0, 0}, {1, 4, 1 << 21}},
+                                                      {{2, 1, 0}, {1, 2, 1 << 21}},
+                                                      {{8, 3, 5}, {1, 1, 100}},
+                                                      {{1, 0, 0}, {3, 4, 1 << 21}},
+                                                      {{0, 2, 0}, {9, 1, 3000}}};
+  const CheckpointReader reader(LocalFileSystem(), folder / "large");
+  for (const auto& [offset, extent] : boxes) {
+    Slab slab{"model/stack", shape, offset, extent};
+    SlabTensor got = EmptySlab(ctx, slab, DType::kU8), want = EmptySlab(ctx, slab, DType::kU8);
+    reader.Load({got});
+    CopySlab(whole, want);
+    EXPECT_EQ(ToVector<uint8_t>(got.tensor), ToVector<uint8_t>(want.tensor)) << slab.ToString();
+  }
+  // A changed byte anywhere in the piece is seen before any of it is used.
+  const CheckpointSlabInfo& info = reader.slabs()[0];
+  Flip(folder / "large/shard-00000.h5", info.position + 50'000'000, 0x10);
+  SlabTensor got = EmptySlab(ctx, {"model/stack", shape, {0, 0, 0}, {1, 4, 1 << 21}}, DType::kU8);
+  EXPECT_THROW(CheckpointReader(LocalFileSystem(), folder / "large").Load({got}), CheckpointError);
+}
+
 TEST(CheckpointTest, EmptyTensorsAndTensorsWithoutElementsOnARank) {
   TemporaryFolder folder;
   Context ctx;
@@ -202,13 +281,6 @@ class DamagedCheckpointTest : public ::testing::Test {
     } catch (const CheckpointError& e) {
       return e.what();
     }
-  }
-  static void Flip(const std::string& path, int64_t at, char mask) {
-    auto file = LocalFileSystem().Open(path, OpenMode::kReadWrite);
-    char byte;
-    file->Read(at, &byte, 1);
-    byte = static_cast<char>(byte ^ mask);
-    file->Write(at, &byte, 1);
   }
   TemporaryFolder folder_;
 };
