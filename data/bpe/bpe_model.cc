@@ -1,6 +1,7 @@
 #include "data/bpe/bpe_model.h"
 
 #include <algorithm>
+#include <cstdint>
 #include <functional>
 
 #include "data/utf8.h"
@@ -24,11 +25,13 @@ struct Candidate {
 };
 
 // Takes the candidate of lowest rank, merges, and looks at the two new neighbours, until none is
-// left. A candidate whose symbols have changed since it was found is dropped.
+// left. A candidate whose symbols have changed since it was found is dropped. Short words have no
+// heap: their candidates lie in a row that is searched.
 class Merger {
  public:
   void Run(const MergeTable& merges, const std::vector<int32_t>& word, std::vector<int32_t>* ids) {
     merges_ = &merges;
+    if (word.size() <= kShort) return RunShort(word, ids);
     Begin(word);
     while (!heap_.empty()) {
       Candidate top = Pop();
@@ -50,6 +53,38 @@ class Merger {
   }
 
  private:
+  static constexpr size_t kShort = 48;
+
+  // merge[i] is that of symbols i and i + 1; without one its rank is the largest.
+  void RunShort(const std::vector<int32_t>& word, std::vector<int32_t>* ids) {
+    int32_t id[kShort + 1];
+    uint32_t rank[kShort + 1];
+    int32_t result[kShort + 1];
+    size_t n = word.size();
+    auto look = [&](size_t i) {
+      const MergeTable::Merge merge =
+          i + 1 < n ? merges_->Find(id[i], id[i + 1]) : MergeTable::Merge{};
+      rank[i] = static_cast<uint32_t>(merge.rank);  // −1 becomes the largest
+      result[i] = merge.result;
+    };
+    std::copy(word.begin(), word.end(), id);
+    for (size_t i = 0; i < n; ++i) look(i);
+    while (n > 1) {
+      size_t best = 0;
+      for (size_t i = 1; i + 1 < n; ++i) best = rank[i] < rank[best] ? i : best;
+      if (rank[best] == UINT32_MAX) break;
+      id[best] = result[best];
+      for (size_t i = best + 1; i + 1 < n; ++i) {
+        id[i] = id[i + 1];
+        rank[i] = rank[i + 1];
+        result[i] = result[i + 1];
+      }
+      --n;
+      look(best);
+      if (best > 0) look(best - 1);
+    }
+    ids->insert(ids->end(), id, id + n);
+  }
   void Begin(const std::vector<int32_t>& word) {
     int32_t n = static_cast<int32_t>(word.size());
     symbols_.clear();

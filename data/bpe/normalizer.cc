@@ -60,7 +60,7 @@ class StripAccents : public Normalizer {
     std::string out;
     while (!text.empty()) {
       Utf8Step step = NextUtf8(text);
-      if (u_charType(static_cast<UChar32>(step.code)) != U_NON_SPACING_MARK) {
+      if ((U_GET_GC_MASK(static_cast<UChar32>(step.code)) & U_GC_M_MASK) == 0) {
         out.append(text.substr(0, step.length));
       }
       text.remove_prefix(step.length);

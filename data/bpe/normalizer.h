@@ -19,7 +19,7 @@ class Normalizer {
 enum class UnicodeForm { kNfc, kNfd, kNfkc, kNfkd };
 std::unique_ptr<Normalizer> MakeUnicodeNormalizer(UnicodeForm form);
 std::unique_ptr<Normalizer> MakeLowercase();
-std::unique_ptr<Normalizer> MakeStripAccents();  // removes nonspacing marks
+std::unique_ptr<Normalizer> MakeStripAccents();  // removes marks of all kinds
 std::unique_ptr<Normalizer> MakeStrip(bool left, bool right);
 std::unique_ptr<Normalizer> MakePrepend(const std::string& prefix);  // to text that is not empty
 std::unique_ptr<Normalizer> MakeReplace(const std::string& pattern, const std::string& content,
