@@ -18,6 +18,7 @@ struct Flags {
   bool activation_checkpointing = false;
   RolloutBenchOptions rollout;
   CommBenchOptions comm;
+  TokenizerBenchOptions tokenizer;
 };
 
 void SetUnlessZero(int64_t* field, int64_t value) {
@@ -86,6 +87,12 @@ Json Checkpoint(const Flags& flags) {
   return BenchCheckpoint(options);
 }
 
+Json Tokenizer(const Flags& flags) {
+  TokenizerBenchOptions options = flags.tokenizer;
+  SetUnlessZero(&options.rounds, flags.rounds);
+  return BenchTokenizer(options);
+}
+
 void AddTrainFlags(CLI::App& app, Flags& flags) {
   AddModelFlags(app, flags);
   app.add_option("--sequence", flags.sequence, "tokens of a sequence, instead of the preset's");
@@ -133,12 +140,17 @@ int BenchCommand(const Arguments& args) {
       {app.add_subcommand("train", "optimizer steps against the bound of their products"), Train},
       {app.add_subcommand("rollout", "decoding, shared prompts, weight publication"), Rollout},
       {app.add_subcommand("comm", "collectives between the ranks of mpirun"), Comm},
-      {app.add_subcommand("checkpoint", "saving against writing plainly"), Checkpoint}};
+      {app.add_subcommand("checkpoint", "saving against writing plainly"), Checkpoint},
+      {app.add_subcommand("tokenizer", "text to ids, on one core"), Tokenizer}};
   AddTrainFlags(*benches[0].app, flags);
   AddRolloutFlags(*benches[1].app, flags);
   benches[2].app->add_option("--bytes", flags.comm.bytes, "of a tensor")->capture_default_str();
   AddModelFlags(*benches[3].app, flags);
   benches[3].app->add_option("--dir", flags.folder, "where to write")->capture_default_str();
+  benches[4]
+      .app->add_option("--tokenizer", flags.tokenizer.tokenizer, "file or folder")
+      ->required();
+  benches[4].app->add_option("--text", flags.tokenizer.text, "a file of text")->required();
   for (const Bench& b : benches) {
     b.app->add_flag("--json", json, "one JSON object");
     b.app->add_option("--rounds", flags.rounds, "how often to measure");

@@ -71,4 +71,11 @@ struct CommBenchOptions {
 };
 Json BenchComm(const CommBenchOptions& options);
 
+struct TokenizerBenchOptions {
+  std::string tokenizer, text;  // paths
+  int64_t rounds = 5;
+};
+// `bytes_per_second` is of a tokenizer that has seen no text: no word is in its cache yet.
+Json BenchTokenizer(const TokenizerBenchOptions& options);
+
 }  // namespace hone::launcher
