@@ -105,13 +105,15 @@ void ShardedOptimizer::Impl::Reset() {
 // Every shard lies on one rank of the mesh, but for replicas on several pipeline ranks, of which
 // one counts. Ranks' sums are added in rank order, on every rank alike.
 double ShardedOptimizer::Impl::GradientNorm(const GradientReducer& reducer) {
-  double own = 0;
+  std::vector<Tensor> shards;
   for (const Bucket& bucket : buckets) {
     for (const State& s : bucket.states) {
       if (!tied.counts(s.parameter) || s.rows.size() == 0) continue;
-      own += kernels::SumOfSquares(ctx, reducer.Shard(s.parameter));
+      shards.push_back(reducer.Shard(s.parameter));
     }
   }
+  double own = 0;
+  for (double sum : kernels::SumsOfSquares(ctx, shards)) own += sum;
   std::string bytes(sizeof own, '\0');
   std::memcpy(bytes.data(), &own, sizeof own);
   double total = 0;

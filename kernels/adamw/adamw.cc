@@ -1,7 +1,9 @@
 #include "kernels/adamw/adamw.h"
 
 #include "kernels/adamw/adamw_cpu.h"
+#include "kernels/adamw/adamw_cuda.h"
 #include "kernels/dispatch.h"
+#include "kernels/switch_device.h"
 
 namespace hone::kernels {
 namespace {
@@ -51,18 +53,13 @@ void UpdateRange(const AdamWTensor& t, const AdamWStep& step, int64_t begin, int
   }
 }
 
-}  // namespace
-
-void AdamW(Context& ctx, const std::vector<AdamWTensor>& tensors, const AdamWStep& step) {
-  RequireCpu(kOp, ctx);
-  CheckStep(step);
+void UpdateOnCpu(Context& ctx, const std::vector<AdamWTensor>& tensors, const AdamWStep& step) {
   struct Range {
     const AdamWTensor* tensor;
     int64_t begin, end;
   };
   std::vector<Range> ranges;
   for (const AdamWTensor& t : tensors) {
-    CheckInputs(ctx, t);
     for (int64_t begin = 0; begin < t.master.size(); begin += kChunk) {
       ranges.push_back({&t, begin, std::min(begin + kChunk, t.master.size())});
     }
@@ -74,13 +71,33 @@ void AdamW(Context& ctx, const std::vector<AdamWTensor>& tensors, const AdamWSte
   });
 }
 
-double SumOfSquares(Context& ctx, const Tensor& x) {
+}  // namespace
+
+void AdamW(Context& ctx, const std::vector<AdamWTensor>& tensors, const AdamWStep& step) {
+  CheckStep(step);
+  for (const AdamWTensor& t : tensors) CheckInputs(ctx, t);
+  SwitchDevice(
+      ctx, [&] { UpdateOnCpu(ctx, tensors, step); }, [&] { cuda::AdamW(ctx, tensors, step); });
+}
+
+double SumOfSquares(Context& ctx, const Tensor& x) { return SumsOfSquares(ctx, {x})[0]; }
+
+std::vector<double> SumsOfSquares(Context& ctx, const std::vector<Tensor>& tensors) {
   constexpr std::string_view op = "sum_of_squares";
-  RequireCpu(op, ctx);
-  CheckTensor(op, "x", ctx, x, x.dtype());
-  CheckShape(x.contiguous(), "[{}] x of shape {} is not contiguous", op,
-             runtime::ShapeToString(x.shape()));
-  return SwitchFloat(op, x.dtype(), [&](auto t) { return cpu::SumOfSquares<decltype(t)>(ctx, x); });
+  std::vector<double> sums;
+  for (const Tensor& x : tensors) {
+    CheckTensor(op, "x", ctx, x, tensors.front().dtype());
+    CheckShape(x.contiguous(), "[{}] x of shape {} is not contiguous", op,
+               runtime::ShapeToString(x.shape()));
+  }
+  auto on_cpu = [&] {
+    for (const Tensor& x : tensors) {
+      SwitchFloat(op, x.dtype(),
+                  [&](auto t) { sums.push_back(cpu::SumOfSquares<decltype(t)>(ctx, x)); });
+    }
+  };
+  SwitchDevice(ctx, on_cpu, [&] { sums = cuda::SumsOfSquares(ctx, tensors); });
+  return sums;
 }
 
 }  // namespace hone::kernels

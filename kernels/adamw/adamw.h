@@ -26,5 +26,7 @@ void AdamW(Context& ctx, const std::vector<AdamWTensor>& tensors, const AdamWSte
 
 // Σ x², in double, in a fixed order that depends on the size only.
 double SumOfSquares(Context& ctx, const Tensor& x);
+// Of each tensor, all of one dtype; waits for the device once. The bits of SumOfSquares.
+std::vector<double> SumsOfSquares(Context& ctx, const std::vector<Tensor>& tensors);
 
 }  // namespace hone::kernels

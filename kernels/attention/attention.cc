@@ -1,8 +1,11 @@
 #include "kernels/attention/attention.h"
 
 #include "kernels/attention/attention_cpu.h"
+#include "kernels/attention/attention_cuda.h"
+#include "kernels/attention/attention_cudnn_cuda.h"
 #include "kernels/dispatch.h"
 #include "kernels/elementwise/elementwise.h"
+#include "kernels/switch_device.h"
 
 namespace hone::kernels {
 namespace {
@@ -23,7 +26,6 @@ void CheckHeads(std::string_view op, int64_t heads, int64_t groups) {
 
 void CheckInputs(std::string_view op, const Context& ctx, const Tensor& q_THC, const Tensor& k_TGC,
                  const Tensor& v_TGV, std::span<const int32_t> cu_seqlens) {
-  RequireCpu(op, ctx);
   CheckTensor(op, "q_THC", ctx, q_THC, q_THC.dtype());
   CheckShape(q_THC.ndim() == 3 && k_TGC.ndim() == 3 && v_TGV.ndim() == 3,
              "[{}] shapes {}, {}, {}: expected three dims each", op,
@@ -38,7 +40,6 @@ void CheckInputs(std::string_view op, const Context& ctx, const Tensor& q_THC, c
 
 void CheckPages(std::string_view op, const Context& ctx, const Tensor& q_THC, const PagedKv& kv,
                 std::span<const int32_t> cu_seqlens) {
-  RequireCpu(op, ctx);
   CheckTensor(op, "q_THC", ctx, q_THC, q_THC.dtype());
   CheckShape(q_THC.ndim() == 3 && kv.k_PSGC.ndim() == 4 && kv.v_PSGV.ndim() == 4,
              "[{}] shapes {}, {}, {}: expected three dims of q, four of the pages", op,
@@ -71,6 +72,25 @@ void CheckPages(std::string_view op, const Context& ctx, const Tensor& q_THC, co
   }
 }
 
+// Whether cuDNN may be asked, which has the last word on what it serves.
+bool Fast(const Context& ctx) { return ctx.numerics == runtime::Numerics::kFast; }
+
+// In the accumulation dtype throughout, rounded at the end.
+AttentionGradients BackwardOnCpu(Context& ctx, const Tensor& dout_THV, const Tensor& q_THC,
+                                 const Tensor& k_TGC, const Tensor& v_TGV,
+                                 const AttentionResult& saved, std::span<const int32_t> cu_seqlens,
+                                 double scale) {
+  DType dtype = q_THC.dtype(), acc = AccDType(dtype);
+  AttentionGradients sum{ctx.Zeros(q_THC.shape(), acc), ctx.Zeros(k_TGC.shape(), acc),
+                         ctx.Zeros(v_TGV.shape(), acc)};
+  AttentionResult wide{Cast(ctx, saved.out_THV, acc), saved.lse_TH};
+  Tensor q = Cast(ctx, q_THC, acc), k = Cast(ctx, k_TGC, acc), v = Cast(ctx, v_TGV, acc);
+  Tensor dout = Cast(ctx, dout_THV, acc);
+  auto run = acc == DType::kF64 ? cpu::AttentionBackward<double> : cpu::AttentionBackward<float>;
+  run(ctx, dout, q, k, v, wide, cu_seqlens, scale, sum);
+  return {Cast(ctx, sum.dq_THC, dtype), Cast(ctx, sum.dk_TGC, dtype), Cast(ctx, sum.dv_TGV, dtype)};
+}
+
 }  // namespace
 
 AttentionResult Attention(Context& ctx, const Tensor& q_THC, const Tensor& k_TGC,
@@ -80,7 +100,15 @@ AttentionResult Attention(Context& ctx, const Tensor& q_THC, const Tensor& k_TGC
   AttentionResult result{ctx.Empty({tokens, heads, v_TGV.dim(2)}, q_THC.dtype()),
                          ctx.Empty({tokens, heads}, AccDType(q_THC.dtype()))};
   SwitchFloat("attention", q_THC.dtype(), [&](auto t) {
-    cpu::Attention<decltype(t)>(ctx, q_THC, k_TGC, v_TGV, cu_seqlens, scale, result);
+    using T = decltype(t);
+    SwitchDevice(
+        ctx, [&] { cpu::Attention<T>(ctx, q_THC, k_TGC, v_TGV, cu_seqlens, scale, result); },
+        [&] {
+          if (Fast(ctx) && cudnn::Attention(ctx, q_THC, k_TGC, v_TGV, cu_seqlens, scale, result)) {
+            return;
+          }
+          cuda::Attention<T>(ctx, q_THC, k_TGC, v_TGV, cu_seqlens, scale, result);
+        });
   });
   return result;
 }
@@ -97,14 +125,23 @@ AttentionGradients AttentionBackward(Context& ctx, const Tensor& dout_THV, const
   CheckTensor(kOp, "dout_THV", ctx, dout_THV, dtype, out_shape);
   CheckTensor(kOp, "out_THV", ctx, saved.out_THV, dtype, out_shape);
   CheckTensor(kOp, "lse_TH", ctx, saved.lse_TH, acc, {tokens, heads});
-  AttentionGradients sum{ctx.Zeros(q_THC.shape(), acc), ctx.Zeros(k_TGC.shape(), acc),
-                         ctx.Zeros(v_TGV.shape(), acc)};
-  AttentionResult wide{Cast(ctx, saved.out_THV, acc), saved.lse_TH};
-  Tensor q = Cast(ctx, q_THC, acc), k = Cast(ctx, k_TGC, acc), v = Cast(ctx, v_TGV, acc);
-  Tensor dout = Cast(ctx, dout_THV, acc);
-  auto run = acc == DType::kF64 ? cpu::AttentionBackward<double> : cpu::AttentionBackward<float>;
-  run(ctx, dout, q, k, v, wide, cu_seqlens, scale, sum);
-  return {Cast(ctx, sum.dq_THC, dtype), Cast(ctx, sum.dk_TGC, dtype), Cast(ctx, sum.dv_TGV, dtype)};
+  AttentionGradients gradients;
+  auto on_cuda = [&](auto t) {
+    gradients = {ctx.EmptyLike(q_THC), ctx.EmptyLike(k_TGC), ctx.EmptyLike(v_TGV)};
+    if (Fast(ctx) && cudnn::AttentionBackward(ctx, dout_THV, q_THC, k_TGC, v_TGV, saved, cu_seqlens,
+                                              scale, gradients)) {
+      return;
+    }
+    cuda::AttentionBackward<decltype(t)>(ctx, dout_THV, q_THC, k_TGC, v_TGV, saved, cu_seqlens,
+                                         scale, gradients);
+  };
+  SwitchDevice(
+      ctx,
+      [&] {
+        gradients = BackwardOnCpu(ctx, dout_THV, q_THC, k_TGC, v_TGV, saved, cu_seqlens, scale);
+      },
+      [&] { SwitchFloat(kOp, dtype, on_cuda); });
+  return gradients;
 }
 
 Tensor PagedAttention(Context& ctx, const Tensor& q_THC, const PagedKv& kv,
@@ -112,7 +149,15 @@ Tensor PagedAttention(Context& ctx, const Tensor& q_THC, const PagedKv& kv,
   CheckPages("paged_attention", ctx, q_THC, kv, cu_seqlens);
   Tensor out_THV = ctx.Empty({q_THC.dim(0), q_THC.dim(1), kv.v_PSGV.dim(3)}, q_THC.dtype());
   SwitchFloat("paged_attention", q_THC.dtype(), [&](auto t) {
-    cpu::PagedAttention<decltype(t)>(ctx, q_THC, kv, cu_seqlens, scale, out_THV);
+    using T = decltype(t);
+    SwitchDevice(
+        ctx, [&] { cpu::PagedAttention<T>(ctx, q_THC, kv, cu_seqlens, scale, out_THV); },
+        [&] {
+          if (Fast(ctx) && cudnn::PagedAttention(ctx, q_THC, kv, cu_seqlens, scale, out_THV)) {
+            return;
+          }
+          cuda::PagedAttention<T>(ctx, q_THC, kv, cu_seqlens, scale, out_THV);
+        });
   });
   return out_THV;
 }

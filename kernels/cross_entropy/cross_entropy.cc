@@ -4,8 +4,10 @@
 #include <vector>
 
 #include "kernels/cross_entropy/cross_entropy_cpu.h"
+#include "kernels/cross_entropy/cross_entropy_cuda.h"
 #include "kernels/dispatch.h"
 #include "kernels/linear/linear.h"
+#include "kernels/switch_device.h"
 #include "kernels/token_logprob/head_rows.h"
 
 namespace hone::kernels {
@@ -17,8 +19,15 @@ void SoftmaxBlock(Context& ctx, const Tensor& logits_BV, std::span<const int32_t
                   std::span<const int32_t> target_T, std::span<const float> weight_T, bool gradient,
                   const Tensor& logp_T) {
   SwitchFloat(kOp, logits_BV.dtype(), [&](auto t) {
-    cpu::CrossEntropyBlock<decltype(t)>(ctx, logits_BV, row_B, target_T, weight_T, gradient,
-                                        logp_T);
+    using T = decltype(t);
+    SwitchDevice(
+        ctx,
+        [&] {
+          cpu::CrossEntropyBlock<T>(ctx, logits_BV, row_B, target_T, weight_T, gradient, logp_T);
+        },
+        [&] {
+          cuda::CrossEntropyBlock<T>(ctx, logits_BV, row_B, target_T, weight_T, gradient, logp_T);
+        });
   });
 }
 
@@ -37,15 +46,15 @@ CrossEntropyResult CrossEntropy(Context& ctx, const Tensor& x_TD, const Tensor& 
   auto has_gradient = [&](int32_t t) { return dw_VD && weight_T[t] != 0.0f; };
   std::erase_if(trained, std::not_fn(has_gradient));
   std::erase_if(others, has_gradient);
-  ForRowBlocks(others, w_VD.dim(0), [&](std::span<const int32_t> row_B) {
+  ForRowBlocks(ctx, others, w_VD.dim(0), [&](std::span<const int32_t> row_B) {
     Tensor logits_BV = Linear(ctx, GatherRows(ctx, x_TD, row_B), w_VD);
     SoftmaxBlock(ctx, logits_BV, row_B, target_T, weight_T, false, result.logp_T);
   });
-  ForRowBlocks(trained, w_VD.dim(0), [&](std::span<const int32_t> row_B) {
+  ForRowBlocks(ctx, trained, w_VD.dim(0), [&](std::span<const int32_t> row_B) {
     Tensor x_BD = GatherRows(ctx, x_TD, row_B);
     Tensor logits_BV = Linear(ctx, x_BD, w_VD);
     SoftmaxBlock(ctx, logits_BV, row_B, target_T, weight_T, true, result.logp_T);
-    ScatterRows(LinearInputGradient(ctx, logits_BV, w_VD), row_B, result.dx_TD);
+    ScatterRows(ctx, LinearInputGradient(ctx, logits_BV, w_VD), row_B, result.dx_TD);
     LinearWeightGradient(ctx, logits_BV, x_BD, *dw_VD);
   });
   return result;

@@ -2,14 +2,15 @@
 
 #include "kernels/dispatch.h"
 #include "kernels/embedding/embedding_cpu.h"
+#include "kernels/embedding/embedding_cuda.h"
+#include "kernels/switch_device.h"
 
 namespace hone::kernels {
 namespace {
 
 constexpr std::string_view kOp = "embedding";
 
-void CheckTokens(const Context& ctx, const Tensor& table_VD, std::span<const int32_t> token_T) {
-  RequireCpu(kOp, ctx);
+void CheckTokens(const Tensor& table_VD, std::span<const int32_t> token_T) {
   CheckShape(table_VD.ndim() == 2, "[{}] table has shape {}, expected [vocabulary, dim]", kOp,
              runtime::ShapeToString(table_VD.shape()));
   int64_t vocab = table_VD.dim(0);
@@ -24,22 +25,30 @@ void CheckTokens(const Context& ctx, const Tensor& table_VD, std::span<const int
 
 Tensor Embedding(Context& ctx, const Tensor& table_VD, std::span<const int32_t> token_T) {
   CheckTensor(kOp, "table", ctx, table_VD, table_VD.dtype());
-  CheckTokens(ctx, table_VD, token_T);
+  CheckTokens(table_VD, token_T);
   Tensor y_TD =
       ctx.Empty({static_cast<int64_t>(token_T.size()), table_VD.dim(1)}, table_VD.dtype());
-  SwitchFloat(kOp, table_VD.dtype(),
-              [&](auto t) { cpu::Embedding<decltype(t)>(ctx, table_VD, token_T, y_TD); });
+  SwitchFloat(kOp, table_VD.dtype(), [&](auto t) {
+    using T = decltype(t);
+    SwitchDevice(
+        ctx, [&] { cpu::Embedding<T>(ctx, table_VD, token_T, y_TD); },
+        [&] { cuda::Embedding<T>(ctx, table_VD, token_T, y_TD); });
+  });
   return y_TD;
 }
 
 void EmbeddingBackward(Context& ctx, const Tensor& dy_TD, std::span<const int32_t> token_T,
                        const Tensor& dtable_VD) {
   CheckTensor(kOp, "dtable", ctx, dtable_VD, AccDType(dy_TD.dtype()));
-  CheckTokens(ctx, dtable_VD, token_T);
+  CheckTokens(dtable_VD, token_T);
   CheckTensor(kOp, "dy", ctx, dy_TD, dy_TD.dtype(),
               {static_cast<int64_t>(token_T.size()), dtable_VD.dim(1)});
-  SwitchFloat(kOp, dy_TD.dtype(),
-              [&](auto t) { cpu::EmbeddingBackward<decltype(t)>(ctx, dy_TD, token_T, dtable_VD); });
+  SwitchFloat(kOp, dy_TD.dtype(), [&](auto t) {
+    using T = decltype(t);
+    SwitchDevice(
+        ctx, [&] { cpu::EmbeddingBackward<T>(ctx, dy_TD, token_T, dtable_VD); },
+        [&] { cuda::EmbeddingBackward<T>(ctx, dy_TD, token_T, dtable_VD); });
+  });
 }
 
 }  // namespace hone::kernels

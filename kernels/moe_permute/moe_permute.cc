@@ -2,6 +2,8 @@
 
 #include "kernels/dispatch.h"
 #include "kernels/moe_permute/moe_permute_cpu.h"
+#include "kernels/moe_permute/moe_permute_cuda.h"
+#include "kernels/switch_device.h"
 
 namespace hone::kernels {
 namespace {
@@ -55,21 +57,23 @@ Permutation MakePermutation(std::span<const int32_t> index_TK, int64_t top_k, in
 }
 
 Tensor Permute(Context& ctx, const Tensor& x_TD, const Permutation& permutation) {
-  RequireCpu(kOp, ctx);
   CheckTensor(kOp, "x", ctx, x_TD, x_TD.dtype());
   CheckShape(x_TD.ndim() == 2, "[{}] x has shape {}, expected [tokens, dim]", kOp,
              runtime::ShapeToString(x_TD.shape()));
   int64_t rows = RowCount(permutation), tokens = x_TD.dim(0);
   CheckTokens(permutation, tokens, tokens == 0 ? 1 : rows / tokens);
   Tensor rows_RD = ctx.Empty({rows, x_TD.cols()}, x_TD.dtype());
-  SwitchFloat(kOp, x_TD.dtype(),
-              [&](auto t) { cpu::Permute<decltype(t)>(ctx, x_TD, permutation, rows_RD); });
+  SwitchFloat(kOp, x_TD.dtype(), [&](auto t) {
+    using T = decltype(t);
+    SwitchDevice(
+        ctx, [&] { cpu::Permute<T>(ctx, x_TD, permutation, rows_RD); },
+        [&] { cuda::Permute<T>(ctx, x_TD, permutation, rows_RD); });
+  });
   return rows_RD;
 }
 
 Tensor Unpermute(Context& ctx, const Tensor& rows_RD, const Tensor& weight_TK,
                  const Permutation& permutation) {
-  RequireCpu(kOp, ctx);
   CheckTensor(kOp, "rows", ctx, rows_RD, rows_RD.dtype());
   CheckShape(rows_RD.ndim() == 2 && rows_RD.dim(0) == RowCount(permutation),
              "[{}] rows has shape {}, but the permutation has {} rows", kOp,
@@ -82,14 +86,16 @@ Tensor Unpermute(Context& ctx, const Tensor& rows_RD, const Tensor& weight_TK,
   }
   Tensor y_TD = ctx.Empty({TokensOf(permutation, weight_TK), rows_RD.cols()}, rows_RD.dtype());
   SwitchFloat(kOp, rows_RD.dtype(), [&](auto t) {
-    cpu::Unpermute<decltype(t)>(ctx, rows_RD, weight_TK, permutation, y_TD);
+    using T = decltype(t);
+    SwitchDevice(
+        ctx, [&] { cpu::Unpermute<T>(ctx, rows_RD, weight_TK, permutation, y_TD); },
+        [&] { cuda::Unpermute<T>(ctx, rows_RD, weight_TK, permutation, y_TD); });
   });
   return y_TD;
 }
 
 UnpermuteGradients UnpermuteBackward(Context& ctx, const Tensor& dy_TD, const Tensor& rows_RD,
                                      const Tensor& weight_TK, const Permutation& permutation) {
-  RequireCpu(kOp, ctx);
   CheckTensor(kOp, "rows", ctx, rows_RD, rows_RD.dtype());
   CheckShape(rows_RD.ndim() == 2 && rows_RD.dim(0) == RowCount(permutation),
              "[{}] rows has shape {}, but the permutation has {} rows", kOp,
@@ -101,7 +107,11 @@ UnpermuteGradients UnpermuteBackward(Context& ctx, const Tensor& dy_TD, const Te
   CheckTensor(kOp, "dy", ctx, dy_TD, rows_RD.dtype(), {weight_TK.dim(0), rows_RD.cols()});
   UnpermuteGradients gradients{ctx.EmptyLike(rows_RD), ctx.EmptyLike(weight_TK)};
   SwitchFloat(kOp, rows_RD.dtype(), [&](auto t) {
-    cpu::UnpermuteBackward<decltype(t)>(ctx, dy_TD, rows_RD, weight_TK, permutation, gradients);
+    using T = decltype(t);
+    auto& p = permutation;
+    SwitchDevice(
+        ctx, [&] { cpu::UnpermuteBackward<T>(ctx, dy_TD, rows_RD, weight_TK, p, gradients); },
+        [&] { cuda::UnpermuteBackward<T>(ctx, dy_TD, rows_RD, weight_TK, p, gradients); });
   });
   return gradients;
 }

@@ -2,6 +2,8 @@
 
 #include "kernels/dispatch.h"
 #include "kernels/norm/rms_norm_cpu.h"
+#include "kernels/norm/rms_norm_cuda.h"
+#include "kernels/switch_device.h"
 
 namespace hone::kernels {
 namespace {
@@ -9,7 +11,6 @@ namespace {
 constexpr std::string_view kOp = "rms_norm";
 
 void CheckInputs(const Context& ctx, const Tensor& x_RD, const Tensor& w_D) {
-  RequireCpu(kOp, ctx);
   CheckTensor(kOp, "x", ctx, x_RD, x_RD.dtype());
   CheckShape(x_RD.ndim() >= 1, "[{}] x has no dims; the last one is normalised", kOp);
   CheckTensor(kOp, "w", ctx, w_D, x_RD.dtype(), {x_RD.cols()});
@@ -20,8 +21,12 @@ void CheckInputs(const Context& ctx, const Tensor& x_RD, const Tensor& w_D) {
 Tensor RmsNorm(Context& ctx, const Tensor& x_RD, const Tensor& w_D, double eps) {
   CheckInputs(ctx, x_RD, w_D);
   Tensor y_RD = ctx.EmptyLike(x_RD);
-  SwitchFloat(kOp, x_RD.dtype(),
-              [&](auto t) { cpu::RmsNorm<decltype(t)>(ctx, x_RD, w_D, eps, y_RD); });
+  SwitchFloat(kOp, x_RD.dtype(), [&](auto t) {
+    using T = decltype(t);
+    SwitchDevice(
+        ctx, [&] { cpu::RmsNorm<T>(ctx, x_RD, w_D, eps, y_RD); },
+        [&] { cuda::RmsNorm<T>(ctx, x_RD, w_D, eps, y_RD); });
+  });
   return y_RD;
 }
 
@@ -32,7 +37,10 @@ Tensor RmsNormBackward(Context& ctx, const Tensor& dy_RD, const Tensor& x_RD, co
   CheckTensor(kOp, "dw", ctx, dw_D, AccDType(x_RD.dtype()), w_D.shape());
   Tensor dx_RD = ctx.EmptyLike(x_RD);
   SwitchFloat(kOp, x_RD.dtype(), [&](auto t) {
-    cpu::RmsNormBackward<decltype(t)>(ctx, dy_RD, x_RD, w_D, dw_D, eps, dx_RD);
+    using T = decltype(t);
+    SwitchDevice(
+        ctx, [&] { cpu::RmsNormBackward<T>(ctx, dy_RD, x_RD, w_D, dw_D, eps, dx_RD); },
+        [&] { cuda::RmsNormBackward<T>(ctx, dy_RD, x_RD, w_D, dw_D, eps, dx_RD); });
   });
   return dx_RD;
 }

@@ -2,6 +2,8 @@
 
 #include "kernels/dispatch.h"
 #include "kernels/rope/rope_cpu.h"
+#include "kernels/rope/rope_cuda.h"
+#include "kernels/switch_device.h"
 
 namespace hone::kernels {
 namespace {
@@ -20,7 +22,6 @@ void CheckTable(const Context& ctx, const RopeTable& table, int64_t dim, DType d
 
 void Rope(Context& ctx, const Tensor& x_THR, std::span<const int32_t> position_T,
           const RopeTable& table, RopeForm form, bool inverse) {
-  RequireCpu(kOp, ctx);
   CheckTensor(kOp, "x", ctx, x_THR, x_THR.dtype());
   CheckShape(x_THR.ndim() >= 2, "[{}] x has shape {}, expected [tokens, heads, dim]", kOp,
              runtime::ShapeToString(x_THR.shape()));
@@ -33,7 +34,10 @@ void Rope(Context& ctx, const Tensor& x_THR, std::span<const int32_t> position_T
                table.cos_PR.rows());
   }
   SwitchFloat(kOp, x_THR.dtype(), [&](auto t) {
-    cpu::Rope<decltype(t)>(ctx, x_THR, position_T, table, form, inverse);
+    using T = decltype(t);
+    SwitchDevice(
+        ctx, [&] { cpu::Rope<T>(ctx, x_THR, position_T, table, form, inverse); },
+        [&] { cuda::Rope<T>(ctx, x_THR, position_T, table, form, inverse); });
   });
 }
 

@@ -4,6 +4,8 @@
 
 #include "kernels/dispatch.h"
 #include "kernels/router/router_cpu.h"
+#include "kernels/router/router_cuda.h"
+#include "kernels/switch_device.h"
 
 namespace hone::kernels {
 namespace {
@@ -52,7 +54,6 @@ std::vector<int32_t> Replayed(std::span<const int32_t> replay_TK, int64_t tokens
 }
 
 void CheckRouting(const Context& ctx, const Routing& routing, const RouterConfig& config) {
-  RequireCpu(kOp, ctx);
   CheckConfig(config);
   CheckTensor(kOp, "score", ctx, routing.score_TE, routing.score_TE.dtype());
   CheckShape(routing.score_TE.ndim() == 2 && routing.score_TE.dim(1) == config.experts,
@@ -67,7 +68,6 @@ void CheckRouting(const Context& ctx, const Routing& routing, const RouterConfig
 
 Routing Route(Context& ctx, const Tensor& logits_TE, const Tensor* bias_E,
               const RouterConfig& config, std::span<const int32_t> replay_TK) {
-  RequireCpu(kOp, ctx);
   CheckConfig(config);
   CheckTensor(kOp, "logits", ctx, logits_TE, logits_TE.dtype());
   CheckShape(logits_TE.ndim() == 2 && logits_TE.dim(1) == config.experts,
@@ -87,7 +87,10 @@ Routing Route(Context& ctx, const Tensor& logits_TE, const Tensor* bias_E,
         replay ? Replayed(replay_TK, tokens, config) : std::vector<int32_t>(tokens * config.top_k);
     routing.weight_TK = ctx.Empty({tokens, config.top_k}, logits_TE.dtype());
     routing.score_TE = ctx.Empty(logits_TE.shape(), logits_TE.dtype());
-    cpu::Route<decltype(t)>(ctx, logits_TE, bias_E, config, replay, routing);
+    using A = decltype(t);
+    SwitchDevice(
+        ctx, [&] { cpu::Route<A>(ctx, logits_TE, bias_E, config, replay, routing); },
+        [&] { cuda::Route<A>(ctx, logits_TE, bias_E, config, replay, routing); });
     return routing;
   });
 }
@@ -102,7 +105,11 @@ Tensor RouteBackward(Context& ctx, const Tensor& dweight_TK, const Tensor* dscor
   if (dscore_TE) CheckTensor(kOp, "dscore", ctx, *dscore_TE, dtype, routing.score_TE.shape());
   Tensor dlogits_TE = ctx.EmptyLike(routing.score_TE);
   SwitchScore(dtype, [&](auto t) {
-    cpu::RouteBackward<decltype(t)>(ctx, dweight_TK, dscore_TE, routing, config, dlogits_TE);
+    using A = decltype(t);
+    SwitchDevice(
+        ctx,
+        [&] { cpu::RouteBackward<A>(ctx, dweight_TK, dscore_TE, routing, config, dlogits_TE); },
+        [&] { cuda::RouteBackward<A>(ctx, dweight_TK, dscore_TE, routing, config, dlogits_TE); });
   });
   return dlogits_TE;
 }
@@ -120,16 +127,27 @@ double SequenceBalanceLoss(Context& ctx, const Routing& routing,
   CheckShape(cu_seqlens.front() == 0 && cu_seqlens.back() == score.dim(0),
              "[{}] sequences cover [{}, {}) of {} tokens", kOp, cu_seqlens.front(),
              cu_seqlens.back(), score.dim(0));
-  double loss = 0;
   for (size_t s = 0; s < sequence_weight_S.size(); ++s) {
     CheckShape(cu_seqlens[s] <= cu_seqlens[s + 1],
                "[{}] sequence {} ends at {} before its start {}", kOp, s, cu_seqlens[s + 1],
                cu_seqlens[s]);
-    loss += SwitchScore(score.dtype(), [&](auto t) {
-      return cpu::SequenceBalance<decltype(t)>(ctx, routing, cu_seqlens[s], cu_seqlens[s + 1],
-                                               sequence_weight_S[s], config, dscore_TE);
-    });
   }
+  double loss = 0;
+  SwitchScore(score.dtype(), [&](auto t) {
+    using A = decltype(t);
+    SwitchDevice(
+        ctx,
+        [&] {
+          for (size_t s = 0; s < sequence_weight_S.size(); ++s) {
+            loss += cpu::SequenceBalance<A>(ctx, routing, cu_seqlens[s], cu_seqlens[s + 1],
+                                            sequence_weight_S[s], config, dscore_TE);
+          }
+        },
+        [&] {
+          loss = cuda::SequenceBalance<A>(ctx, routing, cu_seqlens, sequence_weight_S, config,
+                                          dscore_TE);
+        });
+  });
   return loss;
 }
 

@@ -4,6 +4,8 @@
 
 #include "kernels/dispatch.h"
 #include "kernels/sampling/sampling_cpu.h"
+#include "kernels/sampling/sampling_cuda.h"
+#include "kernels/switch_device.h"
 
 namespace hone::kernels {
 namespace {
@@ -27,7 +29,6 @@ void CheckRow(const SamplingParams& p, double uniform, size_t row) {
 std::vector<SampledToken> Sample(Context& ctx, const Tensor& logits_BV,
                                  std::span<const SamplingParams> params_B,
                                  std::span<const double> uniform_B) {
-  RequireCpu(kOp, ctx);
   CheckTensor(kOp, "logits", ctx, logits_BV, logits_BV.dtype());
   CheckShape(logits_BV.ndim() == 2 && logits_BV.cols() > 0,
              "[{}] logits have shape {}, expected [rows, vocabulary]", kOp,
@@ -40,15 +41,9 @@ std::vector<SampledToken> Sample(Context& ctx, const Tensor& logits_BV,
   std::vector<SampledToken> out(params_B.size());
   SwitchFloat(kOp, logits_BV.dtype(), [&](auto t) {
     using T = decltype(t);
-    Rows<T> logits(logits_BV);
-    ctx.pool().ParallelFor(
-        logits_BV.rows(), RowGrain(logits_BV.cols()), [&](int64_t begin, int64_t end) {
-          cpu::SampleScratch<T> scratch;
-          for (int64_t b = begin; b < end; ++b) {
-            out[b] =
-                cpu::SampleRow<T>(logits[b], logits_BV.cols(), params_B[b], uniform_B[b], scratch);
-          }
-        });
+    SwitchDevice(
+        ctx, [&] { cpu::Sample<T>(ctx, logits_BV, params_B, uniform_B, out); },
+        [&] { cuda::Sample<T>(ctx, logits_BV, params_B, uniform_B, out); });
   });
   return out;
 }

@@ -1,20 +1,15 @@
 // CPU form of sampling.h. Instantiated for float, double and BF16.
 #pragma once
 
+#include <span>
 #include <vector>
 
 #include "kernels/sampling/sampling.h"
 
 namespace hone::kernels::cpu {
 
-// One row. `scratch` is reused between rows.
 template <class T>
-struct SampleScratch {
-  std::vector<runtime::Acc<T>> z, exp_z;
-  std::vector<int32_t> order;
-};
-template <class T>
-SampledToken SampleRow(const T* logits, int64_t vocab, const SamplingParams& params, double uniform,
-                       SampleScratch<T>& scratch);
+void Sample(Context& ctx, const Tensor& logits_BV, std::span<const SamplingParams> params_B,
+            std::span<const double> uniform_B, std::vector<SampledToken>& out);
 
 }  // namespace hone::kernels::cpu

@@ -2,6 +2,8 @@
 
 #include "kernels/dispatch.h"
 #include "kernels/swiglu/swiglu_cpu.h"
+#include "kernels/swiglu/swiglu_cuda.h"
+#include "kernels/switch_device.h"
 
 namespace hone::kernels {
 namespace {
@@ -9,7 +11,6 @@ namespace {
 constexpr std::string_view kOp = "swiglu";
 
 void CheckInputs(const Context& ctx, const Tensor& gate_TF, const Tensor& up_TF) {
-  RequireCpu(kOp, ctx);
   CheckTensor(kOp, "gate", ctx, gate_TF, gate_TF.dtype());
   CheckTensor(kOp, "up", ctx, up_TF, gate_TF.dtype(), gate_TF.shape());
 }
@@ -19,8 +20,12 @@ void CheckInputs(const Context& ctx, const Tensor& gate_TF, const Tensor& up_TF)
 Tensor SwiGlu(Context& ctx, const Tensor& gate_TF, const Tensor& up_TF) {
   CheckInputs(ctx, gate_TF, up_TF);
   Tensor h_TF = ctx.EmptyLike(gate_TF);
-  SwitchFloat(kOp, gate_TF.dtype(),
-              [&](auto t) { cpu::SwiGlu<decltype(t)>(ctx, gate_TF, up_TF, h_TF); });
+  SwitchFloat(kOp, gate_TF.dtype(), [&](auto t) {
+    using T = decltype(t);
+    SwitchDevice(
+        ctx, [&] { cpu::SwiGlu<T>(ctx, gate_TF, up_TF, h_TF); },
+        [&] { cuda::SwiGlu<T>(ctx, gate_TF, up_TF, h_TF); });
+  });
   return h_TF;
 }
 
@@ -30,7 +35,10 @@ std::pair<Tensor, Tensor> SwiGluBackward(Context& ctx, const Tensor& dh_TF, cons
   CheckTensor(kOp, "dh", ctx, dh_TF, gate_TF.dtype(), gate_TF.shape());
   Tensor dgate_TF = ctx.EmptyLike(gate_TF), dup_TF = ctx.EmptyLike(gate_TF);
   SwitchFloat(kOp, gate_TF.dtype(), [&](auto t) {
-    cpu::SwiGluBackward<decltype(t)>(ctx, dh_TF, gate_TF, up_TF, dgate_TF, dup_TF);
+    using T = decltype(t);
+    SwitchDevice(
+        ctx, [&] { cpu::SwiGluBackward<T>(ctx, dh_TF, gate_TF, up_TF, dgate_TF, dup_TF); },
+        [&] { cuda::SwiGluBackward<T>(ctx, dh_TF, gate_TF, up_TF, dgate_TF, dup_TF); });
   });
   return {dgate_TF, dup_TF};
 }

@@ -4,12 +4,13 @@
 
 #include "kernels/dispatch.h"
 #include "kernels/embedding/embedding.h"
+#include "kernels/embedding/embedding_cuda.h"
+#include "kernels/switch_device.h"
 
 namespace hone::kernels {
 
 void CheckHeadInputs(std::string_view op, const Context& ctx, const Tensor& x_TD,
                      const Tensor& w_VD, std::span<const int32_t> target_T) {
-  RequireCpu(op, ctx);
   CheckTensor(op, "x", ctx, x_TD, x_TD.dtype());
   CheckTensor(op, "w", ctx, w_VD, x_TD.dtype());
   CheckShape(x_TD.ndim() == 2 && w_VD.ndim() == 2 && x_TD.dim(1) == w_VD.dim(1),
@@ -34,9 +35,10 @@ std::vector<int32_t> RowsWithTarget(std::span<const int32_t> target_T) {
   return rows;
 }
 
-int64_t LogitBlockRows(int64_t vocab) {
-  constexpr int64_t kElements = int64_t{1} << 20;
-  return std::clamp<int64_t>(kElements / std::max<int64_t>(1, vocab) / 64 * 64, 64, 256);
+int64_t LogitBlockRows(Device device, int64_t vocab) {
+  const int64_t elements = int64_t{1} << (device.is_cpu() ? 20 : 27);
+  const int64_t most = device.is_cpu() ? 256 : 1024;
+  return std::clamp<int64_t>(elements / std::max<int64_t>(1, vocab) / 64 * 64, 64, most);
 }
 
 namespace {
@@ -50,16 +52,21 @@ Tensor GatherRows(Context& ctx, const Tensor& x_TD, std::span<const int32_t> row
   return Embedding(ctx, x_TD, row_B);
 }
 
-void ScatterRows(const Tensor& rows_BD, std::span<const int32_t> row_B, const Tensor& y_TD) {
+void ScatterRows(Context& ctx, const Tensor& rows_BD, std::span<const int32_t> row_B,
+                 const Tensor& y_TD) {
   if (Consecutive(row_B)) {
-    CopyTo(rows_BD, y_TD.Slice(row_B.front(), row_B.back() + 1));
+    CopyTo(rows_BD, y_TD.Slice(row_B.front(), row_B.back() + 1), &ctx.stream());
     return;
   }
   SwitchFloat("scatter_rows", y_TD.dtype(), [&](auto t) {
-    Rows<decltype(t)> rows(rows_BD), y(y_TD);
-    for (size_t b = 0; b < row_B.size(); ++b) {
-      std::copy_n(rows[static_cast<int64_t>(b)], rows_BD.cols(), y[row_B[b]]);
-    }
+    using T = decltype(t);
+    auto on_cpu = [&] {
+      Rows<T> rows(rows_BD), y(y_TD);
+      for (size_t b = 0; b < row_B.size(); ++b) {
+        std::copy_n(rows[static_cast<int64_t>(b)], rows_BD.cols(), y[row_B[b]]);
+      }
+    };
+    SwitchDevice(ctx, on_cpu, [&] { cuda::ScatterRows<T>(ctx, rows_BD, row_B, y_TD); });
   });
 }
 

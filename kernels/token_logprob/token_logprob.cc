@@ -4,8 +4,10 @@
 
 #include "kernels/dispatch.h"
 #include "kernels/linear/linear.h"
+#include "kernels/switch_device.h"
 #include "kernels/token_logprob/head_rows.h"
 #include "kernels/token_logprob/token_logprob_cpu.h"
+#include "kernels/token_logprob/token_logprob_cuda.h"
 
 namespace hone::kernels {
 namespace {
@@ -22,10 +24,10 @@ template <class A>
 std::vector<int32_t> RowsWithGradient(std::span<const int32_t> target_T, const Tensor& dlogp_T,
                                       const Tensor& dentropy_T) {
   std::vector<int32_t> rows = RowsWithTarget(target_T);
-  const A* dlogp = dlogp_T.data<A>();
-  const A* dentropy = dentropy_T.defined() ? dentropy_T.data<A>() : nullptr;
-  std::erase_if(rows, [=](int32_t t) {
-    return dlogp[t] == A(0) && (dentropy == nullptr || dentropy[t] == A(0));
+  std::vector<A> dlogp = runtime::ToVector<A>(dlogp_T), dentropy;
+  if (dentropy_T.defined()) dentropy = runtime::ToVector<A>(dentropy_T);
+  std::erase_if(rows, [&](int32_t t) {
+    return dlogp[t] == A(0) && (dentropy.empty() || dentropy[t] == A(0));
   });
   return rows;
 }
@@ -43,10 +45,13 @@ TokenLogprobResult TokenLogprob(Context& ctx, const Tensor& x_TD, const Tensor& 
                             with_entropy ? ctx.Zeros({tokens}, dtype) : Tensor(),
                             ctx.Zeros({tokens}, dtype)};
   std::vector<int32_t> rows = RowsWithTarget(target_T);
-  ForRowBlocks(rows, w_VD.dim(0), [&](std::span<const int32_t> row_B) {
+  ForRowBlocks(ctx, rows, w_VD.dim(0), [&](std::span<const int32_t> row_B) {
     Tensor logits_BV = Linear(ctx, GatherRows(ctx, x_TD, row_B), w_VD);
     SwitchFloat(kOp, x_TD.dtype(), [&](auto t) {
-      cpu::LogprobBlock<decltype(t)>(ctx, logits_BV, row_B, target_T, temperature, result);
+      using T = decltype(t);
+      SwitchDevice(
+          ctx, [&] { cpu::LogprobBlock<T>(ctx, logits_BV, row_B, target_T, temperature, result); },
+          [&] { cuda::LogprobBlock<T>(ctx, logits_BV, row_B, target_T, temperature, result); });
     });
   });
   return result;
@@ -71,12 +76,20 @@ Tensor TokenLogprobBackward(Context& ctx, const Tensor& dlogp_T, const Tensor& d
   SwitchFloat(kOp, x_TD.dtype(), [&](auto t) {
     using T = decltype(t);
     std::vector<int32_t> rows = RowsWithGradient<Acc<T>>(target_T, dlogp_T, dentropy_T);
-    ForRowBlocks(rows, w_VD.dim(0), [&](std::span<const int32_t> row_B) {
+    ForRowBlocks(ctx, rows, w_VD.dim(0), [&](std::span<const int32_t> row_B) {
       Tensor x_BD = GatherRows(ctx, x_TD, row_B);
       Tensor dlogits_BV = Linear(ctx, x_BD, w_VD);
-      cpu::LogprobGradientBlock<T>(ctx, dlogits_BV, row_B, target_T, temperature, saved, dlogp_T,
-                                   dentropy_T);
-      ScatterRows(LinearInputGradient(ctx, dlogits_BV, w_VD), row_B, dx_TD);
+      SwitchDevice(
+          ctx,
+          [&] {
+            cpu::LogprobGradientBlock<T>(ctx, dlogits_BV, row_B, target_T, temperature, saved,
+                                         dlogp_T, dentropy_T);
+          },
+          [&] {
+            cuda::LogprobGradientBlock<T>(ctx, dlogits_BV, row_B, target_T, temperature, saved,
+                                          dlogp_T, dentropy_T);
+          });
+      ScatterRows(ctx, LinearInputGradient(ctx, dlogits_BV, w_VD), row_B, dx_TD);
       LinearWeightGradient(ctx, dlogits_BV, x_BD, dw_VD);
     });
   });
