@@ -4,6 +4,8 @@
 
 #include "kernels/dispatch.h"
 #include "kernels/linear/linear_cpu.h"
+#include "kernels/linear/linear_cuda.h"
+#include "kernels/switch_device.h"
 
 namespace hone::kernels {
 namespace {
@@ -11,7 +13,6 @@ namespace {
 // `rows` may be sorted into the experts of `w_ENK` as `offset_E` says.
 void CheckGroups(std::string_view op, const Context& ctx, const Tensor& rows, const Tensor& w_ENK,
                  int64_t cols, const std::vector<int64_t>& offset_E) {
-  RequireCpu(op, ctx);
   CheckTensor(op, "rows", ctx, rows, rows.dtype());
   CheckShape(w_ENK.ndim() == 3, "[{}] weights of shape {}, expected [experts, out, in]", op,
              runtime::ShapeToString(w_ENK.shape()));
@@ -32,8 +33,9 @@ Tensor Matrix(const Tensor& w_ENK, int64_t e) {
   return w_ENK.Slice(e, e + 1).Reshape({w_ENK.dim(1), w_ENK.dim(2)});
 }
 
-// Calls fn(expert, first row, end row) for each expert that has rows. Many experts are shared among
-// the threads; few are done in turn, each with all threads.
+// Calls fn(expert, first row, end row) for each expert that has rows. On the CPU many experts are
+// shared among the threads and few are done in turn, each with all threads; on CUDA they are put on
+// the stream one after the other.
 void ForEachGroup(Context& ctx, const std::vector<int64_t>& offset_E,
                   const std::function<void(int64_t, int64_t, int64_t)>& fn) {
   std::vector<int64_t> busy;
@@ -42,7 +44,7 @@ void ForEachGroup(Context& ctx, const std::vector<int64_t>& offset_E,
   }
   auto call = [&](int64_t i) { fn(busy[i], offset_E[busy[i]], offset_E[busy[i] + 1]); };
   int64_t count = static_cast<int64_t>(busy.size());
-  if (count < 2 * ctx.pool().threads()) {
+  if (!ctx.device().is_cpu() || count < 2 * ctx.pool().threads()) {
     for (int64_t i = 0; i < count; ++i) call(i);
   } else {
     ctx.pool().ParallelFor(count, 1, [&](int64_t begin, int64_t end) {
@@ -60,8 +62,11 @@ Tensor GroupedLinear(Context& ctx, const Tensor& x_RK, const Tensor& w_ENK,
   Tensor y_RN = ctx.Empty({x_RK.dim(0), w_ENK.dim(1)}, x_RK.dtype());
   SwitchFloat("grouped_linear", x_RK.dtype(), [&](auto t) {
     ForEachGroup(ctx, offset_E, [&](int64_t e, int64_t begin, int64_t end) {
-      cpu::Linear<decltype(t)>(ctx, x_RK.Slice(begin, end), Matrix(w_ENK, e), nullptr,
-                               y_RN.Slice(begin, end));
+      using T = decltype(t);
+      Tensor x = x_RK.Slice(begin, end), w = Matrix(w_ENK, e), y = y_RN.Slice(begin, end);
+      SwitchDevice(
+          ctx, [&] { cpu::Linear<T>(ctx, x, w, nullptr, y); },
+          [&] { cuda::Linear<T>(ctx, x, w, nullptr, y); });
     });
   });
   return y_RN;
@@ -75,8 +80,11 @@ Tensor GroupedLinearInputGradient(Context& ctx, const Tensor& dy_RN, const Tenso
   Tensor dx_RK = ctx.Empty({dy_RN.dim(0), w_ENK.dim(2)}, dy_RN.dtype());
   SwitchFloat(kOp, dy_RN.dtype(), [&](auto t) {
     ForEachGroup(ctx, offset_E, [&](int64_t e, int64_t begin, int64_t end) {
-      cpu::LinearInputGradient<decltype(t)>(ctx, dy_RN.Slice(begin, end), Matrix(w_ENK, e),
-                                            dx_RK.Slice(begin, end));
+      using T = decltype(t);
+      Tensor dy = dy_RN.Slice(begin, end), w = Matrix(w_ENK, e), dx = dx_RK.Slice(begin, end);
+      SwitchDevice(
+          ctx, [&] { cpu::LinearInputGradient<T>(ctx, dy, w, dx); },
+          [&] { cuda::LinearInputGradient<T>(ctx, dy, w, dx); });
     });
   });
   return dx_RK;
@@ -90,8 +98,11 @@ void GroupedLinearWeightGradient(Context& ctx, const Tensor& dy_RN, const Tensor
   CheckTensor(kOp, "dw_ENK", ctx, dw_ENK, AccDType(dy_RN.dtype()));
   SwitchFloat(kOp, dy_RN.dtype(), [&](auto t) {
     ForEachGroup(ctx, offset_E, [&](int64_t e, int64_t begin, int64_t end) {
-      cpu::LinearWeightGradient<decltype(t)>(ctx, dy_RN.Slice(begin, end), x_RK.Slice(begin, end),
-                                             Matrix(dw_ENK, e), nullptr);
+      using T = decltype(t);
+      Tensor dy = dy_RN.Slice(begin, end), x = x_RK.Slice(begin, end), dw = Matrix(dw_ENK, e);
+      SwitchDevice(
+          ctx, [&] { cpu::LinearWeightGradient<T>(ctx, dy, x, dw, nullptr); },
+          [&] { cuda::LinearWeightGradient<T>(ctx, dy, x, dw, nullptr); });
     });
   });
 }

@@ -4,6 +4,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #include <new>
@@ -23,6 +24,7 @@ namespace {
 constexpr int64_t kReserved = int64_t{64} << 30;  // addresses, not memory
 constexpr int64_t kAlign = 512;
 constexpr int64_t kPage = 4096;
+constexpr char kUnwritten = -1;  // NaN in f32, f64 and bf16
 
 const char* arena_begin = nullptr;
 struct sigaction previous_action;
@@ -66,25 +68,30 @@ void* Arena::Allocate(int64_t bytes) {
   used_ += rounded;
   live_[at] = bytes;
   Open();
-  ASAN_UNPOISON_MEMORY_REGION(base_ + at, bytes);
-  std::memset(base_ + at, 0xff, bytes);
+  ASAN_UNPOISON_MEMORY_REGION(base_ + at, rounded);
+  std::memset(base_ + at, kUnwritten, rounded);
   ASAN_POISON_MEMORY_REGION(base_ + at + bytes, rounded - bytes);
   Close();
   return base_ + at;
 }
 
-void Arena::Free(void* ptr) {
+bool Arena::Free(void* ptr) {
   int64_t at = static_cast<char*>(ptr) - base_;
   auto it = live_.find(at);
   if (it == live_.end()) std::abort();  // freed twice, or never allocated
   int64_t rounded = RoundUp(it->second);
   Open();
-  std::memset(base_ + at, 0xff, it->second);
-  Close();
+  ASAN_UNPOISON_MEMORY_REGION(base_ + at, rounded);
+  char* end = base_ + at + rounded;
+  bool gap_intact =
+      std::all_of(base_ + at + it->second, end, [](char c) { return c == kUnwritten; });
+  std::memset(base_ + at, kUnwritten, rounded);
   ASAN_POISON_MEMORY_REGION(base_ + at, rounded);
+  Close();
   used_ -= rounded;
   free_.emplace(rounded, at);
   live_.erase(it);
+  return gap_intact;
 }
 
 bool Arena::Holds(const void* ptr) const {

@@ -14,7 +14,8 @@ class Arena {
 
   // Null where the device's memory would not do.
   void* Allocate(int64_t bytes);
-  void Free(void* ptr);
+  // False if somebody wrote behind the allocation's end.
+  bool Free(void* ptr);
   bool Holds(const void* ptr) const;
   // Whether [ptr, ptr + bytes) lies in one allocation.
   bool Inside(const void* ptr, int64_t bytes) const;

@@ -305,8 +305,8 @@ bool RunGrid(const LaunchShape& shape, const std::function<void()>& thread) {
   if (settings().order == Order::kRandom) std::shuffle(order.begin(), order.end(), block.bits());
   for (int64_t b : order) {
     blockIdx = {static_cast<unsigned>(b % shape.grid.x),
-                   static_cast<unsigned>(b / shape.grid.x % shape.grid.y),
-                   static_cast<unsigned>(b / (int64_t{shape.grid.x} * shape.grid.y))};
+                static_cast<unsigned>(b / shape.grid.x % shape.grid.y),
+                static_cast<unsigned>(b / (int64_t{shape.grid.x} * shape.grid.y))};
     block.Run(shape, thread);
     if (!block.failure().empty()) {
       failure = block.failure();

@@ -8,7 +8,7 @@
 //   - a barrier or a warp intrinsic that some of its threads never reach (they ended, or wait
 //     somewhere else);
 //   - a shuffle that reads from a lane outside of its mask;
-//   - writes behind the end of dynamic shared memory;
+//   - writes behind the end of dynamic shared memory, and of an allocation (when it is freed);
 //   - an exception out of a kernel.
 // Device memory lies in an arena that the host cannot touch while no kernel and no copy runs: a
 // host access ends the program as it would on a GPU. Memory that nobody wrote is full of NaN; under

@@ -68,7 +68,7 @@ void Fiber::Start(void (*body)(void*), void* argument) {
   fake_stack_ = nullptr;
   // What hone_switch_stack pops: six registers, then Entry as the address to return to. On entry of
   // a function the stack pointer is 8 below a multiple of 16.
-  auto** top = reinterpret_cast<void**>(stack_ + kStackBytes - 64);
+  auto** top = reinterpret_cast<void**>(stack_ + kStackBytes - 56);
   top[0] = nullptr;
   top[-1] = reinterpret_cast<void*>(&Fiber::Entry);
   for (int i = 2; i <= 7; ++i) top[-i] = nullptr;

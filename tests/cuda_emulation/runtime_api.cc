@@ -103,6 +103,12 @@ bool IsOrdinaryHost(const void* ptr) {
   return true;
 }
 
+bool FreeChecked(void* ptr) {
+  if (machine().arena.Free(ptr)) return true;
+  machine().failure = "something wrote behind the end of an allocation that is now freed";
+  return false;
+}
+
 bool KindFits(const void* dst, const void* src, cudaMemcpyKind kind) {
   if (kind == cudaMemcpyDefault) return true;
   bool dst_device = machine().arena.Holds(dst), src_device = machine().arena.Holds(src);
@@ -268,7 +274,7 @@ cudaError_t cudaMalloc(void** ptr, size_t bytes) {
 cudaError_t cudaFree(void* ptr) {
   Locked lock;
   cudaError_t status = DrainAll();
-  if (ptr) machine().arena.Free(ptr);
+  if (ptr && !FreeChecked(ptr)) status = cudaErrorLaunchFailure;
   return status;
 }
 cudaError_t cudaMallocAsync(void** ptr, size_t bytes, cudaStream_t) {
@@ -276,10 +282,9 @@ cudaError_t cudaMallocAsync(void** ptr, size_t bytes, cudaStream_t) {
 }
 cudaError_t cudaFreeAsync(void* ptr, cudaStream_t stream) {
   Locked lock;
-  return Push(stream, [ptr] {
-    machine().arena.Free(ptr);
-    return true;
-  });
+  cudaError_t status = Push(stream, [ptr] { return FreeChecked(ptr); });
+  machine().sticky = status;  // destructors do not look at what this returns; the next call does
+  return status;
 }
 cudaError_t cudaHostAlloc(void** ptr, size_t bytes, unsigned) {
   Locked lock;
