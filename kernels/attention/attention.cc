@@ -2,7 +2,7 @@
 
 #include "kernels/attention/attention_cpu.h"
 #include "kernels/attention/attention_cuda.h"
-#include "kernels/attention/attention_cudnn_cuda.h"
+#include "kernels/cuda/cudnn_attention.h"
 #include "kernels/dispatch.h"
 #include "kernels/elementwise/elementwise.h"
 #include "kernels/switch_device.h"

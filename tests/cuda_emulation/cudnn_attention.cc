@@ -1,5 +1,5 @@
-// Linked where the headers of cuDNN's frontend were not found: our own kernels serve both modes.
-#include "kernels/attention/attention_cudnn_cuda.h"
+// Stands in for kernels/cuda/cudnn_attention_cuda.cc: there is no cuDNN here.
+#include "kernels/cuda/cudnn_attention.h"
 
 namespace hone::kernels::cudnn {
 

@@ -1,7 +1,7 @@
 // A pack of sequences is a batch of B sequences of at most S tokens for cuDNN, laid out by ragged
 // offsets: element offset[s] is where sequence s begins. B, S and T are rounded up to a few sizes
 // (more sequences, of no tokens), so that a handful of plans serve every pack of a run.
-#include "kernels/attention/attention_cudnn_cuda.h"
+#include "kernels/cuda/cudnn_attention.h"
 
 #include <cudnn.h>
 #include <cudnn_frontend.h>

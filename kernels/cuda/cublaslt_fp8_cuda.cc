@@ -1,0 +1,147 @@
+// As in cublaslt_cuda.cc, cuBLASLt sees columns where we have rows: its "A" is our b. fp8 wants
+// both operands with the summed dim contiguous, which is how Fp8Matrix holds them, and all sizes a
+// multiple of 16: rows that are padding are multiplied too, into rows of a buffer that is larger
+// than `out`.
+#include <cublasLt.h>
+
+#include <map>
+#include <memory>
+#include <mutex>
+
+#include "kernels/cuda/cublaslt_fp8.h"
+#include "runtime/cuda_check.h"
+#include "runtime/error.h"
+
+namespace hone::kernels::cuda {
+namespace {
+
+constexpr uint64_t kWorkspaceBytes = uint64_t{32} << 20;
+
+void CheckLt(cublasStatus_t status, const char* call, const Fp8Matrix& a, const Fp8Matrix& b) {
+  Check<DeviceError>(
+      status == CUBLAS_STATUS_SUCCESS,
+      "[fp8_multiply] {} failed for [{}, {}] in {} by [{}, {}] in {}: {}; block-scaled "
+      "fp8 products need a Hopper GPU",
+      call, a.rows, a.cols, a.blocks ? "blocks" : "tiles", b.rows, b.cols,
+      b.blocks ? "blocks" : "tiles", cublasLtGetStatusString(status));
+}
+
+struct Key {
+  int device;
+  int64_t m, n, k;
+  bool a_blocks, b_blocks, wide, accumulate;
+  auto operator<=>(const Key&) const = default;
+};
+
+// One a process; both are safe to use from any thread under the mutex or, for the handle, without.
+struct Library {
+  std::mutex mutex;
+  cublasLtHandle_t handle = nullptr;
+  std::map<Key, cublasLtMatmulAlgo_t> algorithms;
+};
+
+Library& TheLibrary() {
+  static Library library;
+  return library;
+}
+
+class Description {
+ public:
+  Description(const Fp8Matrix& a, const Fp8Matrix& b, cudaDataType_t out, int64_t out_stride)
+      : a_(a), b_(b) {
+    const int64_t m = a.values.dim(0), n = b.values.dim(0), k = a.values.dim(1);
+    Checked(cublasLtMatmulDescInit(&matmul, CUBLAS_COMPUTE_32F, CUDA_R_32F), "MatmulDescInit");
+    Set(CUBLASLT_MATMUL_DESC_TRANSA, CUBLAS_OP_T);
+    Set(CUBLASLT_MATMUL_DESC_TRANSB, CUBLAS_OP_N);
+    Set(CUBLASLT_MATMUL_DESC_A_SCALE_MODE, Mode(b));
+    Set(CUBLASLT_MATMUL_DESC_B_SCALE_MODE, Mode(a));
+    Set(CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, static_cast<const void*>(b.scale.raw()));
+    Set(CUBLASLT_MATMUL_DESC_B_SCALE_POINTER, static_cast<const void*>(a.scale.raw()));
+    Checked(cublasLtMatrixLayoutInit(&first, CUDA_R_8F_E4M3, k, n, k), "MatrixLayoutInit");
+    Checked(cublasLtMatrixLayoutInit(&second, CUDA_R_8F_E4M3, k, m, k), "MatrixLayoutInit");
+    Checked(cublasLtMatrixLayoutInit(&result, out, n, m, out_stride), "MatrixLayoutInit");
+  }
+  void Checked(cublasStatus_t status, const char* call) const { CheckLt(status, call, a_, b_); }
+
+  cublasLtMatmulDescOpaque_t matmul;
+  cublasLtMatrixLayoutOpaque_t first, second, result;
+
+ private:
+  static cublasLtMatmulMatrixScale_t Mode(const Fp8Matrix& x) {
+    return x.blocks ? CUBLASLT_MATMUL_MATRIX_SCALE_BLK128x128_32F
+                    : CUBLASLT_MATMUL_MATRIX_SCALE_VEC128_32F;
+  }
+  template <class V>
+  void Set(cublasLtMatmulDescAttributes_t attribute, const V& value) {
+    Checked(cublasLtMatmulDescSetAttribute(&matmul, attribute, &value, sizeof value),
+            "MatmulDescSetAttribute");
+  }
+  const Fp8Matrix& a_;
+  const Fp8Matrix& b_;
+};
+
+// Deterministic: no algorithm that splits the sum by atomics or a second pass.
+cublasLtMatmulAlgo_t Choose(Library& library, Description& d) {
+  cublasLtMatmulPreferenceOpaque_t preference;
+  d.Checked(cublasLtMatmulPreferenceInit(&preference), "MatmulPreferenceInit");
+  uint64_t workspace = kWorkspaceBytes;
+  uint32_t no_reduction = CUBLASLT_REDUCTION_SCHEME_NONE;
+  d.Checked(
+      cublasLtMatmulPreferenceSetAttribute(&preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
+                                           &workspace, sizeof workspace),
+      "MatmulPreferenceSetAttribute");
+  d.Checked(
+      cublasLtMatmulPreferenceSetAttribute(&preference, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK,
+                                           &no_reduction, sizeof no_reduction),
+      "MatmulPreferenceSetAttribute");
+  cublasLtMatmulHeuristicResult_t found;
+  int count = 0;
+  cublasStatus_t status =
+      cublasLtMatmulAlgoGetHeuristic(library.handle, &d.matmul, &d.first, &d.second, &d.result,
+                                     &d.result, &preference, 1, &found, &count);
+  d.Checked(status == CUBLAS_STATUS_SUCCESS && count == 0 ? CUBLAS_STATUS_NOT_SUPPORTED : status,
+            "MatmulAlgoGetHeuristic");
+  return found.algo;
+}
+
+}  // namespace
+
+void MultiplyFp8(Context& ctx, const Fp8Matrix& a, const Fp8Matrix& b, const Tensor& out_MN,
+                 bool accumulate) {
+  if (out_MN.size() == 0) return;
+  const int64_t m = a.values.dim(0), n = b.values.dim(0);
+  const bool exact = m == a.rows && n == b.rows && out_MN.row_stride() % kFp8RowMultiple == 0 &&
+                     reinterpret_cast<uintptr_t>(out_MN.raw()) % 16 == 0;
+  Tensor out = exact ? out_MN : ctx.Empty({m, n}, out_MN.dtype());
+  Tensor part = exact ? out : out.Slice(0, a.rows).Columns(0, b.rows);
+  if (accumulate && !exact) {
+    runtime::FillZero(out.raw(), ctx.device(), out.bytes(), &ctx.stream());
+    CopyTo(out_MN, part, &ctx.stream());
+  }
+  const bool wide = out.dtype() == DType::kF32;
+  Description d(a, b, wide ? CUDA_R_32F : CUDA_R_16BF, out.row_stride());
+  Library& library = TheLibrary();
+  cublasLtMatmulAlgo_t algorithm;
+  {
+    std::lock_guard lock(library.mutex);
+    if (library.handle == nullptr) d.Checked(cublasLtCreate(&library.handle), "Create");
+    Key key{ctx.device().index, m, n, a.values.dim(1), a.blocks, b.blocks, wide, accumulate};
+    auto known = library.algorithms.find(key);
+    if (known == library.algorithms.end()) {
+      known = library.algorithms.emplace(key, Choose(library, d)).first;
+    }
+    algorithm = known->second;
+  }
+  Tensor workspace = ctx.Empty({static_cast<int64_t>(kWorkspaceBytes)}, DType::kU8);
+  const float one = 1, beta = accumulate ? 1.f : 0.f;
+  runtime::CheckCuda(cudaSetDevice(ctx.device().index), "fp8_multiply", "cudaSetDevice",
+                     ctx.device().index);
+  d.Checked(cublasLtMatmul(library.handle, &d.matmul, &one, b.values.raw(), &d.first,
+                           a.values.raw(), &d.second, &beta, out.raw(), &d.result, out.raw(),
+                           &d.result, &algorithm, workspace.raw(), kWorkspaceBytes,
+                           static_cast<cudaStream_t>(ctx.stream().handle())),
+            "Matmul");
+  if (!exact) CopyTo(part, out_MN, &ctx.stream());
+}
+
+}  // namespace hone::kernels::cuda
