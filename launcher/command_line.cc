@@ -35,4 +35,8 @@ int WorldSizeFromEnvironment() {
   return FromEnvironment({"OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_NTASKS"}, 1);
 }
 
+int LocalRankFromEnvironment() {
+  return FromEnvironment({"OMPI_COMM_WORLD_LOCAL_RANK", "HONE_LOCAL_RANK", "SLURM_LOCALID"}, 0);
+}
+
 }  // namespace hone::launcher

@@ -17,5 +17,6 @@ bool ParseArguments(CLI::App& app, const std::vector<std::string>& args, int* co
 // As mpirun and srun tell it, before MPI is started: 0 of 1 otherwise.
 int RankFromEnvironment();
 int WorldSizeFromEnvironment();
+int LocalRankFromEnvironment();  // among the ranks of this machine
 
 }  // namespace hone::launcher

@@ -7,6 +7,7 @@
 #include "launcher/command_line.h"
 #include "launcher/commands.h"
 #include "launcher/signals.h"
+#include "parallel/comm/device_group.h"
 #include "parallel/comm/process_group.h"
 #include "parallel/comm/tcp_bootstrap.h"
 #include "rl/learner.h"
@@ -51,13 +52,38 @@ bool NeedsPool(const rl::RunConfig& config) {
   return !config.suites.empty();
 }
 
+// Ranks of a machine take its GPUs in turn.
+Context MakeContext(const rl::TrainConfig& config) {
+  Device device = Device::Cpu();
+  if (config.device == Device::Type::kCuda) {
+    int gpus = runtime::CudaDeviceCount();
+    Check<ConfigError>(gpus > 0, "[train] device: cuda, but hone finds no GPU here; `hone check` "
+                                 "says what it found");
+    device = Device::Cuda(LocalRankFromEnvironment() % gpus);
+  }
+  Context ctx(device, config.threads);
+  ctx.numerics = config.numerics;
+  ctx.fp8 = config.fp8;
+  return ctx;
+}
+
+parallel::GroupPtr OnDevice(const Context& ctx, const parallel::GroupPtr& world,
+                            const rl::TrainConfig& config) {
+  if (ctx.device().is_cpu() || world->size() == 1) return world;
+  std::string why;
+  parallel::GroupOptions options{.deadline = std::chrono::seconds(config.deadline_seconds)};
+  parallel::GroupPtr group = parallel::MakeDeviceGroup(ctx, world, options, &why);
+  if (world->rank() == 0) std::cerr << "hone: communication by " << why << "\n";
+  return group;
+}
+
 int Train(const TrainOptions& options, const rl::RunConfig& config,
           const parallel::GroupPtr& world) {
   const std::atomic<bool>& stop = StopFlag();
   rl::RunDirectory directory(runtime::LocalFileSystem(), options.run_dir);
   OpenRunDirectory(directory, config, *world);
-  Context ctx(Device::Cpu(), config.train.threads);
-  parallel::Mesh mesh(config.mesh, world);
+  Context ctx = MakeContext(config.train);
+  parallel::Mesh mesh(config.mesh, OnDevice(ctx, world, config.train));
   rl::Learner learner(ctx, mesh, config, directory.fs());
   std::shared_ptr<const data::Tokenizer> tokenizer =
       data::LoadTokenizer(config.tokenizer, config.special_tokens);

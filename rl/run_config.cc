@@ -100,6 +100,27 @@ void TrainConfig::Read(ConfigReader& r) {
   r.Optional("keep_every", &keep_every);
   r.Optional("asynchronous_checkpoints", &asynchronous_checkpoints);
   if (threads < 1) r.Fail("threads", "must be at least 1");
+namespace {
+
+void ReadDevice(ConfigReader& r, TrainConfig* train) {
+  std::string device = "cpu", numerics = "batch_invariant";
+  r.Optional("device", &device);
+  r.Optional("numerics", &numerics);
+  r.Optional("fp8", &train->fp8);
+  if (device != "cpu" && device != "cuda") r.Fail("device", "must be cpu or cuda");
+  if (numerics != "batch_invariant" && numerics != "fast") {
+    r.Fail("numerics", "must be batch_invariant or fast");
+  }
+  train->device = device == "cuda" ? Device::Type::kCuda : Device::Type::kCpu;
+  train->numerics = numerics == "fast" ? Numerics::kFast : Numerics::kBatchInvariant;
+  if (train->fp8 && train->numerics != Numerics::kFast) {
+    r.Fail("fp8", "is not batch invariant; it needs numerics: fast");
+  }
+  if (train->fp8 && train->dtype == DType::kF64) r.Fail("fp8", "needs dtype f32 or bf16");
+}
+
+}  // namespace
+
   if (keep_last < 1) r.Fail("keep_last", "must be at least 1");
 }
 
@@ -114,6 +135,7 @@ void ReadUntil(ConfigReader& r, StageConfig* s) {
   if (!r.Has("until")) return;
   ConfigReader& u = r.Map("until");
   UntilConfig until;
+  ReadDevice(r, this);
   u.Required("suite", &until.suite);
   u.Required("metric", &until.metric);
   u.Required("at_least", &until.at_least);

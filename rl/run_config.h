@@ -175,6 +175,9 @@ struct RunConfig {
   std::vector<EvaluationSuite> suites;
   bool evaluate_after_every_stage = true;
   std::string resolved_yaml;  // what was read, overrides included
+  Device::Type device = Device::Type::kCpu;
+  Numerics numerics = Numerics::kBatchInvariant;  // on GPUs
+  bool fp8 = false;                               // products of linear layers and experts
 
   const StageConfig* FindStage(const std::string& name) const;
 };

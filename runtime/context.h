@@ -46,6 +46,8 @@ class Context {
   // When set, layers push weight-gradient work here instead of doing it at once.
   WeightGradientQueue* weight_gradients = nullptr;
   Numerics numerics = Numerics::kBatchInvariant;
+  // Linear layers and experts multiply in fp8 (kernels/fp8); for f32 and bf16 models.
+  bool fp8 = false;
   // When set, products may keep weights here in the form that they read fastest.
   PackedWeights* packed_weights = nullptr;
 

@@ -61,6 +61,27 @@ Fp8Matrix QuantizeBlocks(Context& ctx, std::string_view op, const Tensor& w, boo
   return out;
 }
 
+// The rows of one expert.
+struct Part {
+  int64_t begin, end;
+  Tensor Of(const Tensor& t) const { return t.Slice(begin, end); }
+};
+
+// fn(matrix of expert e, its rows) for every expert that has rows.
+template <class Fn>
+void ForEachExpert(std::string_view op, const Tensor& w_ENK, const std::vector<int64_t>& offset_E,
+                   int64_t rows, Fn&& fn) {
+  CheckShape(w_ENK.ndim() == 3 && static_cast<int64_t>(offset_E.size()) == w_ENK.dim(0) + 1 &&
+                 offset_E.front() == 0 && offset_E.back() == rows,
+             "[{}] {} offsets for weights {} and {} rows", op, offset_E.size(),
+             runtime::ShapeToString(w_ENK.shape()), rows);
+  for (int64_t e = 0; e < w_ENK.dim(0); ++e) {
+    if (offset_E[e] == offset_E[e + 1]) continue;
+    fn(w_ENK.Slice(e, e + 1).Reshape({w_ENK.dim(1), w_ENK.dim(2)}),
+       Part{offset_E[e], offset_E[e + 1]});
+  }
+}
+
 }  // namespace
 
 Fp8Matrix QuantizeRows(Context& ctx, const Tensor& x_RC) {
@@ -129,6 +150,36 @@ Tensor Fp8LinearInputGradient(Context& ctx, const Tensor& dy_TN, const Tensor& w
 void Fp8LinearWeightGradient(Context& ctx, const Tensor& dy_TN, const Tensor& x_TK,
                              const Tensor& dw_NK) {
   Fp8Multiply(ctx, QuantizeColumns(ctx, dy_TN), QuantizeColumns(ctx, x_TK), dw_NK, true);
+}
+
+Tensor Fp8GroupedLinear(Context& ctx, const Tensor& x_RK, const Tensor& w_ENK,
+                        const std::vector<int64_t>& offset_E) {
+  Tensor y_RN = ctx.Empty({x_RK.dim(0), w_ENK.dim(1)}, x_RK.dtype());
+  ForEachExpert("fp8_grouped_linear", w_ENK, offset_E, x_RK.dim(0),
+                [&](const Tensor& w_NK, Part part) {
+                  Fp8Multiply(ctx, QuantizeRows(ctx, part.Of(x_RK)), QuantizeBlocks(ctx, w_NK),
+                              part.Of(y_RN));
+                });
+  return y_RN;
+}
+
+Tensor Fp8GroupedLinearInputGradient(Context& ctx, const Tensor& dy_RN, const Tensor& w_ENK,
+                                     const std::vector<int64_t>& offset_E) {
+  Tensor dx_RK = ctx.Empty({dy_RN.dim(0), w_ENK.dim(2)}, dy_RN.dtype());
+  ForEachExpert("fp8_grouped_linear_input_gradient", w_ENK, offset_E, dy_RN.dim(0),
+                [&](const Tensor& w_NK, Part part) {
+                  Fp8Multiply(ctx, QuantizeRows(ctx, part.Of(dy_RN)),
+                              QuantizeBlocksTransposed(ctx, w_NK), part.Of(dx_RK));
+                });
+  return dx_RK;
+}
+
+void Fp8GroupedLinearWeightGradient(Context& ctx, const Tensor& dy_RN, const Tensor& x_RK,
+                                    const Tensor& dw_ENK, const std::vector<int64_t>& offset_E) {
+  ForEachExpert("fp8_grouped_linear_weight_gradient", dw_ENK, offset_E, dy_RN.dim(0),
+                [&](const Tensor& dw_NK, Part part) {
+                  Fp8LinearWeightGradient(ctx, part.Of(dy_RN), part.Of(x_RK), dw_NK);
+                });
 }
 
 }  // namespace hone::kernels

@@ -12,6 +12,9 @@
 // with them.
 #pragma once
 
+#include <cstdint>
+#include <vector>
+
 #include "runtime/context.h"
 
 namespace hone::kernels {
@@ -46,5 +49,13 @@ Tensor Fp8Linear(Context& ctx, const Tensor& x_TK, const Tensor& w_NK);
 Tensor Fp8LinearInputGradient(Context& ctx, const Tensor& dy_TN, const Tensor& w_NK);
 void Fp8LinearWeightGradient(Context& ctx, const Tensor& dy_TN, const Tensor& x_TK,
                              const Tensor& dw_NK);
+
+// As kernels/grouped_gemm/grouped_gemm.h: expert e has the rows [offset[e], offset[e + 1]).
+Tensor Fp8GroupedLinear(Context& ctx, const Tensor& x_RK, const Tensor& w_ENK,
+                        const std::vector<int64_t>& offset_E);
+Tensor Fp8GroupedLinearInputGradient(Context& ctx, const Tensor& dy_RN, const Tensor& w_ENK,
+                                     const std::vector<int64_t>& offset_E);
+void Fp8GroupedLinearWeightGradient(Context& ctx, const Tensor& dy_RN, const Tensor& x_RK,
+                                    const Tensor& dw_ENK, const std::vector<int64_t>& offset_E);
 
 }  // namespace hone::kernels

@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "kernels/dispatch.h"
+#include "kernels/fp8/fp8.h"
 #include "kernels/linear/linear.h"
 #include "kernels/norm/rms_norm.h"
 
@@ -83,14 +84,20 @@ Linear::Linear(ParameterBuilder& builder, const std::string& name, int64_t in, i
   }
 }
 
+// A layer with a bias keeps the model's dtype: V3, whose scheme fp8 follows, has none.
 Tensor Linear::Forward(Context& ctx, const Tensor& x_TI) const {
+  if (ctx.fp8 && !bias_) return kernels::Fp8Linear(ctx, x_TI, weight_->value);
   return kernels::Linear(ctx, x_TI, weight_->value, bias_ ? &bias_->value : nullptr);
 }
 
 Tensor Linear::Backward(Context& ctx, const Tensor& dy_TO, const Tensor& x_TI) const {
   const bool bias_trains = bias_ && bias_->gradient.defined();
   if (weight_->gradient.defined() || bias_trains) {
-    auto work = [&ctx, dy_TO, x_TI, weight = weight_, bias = bias_trains ? bias_ : nullptr] {
+    auto work = [&ctx, dy_TO, x_TI, weight = weight_, bias = bias_trains ? bias_ : nullptr,
+                 fp8 = ctx.fp8 && !bias_] {
+      if (fp8) {
+        return kernels::Fp8LinearWeightGradient(ctx, dy_TO, x_TI, GradientOrScratch(ctx, *weight));
+      }
       kernels::LinearWeightGradient(ctx, dy_TO, x_TI, GradientOrScratch(ctx, *weight),
                                     bias ? &bias->gradient : nullptr);
     };
@@ -100,6 +107,7 @@ Tensor Linear::Backward(Context& ctx, const Tensor& dy_TO, const Tensor& x_TI) c
       work();
     }
   }
+  if (ctx.fp8 && !bias_) return kernels::Fp8LinearInputGradient(ctx, dy_TO, weight_->value);
   return kernels::LinearInputGradient(ctx, dy_TO, weight_->value);
 }
 

@@ -19,6 +19,7 @@
 
 #include "kernels/dispatch.h"
 #include "kernels/elementwise/elementwise.h"
+#include "kernels/fp8/fp8.h"
 #include "kernels/grouped_gemm/grouped_gemm.h"
 #include "kernels/linear/linear.h"
 #include "kernels/moe_permute/moe_permute.h"
@@ -60,32 +61,42 @@ class GroupedExperts {
 
   Tensor Forward(Context& ctx, const Tensor& x_LD, const std::vector<int64_t>& offset_E,
                  Saved* saved) const {
-    Tensor gate_LF = kernels::GroupedLinear(ctx, x_LD, gate_EFD_->value, offset_E);
-    Tensor up_LF = kernels::GroupedLinear(ctx, x_LD, up_EFD_->value, offset_E);
+    Tensor gate_LF = Product(ctx, x_LD, gate_EFD_->value, offset_E);
+    Tensor up_LF = Product(ctx, x_LD, up_EFD_->value, offset_E);
     Tensor h_LF = kernels::SwiGlu(ctx, gate_LF, up_LF);
     if (saved) *saved = {x_LD, gate_LF, up_LF};
-    return kernels::GroupedLinear(ctx, h_LF, down_EDF_->value, offset_E);
+    return Product(ctx, h_LF, down_EDF_->value, offset_E);
   }
 
   Tensor Backward(Context& ctx, const Tensor& dy_LD, const std::vector<int64_t>& offset_E,
                   const Saved& saved) const {
     Tensor h_LF = kernels::SwiGlu(ctx, saved.gate_LF, saved.up_LF);
     AddWeightGradient(ctx, *down_EDF_, dy_LD, h_LF, offset_E);
-    Tensor dh_LF = kernels::GroupedLinearInputGradient(ctx, dy_LD, down_EDF_->value, offset_E);
+    Tensor dh_LF = InputGradient(ctx, dy_LD, down_EDF_->value, offset_E);
     auto [dgate_LF, dup_LF] = kernels::SwiGluBackward(ctx, dh_LF, saved.gate_LF, saved.up_LF);
     AddWeightGradient(ctx, *gate_EFD_, dgate_LF, saved.x_LD, offset_E);
     AddWeightGradient(ctx, *up_EFD_, dup_LF, saved.x_LD, offset_E);
-    Tensor dx_LD = kernels::GroupedLinearInputGradient(ctx, dgate_LF, gate_EFD_->value, offset_E);
-    kernels::AddInPlace(ctx, dx_LD,
-                        kernels::GroupedLinearInputGradient(ctx, dup_LF, up_EFD_->value, offset_E));
+    Tensor dx_LD = InputGradient(ctx, dgate_LF, gate_EFD_->value, offset_E);
+    kernels::AddInPlace(ctx, dx_LD, InputGradient(ctx, dup_LF, up_EFD_->value, offset_E));
     return dx_LD;
   }
 
  private:
+  static Tensor Product(Context& ctx, const Tensor& x, const Tensor& w,
+                        const std::vector<int64_t>& offset_E) {
+    return ctx.fp8 ? kernels::Fp8GroupedLinear(ctx, x, w, offset_E)
+                   : kernels::GroupedLinear(ctx, x, w, offset_E);
+  }
+  static Tensor InputGradient(Context& ctx, const Tensor& dy, const Tensor& w,
+                              const std::vector<int64_t>& offset_E) {
+    return ctx.fp8 ? kernels::Fp8GroupedLinearInputGradient(ctx, dy, w, offset_E)
+                   : kernels::GroupedLinearInputGradient(ctx, dy, w, offset_E);
+  }
   void AddWeightGradient(Context& ctx, const Parameter& p, const Tensor& dy, const Tensor& x,
                          const std::vector<int64_t>& offset_E) const {
     if (!p.gradient.defined()) return;
-    PushWeightGradient(ctx, [&ctx, dw = p.gradient, dy, x, offset_E] {
+    PushWeightGradient(ctx, [&ctx, dw = p.gradient, dy, x, offset_E, fp8 = ctx.fp8] {
+      if (fp8) return kernels::Fp8GroupedLinearWeightGradient(ctx, dy, x, dw, offset_E);
       kernels::GroupedLinearWeightGradient(ctx, dy, x, dw, offset_E);
     });
   }

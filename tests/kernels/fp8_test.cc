@@ -229,6 +229,33 @@ TEST(Fp8, LinearAndItsGradients) {
   }
 }
 
+// Three experts, one of them without rows: each is a linear layer of its own.
+TEST(Fp8, ExpertsAreLinearLayersOfTheirRows) {
+  Context ctx(TestDevice());
+  const std::vector<int64_t> offsets = {0, 17, 17, 40};
+  const int64_t in = 144, out = 48;
+  Tensor x = Random(ctx, 40, in, DType::kBF16, 1), dy = Random(ctx, 40, out, DType::kBF16, 2);
+  Tensor w = Random(ctx, 3 * out, in, DType::kBF16, 3).Reshape({3, out, in});
+  Tensor dw = ctx.Zeros({3, out, in}, DType::kF32);
+  Tensor y = Fp8GroupedLinear(ctx, x, w, offsets);
+  Tensor dx = Fp8GroupedLinearInputGradient(ctx, dy, w, offsets);
+  Fp8GroupedLinearWeightGradient(ctx, dy, x, dw, offsets);
+  for (int64_t e = 0; e < 3; ++e) {
+    int64_t begin = offsets[e], end = offsets[e + 1];
+    Tensor we = w.Slice(e, e + 1).Reshape({out, in}), dwe = ctx.Zeros({out, in}, DType::kF32);
+    if (begin < end) {
+      Tensor xe = x.Slice(begin, end), dye = dy.Slice(begin, end);
+      EXPECT_EQ(runtime::ToDoubles(y.Slice(begin, end)),
+                runtime::ToDoubles(Fp8Linear(ctx, xe, we)));
+      EXPECT_EQ(runtime::ToDoubles(dx.Slice(begin, end)),
+                runtime::ToDoubles(Fp8LinearInputGradient(ctx, dye, we)));
+      Fp8LinearWeightGradient(ctx, dye, xe, dwe);
+    }
+    EXPECT_EQ(runtime::ToDoubles(dw.Slice(e, e + 1)), runtime::ToDoubles(dwe)) << "expert " << e;
+  }
+  EXPECT_THROW(Fp8GroupedLinear(ctx, x, w, {0, 17, 40}), ShapeError);
+}
+
 TEST(Fp8, BlocksByBlocksIsRefused) {
   Context ctx(TestDevice());
   Fp8Matrix w = QuantizeBlocks(ctx, Random(ctx, 16, 16, DType::kF32, 1));
