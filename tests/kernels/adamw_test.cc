@@ -28,7 +28,7 @@ AdamWStep StepOf(const nlohmann::json& c, int64_t step) {
 }
 
 TEST(AdamW, EqualsTorchOverFiveSteps) {
-  Context ctx;
+  Context ctx(TestDevice());
   nlohmann::json c = Fixture("adamw");
   for (auto [dtype, tolerance] : {std::pair{DType::kF64, 1e-14}, std::pair{DType::kF32, 5e-7}}) {
     for (bool decay : {true, false}) {
@@ -49,7 +49,7 @@ TEST(AdamW, EqualsTorchOverFiveSteps) {
 }
 
 TEST(AdamW, Bf16MomentsStayNearF32) {
-  Context ctx;
+  Context ctx(TestDevice());
   nlohmann::json c = Fixture("adamw");
   State state(ctx, c["start"], DType::kF32, DType::kBF16);
   for (int64_t step = 1; step <= 5; ++step) {
@@ -62,7 +62,7 @@ TEST(AdamW, Bf16MomentsStayNearF32) {
 }
 
 TEST(AdamW, ScalesTheGradientAsItIsRead) {
-  Context ctx;
+  Context ctx(TestDevice());
   nlohmann::json c = Fixture("adamw");
   std::vector<double> gradient = c["gradients"][0], scaled;
   for (double g : gradient) scaled.push_back(g * 0.25);
@@ -79,7 +79,7 @@ TEST(AdamW, ScalesTheGradientAsItIsRead) {
 }
 
 TEST(AdamW, WritesTheComputeValue) {
-  Context ctx;
+  Context ctx(TestDevice());
   State state(ctx, {0.1, -0.7, 3.3}, DType::kF32, DType::kF32);
   state.tensor.gradient = Make(ctx, {3}, {1, 2, -3}, DType::kF32);
   state.tensor.value = ctx.Zeros({3}, DType::kBF16);
@@ -94,7 +94,7 @@ TEST(AdamW, WritesTheComputeValue) {
 }
 
 TEST(AdamW, BitsDoNotDependOnHowTensorsAreSplitOrOnThreads) {
-  Context one, two(Device::Cpu(), 2);
+  Context one(TestDevice()), two(TestDevice(), 2, one.allocator());
   int64_t n = 50021;
   std::vector<AdamWTensor> whole(2), parts(2);
   auto fill = [&](AdamWTensor& t, DType moments) {
@@ -130,7 +130,7 @@ TEST(AdamW, BitsDoNotDependOnHowTensorsAreSplitOrOnThreads) {
 }
 
 TEST(AdamW, NamesWhatDoesNotFit) {
-  Context ctx;
+  Context ctx(TestDevice());
   State state(ctx, {1, 2, 3}, DType::kF32, DType::kF32);
   auto update = [&](AdamWTensor t, AdamWStep step = {}) { AdamW(ctx, {t}, step); };
   AdamWTensor t = state.tensor;
@@ -154,7 +154,7 @@ TEST(AdamW, NamesWhatDoesNotFit) {
 }
 
 TEST(SumOfSquares, MatchesDouble) {
-  Context one, two(Device::Cpu(), 2);
+  Context one(TestDevice()), two(TestDevice(), 2, one.allocator());
   for (int64_t n : {0, 1, 31, 4096, 4097, 100003}) {
     for (DType dtype : {DType::kF32, DType::kBF16, DType::kF64}) {
       Tensor x = Random(one, {n}, dtype, 5);

@@ -41,12 +41,13 @@ Tensor Forward(Context& ctx, const Inputs& in) {
 }
 
 // Straight from the formula, in doubles: out and log-sum-exp.
-AttentionResult Reference(Context& ctx, const Inputs& in) {
-  Tensor q = As(ctx, in.q, DType::kF64), k = As(ctx, in.k, DType::kF64);
-  Tensor v = As(ctx, in.v, DType::kF64);
+AttentionResult Reference(const Inputs& in) {
+  Tensor q = OnHost(in.q, DType::kF64), k = OnHost(in.k, DType::kF64);
+  Tensor v = OnHost(in.v, DType::kF64);
   int64_t H = q.dim(1), G = k.dim(1), C = q.dim(2), V = v.dim(2);
-  AttentionResult result{ctx.Zeros({q.dim(0), H, V}, DType::kF64),
-                         ctx.Zeros({q.dim(0), H}, DType::kF64)};
+  AttentionResult result{HostTensor({q.dim(0), H, V}, DType::kF64),
+                         HostTensor({q.dim(0), H}, DType::kF64)};
+  std::fill_n(result.out_THV.data<double>(), result.out_THV.size(), 0.0);
   for (size_t s = 0; s + 1 < in.cu.size(); ++s) {
     for (int64_t t = in.cu[s]; t < in.cu[s + 1]; ++t) {
       for (int64_t h = 0; h < H; ++h) {
@@ -71,13 +72,13 @@ AttentionResult Reference(Context& ctx, const Inputs& in) {
 }
 
 TEST(Attention, AgreesWithTheFormula) {
-  Context ctx(Device::Cpu(), 2);
+  Context ctx(TestDevice(), 2);
   for (Dims d : kDims) {
     for (const auto& lengths : kLengths) {
       for (DType dtype : {DType::kF64, DType::kF32, DType::kBF16}) {
         Inputs in = Make(ctx, d, lengths, dtype);
         AttentionResult got = Attention(ctx, in.q, in.k, in.v, in.cu, in.scale);
-        AttentionResult expected = Reference(ctx, in);
+        AttentionResult expected = Reference(in);
         double bound = dtype == DType::kF64 ? 1e-13 : dtype == DType::kF32 ? 1e-5 : 1e-2;
         EXPECT_EQ(got.out_THV.dtype(), dtype);
         EXPECT_LT(Gap(got.out_THV, expected.out_THV), bound);
@@ -89,7 +90,7 @@ TEST(Attention, AgreesWithTheFormula) {
 
 TEST(Attention, GivesASequenceTheSameBitsInEveryPackAndOnAnyThreads) {
   for (Dims d : kDims) {
-    Context one(Device::Cpu(), 1), three(Device::Cpu(), 3);
+    Context one(TestDevice(), 1), three(TestDevice(), 3, one.allocator());
     Inputs in = Make(one, d, {65, 0, 1, 130, 63}, DType::kF32);
     Tensor packed = Forward(three, in);
     EXPECT_TRUE(SameBits(packed, Forward(one, in)));
@@ -156,7 +157,7 @@ TEST(PagedAttention, GivesTheBitsOfAttentionForEveryChunkingAndPageSize) {
   for (Dims d : kDims) {
     for (DType dtype : {DType::kF32, DType::kBF16, DType::kF64}) {
       for (int threads : {1, 2}) {
-        Context ctx(Device::Cpu(), threads);
+        Context ctx(TestDevice(), threads);
         Inputs in = Make(ctx, d, {150, 0, 1, 64, 70}, dtype);
         Tensor whole = Forward(ctx, in);
         for (auto [page_size, chunk] : {std::pair{64, 1}, {16, 1}, {16, 37}, {128, 64}, {1, 200}}) {
@@ -171,7 +172,7 @@ TEST(PagedAttention, GivesTheBitsOfAttentionForEveryChunkingAndPageSize) {
 }
 
 TEST(Attention, BackwardAgreesWithFiniteDifferences) {
-  Context ctx(Device::Cpu(), 2);
+  Context ctx(TestDevice(), 2);
   for (auto [d, lengths] : {std::pair{Dims{2, 2, 5, 3}, std::vector<int32_t>{3, 0, 70}},
                             {Dims{4, 2, 6, 4}, {5, 9}},
                             {Dims{3, 1, 2, 7}, {66}}}) {
@@ -187,7 +188,7 @@ TEST(Attention, BackwardAgreesWithFiniteDifferences) {
 }
 
 TEST(Attention, BackwardInF32AndBf16FollowsF64OnAnyThreads) {
-  Context one(Device::Cpu(), 1), three(Device::Cpu(), 3);
+  Context one(TestDevice(), 1), three(TestDevice(), 3, one.allocator());
   for (Dims d : kDims) {
     for (DType dtype : {DType::kF32, DType::kBF16}) {
       auto gradients = [&](Context& ctx, DType type) {
@@ -210,7 +211,7 @@ TEST(Attention, BackwardInF32AndBf16FollowsF64OnAnyThreads) {
 }
 
 TEST(Attention, SurvivesScoresThatWouldOverflow) {
-  Context ctx;
+  Context ctx(TestDevice());
   Inputs in = Make(ctx, {2, 2, 16, 8}, {100}, DType::kF32);
   in.scale = 100;
   Inputs wide = in;
@@ -220,7 +221,7 @@ TEST(Attention, SurvivesScoresThatWouldOverflow) {
 }
 
 TEST(Attention, ReadsViewsOfWiderRows) {
-  Context ctx(Device::Cpu(), 2);
+  Context ctx(TestDevice(), 2);
   Inputs in = Make(ctx, {4, 2, 24, 16}, {90}, DType::kF32);
   Tensor both = ctx.Zeros({90, 2, 50}, DType::kF32);
   CopyTo(in.k, both.Columns(3, 27));
@@ -231,7 +232,7 @@ TEST(Attention, ReadsViewsOfWiderRows) {
 }
 
 TEST(Attention, RefusesWhatDoesNotFit) {
-  Context ctx;
+  Context ctx(TestDevice());
   Inputs in = Make(ctx, {4, 2, 8, 8}, {10}, DType::kF32);
   in.cu = {0, 9};
   EXPECT_THROW(Forward(ctx, in), ShapeError);

@@ -26,7 +26,7 @@ struct Inputs {
 DType AccOfDType(DType dtype) { return dtype == DType::kF64 ? dtype : DType::kF32; }
 
 TEST(CrossEntropy, LossAndGradientsEqualTorch) {
-  Context ctx;
+  Context ctx(TestDevice());
   nlohmann::json c = Fixture("head");
   int64_t tokens = c["tokens"], dim = c["dim"], vocab = c["vocab"];
   std::vector<int32_t> target = c["target"];
@@ -44,7 +44,7 @@ TEST(CrossEntropy, LossAndGradientsEqualTorch) {
 }
 
 TEST(CrossEntropy, GradientsMatchFiniteDifferences) {
-  Context ctx;
+  Context ctx(TestDevice());
   Inputs in(ctx, 9, 5, 13, DType::kF64);
   Tensor dw = ctx.Zeros(in.w.shape(), DType::kF64);
   CrossEntropyResult r = CrossEntropy(ctx, in.x, in.w, in.target, in.weight, &dw);
@@ -60,7 +60,7 @@ TEST(CrossEntropy, GradientsMatchFiniteDifferences) {
 }
 
 TEST(CrossEntropy, Bf16FollowsDouble) {
-  Context ctx;
+  Context ctx(TestDevice());
   Inputs in(ctx, 40, 24, 97, DType::kBF16);
   auto wide = [&](const Tensor& t) {
     return Make(ctx, t.shape(), runtime::ToDoubles(t), DType::kF64);
@@ -77,7 +77,7 @@ TEST(CrossEntropy, Bf16FollowsDouble) {
 
 // Several blocks, an odd vocabulary, tokens without target or weight.
 TEST(CrossEntropy, ManyBlocksMatchDoubleAndTokenLogprobToTheBit) {
-  Context ctx;
+  Context ctx(TestDevice());
   for (int64_t vocab : {131, 10007}) {
     Inputs in(ctx, vocab == 131 ? 1100 : 150, 12, vocab, DType::kF32);
     Inputs in64(ctx, vocab == 131 ? 1100 : 150, 12, vocab, DType::kF64);
@@ -96,7 +96,7 @@ TEST(CrossEntropy, ManyBlocksMatchDoubleAndTokenLogprobToTheBit) {
 }
 
 TEST(CrossEntropy, TokensWithoutTargetOrWeightGiveNoGradient) {
-  Context ctx;
+  Context ctx(TestDevice());
   Inputs in(ctx, 3, 5, 11, DType::kF32);
   in.target = {kNone, 4, 10};
   in.weight = {1.0f, 0.0f, 1.0f};
@@ -114,7 +114,7 @@ TEST(CrossEntropy, TokensWithoutTargetOrWeightGiveNoGradient) {
 }
 
 TEST(CrossEntropy, SurvivesLargeLogits) {
-  Context ctx;
+  Context ctx(TestDevice());
   Tensor x = Make(ctx, {1, 1}, {1000}, DType::kF32),
          w = Make(ctx, {3, 1}, {1, -1, 0.999}, DType::kF32);
   std::vector<int32_t> target = {1};
@@ -126,7 +126,7 @@ TEST(CrossEntropy, SurvivesLargeLogits) {
 }
 
 TEST(CrossEntropy, ATokensBitsAreItsOwn) {
-  Context one, two(Device::Cpu(), 2);
+  Context one(TestDevice()), two(TestDevice(), 2, one.allocator());
   Inputs in(one, 700, 33, 301, DType::kF32);
   Tensor dw = one.Zeros(in.w.shape(), DType::kF32), dw2 = one.Zeros(in.w.shape(), DType::kF32);
   CrossEntropyResult r = CrossEntropy(one, in.x, in.w, in.target, in.weight, &dw);
@@ -145,7 +145,7 @@ TEST(CrossEntropy, ATokensBitsAreItsOwn) {
 }
 
 TEST(CrossEntropy, NeverHoldsAllLogits) {
-  Context ctx;
+  Context ctx(TestDevice());
   int64_t tokens = 4096, vocab = 4001;
   Inputs in(ctx, tokens, 8, vocab, DType::kF32);
   Tensor dw = ctx.Zeros(in.w.shape(), DType::kF32);
@@ -156,7 +156,7 @@ TEST(CrossEntropy, NeverHoldsAllLogits) {
 }
 
 TEST(CrossEntropy, AcceptsNoTokensAndNamesWhatDoesNotFit) {
-  Context ctx;
+  Context ctx(TestDevice());
   Inputs in(ctx, 2, 5, 11, DType::kF32);
   Tensor dw = ctx.Zeros({11, 5}, DType::kF32);
   CrossEntropyResult none = CrossEntropy(ctx, in.x.Slice(0, 0), in.w, {}, {}, &dw);

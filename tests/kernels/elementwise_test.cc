@@ -12,7 +12,7 @@ constexpr DType kFloats[] = {DType::kF32, DType::kBF16, DType::kF64};
 // fn of two values in doubles, rounded to x's dtype: what each sum or product must be, since both
 // f32 and bf16 operands are exact in f64 and rounding once to f32 on the way is harmless for f32.
 Tensor Expected(Context& ctx, const Tensor& x, const std::function<double(int64_t, double)>& fn) {
-  Tensor wide = ctx.Empty(x.shape(), DType::kF64);
+  Tensor wide = HostTensor(x.shape(), DType::kF64);
   std::vector<double> values = ToDoubles(x);
   for (size_t i = 0; i < values.size(); ++i) wide.data<double>()[i] = fn(i, values[i]);
   if (x.dtype() != DType::kBF16) return As(ctx, wide, x.dtype());
@@ -21,7 +21,7 @@ Tensor Expected(Context& ctx, const Tensor& x, const std::function<double(int64_
 
 TEST(Elementwise, AddsEveryPairOfDtypesAndStrides) {
   for (int threads : {1, 2}) {
-    Context ctx(Device::Cpu(), threads);
+    Context ctx(TestDevice(), threads);
     for (DType dx : kFloats) {
       for (DType dy : kFloats) {
         Tensor x = Random(ctx, {300, 131}, dx, 1).Columns(3, 120);
@@ -39,7 +39,7 @@ TEST(Elementwise, AddsEveryPairOfDtypesAndStrides) {
 }
 
 TEST(Elementwise, AddScaleAndRowFactors) {
-  Context ctx(Device::Cpu(), 2);
+  Context ctx(TestDevice(), 2);
   for (DType dtype : kFloats) {
     Tensor x = Random(ctx, {700, 33}, dtype, 1), y = Random(ctx, {700, 33}, dtype, 2);
     std::vector<double> ys = ToDoubles(y);
@@ -57,7 +57,7 @@ TEST(Elementwise, AddScaleAndRowFactors) {
 }
 
 TEST(Elementwise, CastsBetweenAllFloatDtypes) {
-  Context ctx(Device::Cpu(), 2);
+  Context ctx(TestDevice(), 2);
   for (DType from : kFloats) {
     for (DType to : kFloats) {
       Tensor x = Random(ctx, {401, 50}, from, 1).Columns(1, 48);
@@ -72,7 +72,7 @@ TEST(Elementwise, CastsBetweenAllFloatDtypes) {
 }
 
 TEST(Elementwise, TakesNothingAndRefusesWhatDoesNotFit) {
-  Context ctx(Device::Cpu(), 2);
+  Context ctx(TestDevice(), 2);
   Tensor empty = ctx.Empty({0, 4}, DType::kF32), x = ctx.Zeros({2, 4}, DType::kF32);
   AddInPlace(ctx, empty, empty);
   EXPECT_EQ(Cast(ctx, empty, DType::kBF16).shape(), empty.shape());

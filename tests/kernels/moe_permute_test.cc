@@ -28,7 +28,7 @@ TEST(MoePermute, SortsByExpertThenToken) {
 }
 
 TEST(MoePermute, UnpermuteWeighsAndSums) {
-  Context ctx;
+  Context ctx(TestDevice());
   Permutation p = MakePermutation(kIndex, kTopK, kExperts);
   for (auto [dtype, tolerance] : {std::pair{DType::kF64, 1e-14}, std::pair{DType::kF32, 5e-7},
                                   std::pair{DType::kBF16, 4e-3}}) {
@@ -46,7 +46,7 @@ TEST(MoePermute, UnpermuteWeighsAndSums) {
 }
 
 TEST(MoePermute, PermuteCopiesAndItsBackwardSums) {
-  Context ctx;
+  Context ctx(TestDevice());
   Permutation p = MakePermutation(kIndex, kTopK, kExperts);
   Tensor x = Random(ctx, {kTokens, kDim}, DType::kF64, 1);
   Tensor drows = Random(ctx, {kTokens * kTopK, kDim}, DType::kF64, 2);
@@ -60,7 +60,7 @@ TEST(MoePermute, PermuteCopiesAndItsBackwardSums) {
 }
 
 TEST(MoePermute, UnpermuteBackwardMatchesFiniteDifferences) {
-  Context ctx;
+  Context ctx(TestDevice());
   Permutation p = MakePermutation(kIndex, kTopK, kExperts);
   Tensor rows = Random(ctx, {kTokens * kTopK, kDim}, DType::kF64, 1);
   Tensor weight = Random(ctx, {kTokens, kTopK}, DType::kF64, 2);
@@ -73,7 +73,7 @@ TEST(MoePermute, UnpermuteBackwardMatchesFiniteDifferences) {
 
 // A token's bits depend neither on its companions nor on the order in which it names its experts.
 TEST(MoePermute, ATokensBitsAreItsOwn) {
-  Context one, two(Device::Cpu(), 2);
+  Context one(TestDevice()), two(TestDevice(), 2, one.allocator());
   int64_t tokens = 400, dim = 70;
   std::vector<int32_t> index;
   for (int64_t t = 0; t < tokens; ++t) {
@@ -84,11 +84,12 @@ TEST(MoePermute, ATokensBitsAreItsOwn) {
   Tensor x = Random(one, {tokens, dim}, DType::kF32, 1);
   Tensor weight = Random(one, {tokens, kTopK}, DType::kF32, 2);
   Permutation p = MakePermutation(index, kTopK, kExperts);
-  Tensor rows = Permute(one, x, p);
+  Tensor rows = OnHost(Permute(one, x, p)), weights = OnHost(weight);
   for (int64_t r = 0; r < rows.rows(); ++r) {  // an "expert" that gives each of its rows other bits
     float factor = static_cast<float>(index[0] + 1) / 3.0f * static_cast<float>(r % 5 + 1);
     for (int64_t d = 0; d < dim; ++d) rows.row<float>(r)[d] *= factor;
   }
+  rows = OnDevice(one, rows);
   Tensor y = Unpermute(one, rows, weight, p);
   ExpectSameBits(Unpermute(two, rows, weight, p), y, "two threads");
   for (int64_t t : {0, 3, 399}) {
@@ -97,14 +98,14 @@ TEST(MoePermute, ATokensBitsAreItsOwn) {
     std::reverse(own.begin(), own.end());
     Permutation alone = MakePermutation(own, kTopK, kExperts);
     Tensor own_rows = one.Empty({kTopK, dim}, DType::kF32);
-    Tensor own_weight = one.Empty({1, kTopK}, DType::kF32);
+    Tensor own_weight = HostTensor({1, kTopK}, DType::kF32);
     for (int64_t k = 0; k < kTopK; ++k) {
       int64_t source = kTopK - 1 - k;
       CopyTo(rows.Slice(p.row_TK[t * kTopK + source], p.row_TK[t * kTopK + source] + 1),
              own_rows.Slice(alone.row_TK[k], alone.row_TK[k] + 1));
-      own_weight.data<float>()[k] = weight.row<float>(t)[source];
+      own_weight.data<float>()[k] = weights.row<float>(t)[source];
     }
-    ExpectSameBits(Unpermute(one, own_rows, own_weight, alone), y.Slice(t, t + 1),
+    ExpectSameBits(Unpermute(one, own_rows, OnDevice(one, own_weight), alone), y.Slice(t, t + 1),
                    "one token alone");
   }
   UnpermuteGradients a = UnpermuteBackward(one, y, rows, weight, p);
@@ -114,7 +115,7 @@ TEST(MoePermute, ATokensBitsAreItsOwn) {
 }
 
 TEST(MoePermute, AcceptsNoTokens) {
-  Context ctx;
+  Context ctx(TestDevice());
   Permutation p = MakePermutation({}, kTopK, kExperts);
   EXPECT_EQ(p.offset_E, std::vector<int64_t>(kExperts + 1, 0));
   Tensor x = ctx.Empty({0, kDim}, DType::kF32), weight = ctx.Empty({0, kTopK}, DType::kF32);
@@ -126,7 +127,7 @@ TEST(MoePermute, AcceptsNoTokens) {
 }
 
 TEST(MoePermute, NamesWhatDoesNotFit) {
-  Context ctx;
+  Context ctx(TestDevice());
   std::vector<int32_t> bad = {0, 5}, negative = {-1, 0}, odd = {0, 1, 2};
   ExpectThrows<ShapeError>([&] { MakePermutation(bad, 1, 5); },
                            {"[moe_permute]", "expert 5", "token 1", "[0, 5)"});

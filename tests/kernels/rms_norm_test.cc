@@ -1,5 +1,6 @@
 #include "kernels/norm/rms_norm.h"
 
+#include "kernels/elementwise/elementwise.h"
 #include "tests/kernels/row_ops.h"
 
 namespace hone::kernels::testing {
@@ -20,7 +21,7 @@ std::vector<double> Reference(const Tensor& x, const Tensor& w) {
 }
 
 TEST(RmsNorm, MatchesTheFormula) {
-  Context ctx;
+  Context ctx(TestDevice());
   struct Case {
     DType dtype;
     double tolerance;
@@ -37,13 +38,13 @@ TEST(RmsNorm, MatchesTheFormula) {
 }
 
 TEST(RmsNorm, EpsilonKeepsAZeroRowFinite) {
-  Context ctx;
+  Context ctx(TestDevice());
   Tensor x = ctx.Zeros({1, 5}, DType::kF32), w = Random(ctx, {5}, DType::kF32, 1);
   for (double v : runtime::ToDoubles(RmsNorm(ctx, x, w, kEps))) EXPECT_EQ(v, 0);
 }
 
 TEST(RmsNorm, BackwardMatchesFiniteDifferences) {
-  Context ctx;
+  Context ctx(TestDevice());
   Tensor x = Random(ctx, {5, 19}, DType::kF64, 1), w = Random(ctx, {19}, DType::kF64, 2);
   Tensor dy = Random(ctx, {5, 19}, DType::kF64, 3), dw = ctx.Zeros({19}, DType::kF64);
   Tensor dx = RmsNormBackward(ctx, dy, x, w, dw, kEps);
@@ -51,12 +52,12 @@ TEST(RmsNorm, BackwardMatchesFiniteDifferences) {
   ExpectClose(dx, NumericGradient(x, loss), 1e-8, "dx");
   ExpectClose(dw, NumericGradient(w, loss), 1e-8, "dw");
   RmsNormBackward(ctx, dy, x, w, dw, kEps);
-  for (double& v : std::span(dw.data<double>(), 19)) v /= 2;
+  ScaleInPlace(ctx, dw, 0.5);
   ExpectClose(dw, NumericGradient(w, loss), 1e-8, "dw is added to");
 }
 
 TEST(RmsNorm, BackwardInLowPrecisionMatchesDouble) {
-  Context ctx;
+  Context ctx(TestDevice());
   for (auto [dtype, tolerance] : {std::pair{DType::kF32, 1e-6}, std::pair{DType::kBF16, 8e-3}}) {
     Tensor x = Random(ctx, {200, 48}, dtype, 1), w = Random(ctx, {48}, dtype, 2);
     Tensor dy = Random(ctx, {200, 48}, dtype, 3), dw = ctx.Zeros({48}, DType::kF32);
@@ -72,7 +73,7 @@ TEST(RmsNorm, BackwardInLowPrecisionMatchesDouble) {
 }
 
 TEST(RmsNorm, ARowsBitsAreItsOwn) {
-  Context one, two(Device::Cpu(), 2);
+  Context one(TestDevice()), two(TestDevice(), 2, one.allocator());
   Tensor x = Random(one, {3000, 77}, DType::kF32, 1), w = Random(one, {77}, DType::kF32, 2);
   Tensor dy = Random(one, {3000, 77}, DType::kF32, 3);
   Tensor dw = one.Zeros({77}, DType::kF32), dw2 = one.Zeros({77}, DType::kF32);
@@ -86,14 +87,14 @@ TEST(RmsNorm, ARowsBitsAreItsOwn) {
 }
 
 TEST(RmsNorm, ReadsAViewOfAWiderTensor) {
-  Context ctx;
+  Context ctx(TestDevice());
   Tensor wide = Random(ctx, {4, 40}, DType::kF32, 1), w = Random(ctx, {24}, DType::kF32, 2);
   Tensor view = wide.Columns(8, 32);
   ExpectSameBits(RmsNorm(ctx, view, w, kEps), RmsNorm(ctx, ctx.Clone(view), w, kEps), "view");
 }
 
 TEST(RmsNorm, AcceptsNoRows) {
-  Context ctx;
+  Context ctx(TestDevice());
   Tensor x = ctx.Empty({0, 6}, DType::kF32), w = Random(ctx, {6}, DType::kF32, 1);
   Tensor dw = ctx.Zeros({6}, DType::kF32);
   EXPECT_EQ(RmsNorm(ctx, x, w, kEps).shape(), (Shape{0, 6}));
@@ -102,7 +103,7 @@ TEST(RmsNorm, AcceptsNoRows) {
 }
 
 TEST(RmsNorm, NamesWhatDoesNotFit) {
-  Context ctx;
+  Context ctx(TestDevice());
   Tensor x = ctx.Zeros({2, 6}, DType::kF32), w = ctx.Zeros({5}, DType::kF32);
   ExpectThrows<ShapeError>([&] { RmsNorm(ctx, x, w, kEps); }, {"[rms_norm]", "w", "[5]", "[6]"});
   ExpectThrows<ShapeError>([&] { RmsNorm(ctx, x, ctx.Zeros({6}, DType::kF64), kEps); },

@@ -40,13 +40,14 @@ RopeTable SmallTable(Context& ctx, int64_t dim, DType dtype, int64_t positions =
 // Position 1 shows a pair's frequency as an angle and the attention factor as a length;
 // transformers computes in f32, so agreement is to f32's accuracy.
 TEST(Rope, FrequenciesEqualTransformers) {
-  Context ctx;
+  Context ctx(TestDevice());
   for (const nlohmann::json& c : Fixture("rope")) {
     SCOPED_TRACE(c["kind"].get<std::string>() + " " + c["scaling"].dump());
     RopeTable table = MakeRopeTable(ctx, FromFixture(c), 2, DType::kF64);
+    Tensor cosines = OnHost(table.cos_PR), sines = OnHost(table.sin_PR);
     ASSERT_EQ(table.cos_PR.cols(), static_cast<int64_t>(c["frequency"].size()));
     for (int64_t i = 0; i < table.cos_PR.cols(); ++i) {
-      double cos = table.cos_PR.row<double>(1)[i], sin = table.sin_PR.row<double>(1)[i];
+      double cos = cosines.row<double>(1)[i], sin = sines.row<double>(1)[i];
       double want = c["frequency"][i];
       EXPECT_NEAR(std::atan2(sin, cos), want, 2e-6 * want) << "pair " << i;
       EXPECT_NEAR(std::hypot(sin, cos), c["factor"].get<double>(), 1e-12) << "pair " << i;
@@ -56,26 +57,28 @@ TEST(Rope, FrequenciesEqualTransformers) {
 }
 
 TEST(Rope, TableIsComputedInDouble) {
-  Context ctx;
+  Context ctx(TestDevice());
   RopeTable table = SmallTable(ctx, 8, DType::kBF16, 40000);
   EXPECT_EQ(table.cos_PR.dtype(), DType::kF32);
+  Tensor cosines = OnHost(table.cos_PR), sines = OnHost(table.sin_PR);
   for (int64_t p : {0, 1, 39999}) {
     for (int64_t i = 0; i < 4; ++i) {
       double angle = static_cast<double>(p) / std::pow(10000.0, static_cast<double>(i) / 4);
-      EXPECT_NEAR(table.cos_PR.row<float>(p)[i], std::cos(angle), 1e-7) << p << " " << i;
-      EXPECT_NEAR(table.sin_PR.row<float>(p)[i], std::sin(angle), 1e-7) << p << " " << i;
+      EXPECT_NEAR(cosines.row<float>(p)[i], std::cos(angle), 1e-7) << p << " " << i;
+      EXPECT_NEAR(sines.row<float>(p)[i], std::sin(angle), 1e-7) << p << " " << i;
     }
   }
 }
 
 TEST(Rope, RotatesThePairsOfEachForm) {
-  Context ctx;
+  Context ctx(TestDevice());
   int64_t dim = 6;
   RopeTable table = SmallTable(ctx, dim, DType::kF64);
   std::vector<int32_t> position = {5, 0, 33};
   for (RopeForm form : {RopeForm::kRotateHalf, RopeForm::kInterleaved}) {
     Tensor x = Random(ctx, {3, 2, dim}, DType::kF64, 1), y = ctx.Clone(x);
     Rope(ctx, y, position, table, form);
+    x = OnHost(x), y = OnHost(y);
     for (int64_t r = 0; r < x.rows(); ++r) {
       for (int64_t i = 0; i < dim / 2; ++i) {
         bool half = form == RopeForm::kRotateHalf;
@@ -90,7 +93,7 @@ TEST(Rope, RotatesThePairsOfEachForm) {
 }
 
 TEST(Rope, InverseIsTheBackward) {
-  Context ctx;
+  Context ctx(TestDevice());
   RopeConfig config;
   config.dim = 8;
   config.scaling = RopeConfig::Scaling::kYarn;  // its factor on cos and sin is part of the gradient
@@ -112,7 +115,7 @@ TEST(Rope, InverseIsTheBackward) {
 }
 
 TEST(Rope, InverseUndoesAPlainRotation) {
-  Context ctx;
+  Context ctx(TestDevice());
   RopeTable table = SmallTable(ctx, 10, DType::kF64);
   Tensor x = Random(ctx, {4, 2, 10}, DType::kF64, 1), y = ctx.Clone(x);
   std::vector<int32_t> position = {3, 9, 0, 50};
@@ -122,7 +125,7 @@ TEST(Rope, InverseUndoesAPlainRotation) {
 }
 
 TEST(Rope, ChangesOnlyTheRotaryColumns) {
-  Context ctx;
+  Context ctx(TestDevice());
   Tensor wide = Random(ctx, {3, 2, 20}, DType::kF32, 1), before = ctx.Clone(wide);
   Tensor rotary = ctx.Clone(wide.Columns(12, 20));
   std::vector<int32_t> position = {4, 5, 6};
@@ -134,7 +137,7 @@ TEST(Rope, ChangesOnlyTheRotaryColumns) {
 }
 
 TEST(Rope, LowPrecisionMatchesDouble) {
-  Context ctx;
+  Context ctx(TestDevice());
   std::vector<int32_t> position = {7, 60};
   for (auto [dtype, tolerance] : {std::pair{DType::kF32, 3e-7}, std::pair{DType::kBF16, 4e-3}}) {
     for (RopeForm form : {RopeForm::kRotateHalf, RopeForm::kInterleaved}) {
@@ -148,7 +151,7 @@ TEST(Rope, LowPrecisionMatchesDouble) {
 }
 
 TEST(Rope, ATokensBitsAreItsOwn) {
-  Context one, two(Device::Cpu(), 2);
+  Context one(TestDevice()), two(TestDevice(), 2, one.allocator());
   RopeTable table = SmallTable(one, 18, DType::kF32, 600);
   std::vector<int32_t> position(600);
   std::iota(position.begin(), position.end(), 0);
@@ -164,7 +167,7 @@ TEST(Rope, ATokensBitsAreItsOwn) {
 }
 
 TEST(Rope, NamesWhatDoesNotFit) {
-  Context ctx;
+  Context ctx(TestDevice());
   RopeTable table = SmallTable(ctx, 8, DType::kF32, 10);
   Tensor x = ctx.Zeros({2, 3, 8}, DType::kF32);
   auto rotate = [&](const Tensor& t, std::vector<int32_t> position) {

@@ -50,7 +50,7 @@ struct Case {
 };
 
 TEST(Router, ChoosesAndWeighsAsThePaperSays) {
-  Context ctx;
+  Context ctx(TestDevice());
   for (const nlohmann::json& c : Fixture("router")) {
     SCOPED_TRACE(fmt::format("{} experts, top {}", c["experts"].get<int>(), c["top_k"].get<int>()));
     for (auto [dtype, tolerance] : {std::pair{DType::kF64, 1e-13}, std::pair{DType::kF32, 1e-6}}) {
@@ -64,7 +64,7 @@ TEST(Router, ChoosesAndWeighsAsThePaperSays) {
 }
 
 TEST(Router, BackwardAndBalanceLossEqualAutograd) {
-  Context ctx;
+  Context ctx(TestDevice());
   for (const nlohmann::json& c : Fixture("router")) {
     SCOPED_TRACE(fmt::format("{} experts, top {}", c["experts"].get<int>(), c["top_k"].get<int>()));
     for (auto [dtype, tolerance] : {std::pair{DType::kF64, 1e-12}, std::pair{DType::kF32, 2e-6}}) {
@@ -83,7 +83,7 @@ TEST(Router, BackwardAndBalanceLossEqualAutograd) {
 }
 
 TEST(Router, BackwardMatchesFiniteDifferences) {
-  Context ctx;
+  Context ctx(TestDevice());
   for (const nlohmann::json& c : Fixture("router")) {
     Case k(ctx, c, DType::kF64);
     Routing routing = Route(ctx, k.logits, k.bias_ptr(), k.config);
@@ -110,7 +110,7 @@ TEST(Router, BackwardMatchesFiniteDifferences) {
 }
 
 TEST(Router, TiesGoToTheLowerExpertAndGroup) {
-  Context ctx;
+  Context ctx(TestDevice());
   Tensor logits = ctx.Zeros({1, 8}, DType::kF32);
   EXPECT_EQ(Route(ctx, logits, nullptr, Softmax(8, 3)).index_TK, (std::vector<int32_t>{0, 1, 2}));
   EXPECT_EQ(Route(ctx, logits, nullptr, Groups(8, 3, 4, 2)).index_TK,
@@ -120,7 +120,7 @@ TEST(Router, TiesGoToTheLowerExpertAndGroup) {
 // With a bias so negative that s + b < 0 everywhere, a mask of 0 would choose from unselected
 // groups.
 TEST(Router, UnselectedGroupsAreNeverChosen) {
-  Context ctx;
+  Context ctx(TestDevice());
   Tensor logits = Make(ctx, {1, 6}, {0, 0, 3, 3, 1, 1}, DType::kF32);
   Tensor bias = Make(ctx, {6}, std::vector<double>(6, -5.0), DType::kF32);
   EXPECT_EQ(Route(ctx, logits, &bias, Groups(6, 2, 3, 1)).index_TK, (std::vector<int32_t>{2, 3}));
@@ -128,7 +128,7 @@ TEST(Router, UnselectedGroupsAreNeverChosen) {
 
 // The bias moves the choice, never the weights.
 TEST(Router, BiasChoosesButDoesNotWeigh) {
-  Context ctx;
+  Context ctx(TestDevice());
   Tensor logits = Make(ctx, {1, 4}, {2, 1, 0, -1}, DType::kF32);
   Tensor bias = Make(ctx, {4}, {-10, 0, 0, 10}, DType::kF32);
   Routing routing = Route(ctx, logits, &bias, Groups(4, 2, 1, 1));
@@ -140,7 +140,7 @@ TEST(Router, BiasChoosesButDoesNotWeigh) {
 }
 
 TEST(Router, ReplaysARecordedChoice) {
-  Context ctx;
+  Context ctx(TestDevice());
   Tensor logits = Random(ctx, {3, 6}, DType::kF32, 1);
   RouterConfig config = Softmax(6, 2);
   std::vector<int32_t> replay = {5, 0, 2, 3, 1, 4};
@@ -155,7 +155,7 @@ TEST(Router, ReplaysARecordedChoice) {
 }
 
 TEST(Router, ATokensBitsAreItsOwn) {
-  Context one, two(Device::Cpu(), 2);
+  Context one(TestDevice()), two(TestDevice(), 2, one.allocator());
   Tensor bias = Random(one, {24}, DType::kF32, 2, 0.1);
   for (RouterConfig config : {Softmax(24, 5), Groups(24, 5, 4, 2)}) {
     const Tensor* b = config.kind == Kind::kSigmoidGroups ? &bias : nullptr;
@@ -179,7 +179,7 @@ TEST(Router, ATokensBitsAreItsOwn) {
 }
 
 TEST(Router, AcceptsNoTokens) {
-  Context ctx;
+  Context ctx(TestDevice());
   Tensor logits = ctx.Empty({0, 8}, DType::kF32);
   RouterConfig config = Groups(8, 2, 2, 1);
   Routing routing = Route(ctx, logits, nullptr, config);
@@ -190,7 +190,7 @@ TEST(Router, AcceptsNoTokens) {
 }
 
 TEST(Router, NamesWhatDoesNotFit) {
-  Context ctx;
+  Context ctx(TestDevice());
   Tensor logits = ctx.Zeros({2, 6}, DType::kF32);
   auto route = [&](RouterConfig c, std::vector<int32_t> replay = {}) {
     Route(ctx, logits, nullptr, c, replay);

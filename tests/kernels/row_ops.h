@@ -11,8 +11,8 @@
 #include <string>
 #include <vector>
 
-#include "runtime/context.h"
 #include "runtime/philox.h"
+#include "tests/kernels/host.h"
 
 namespace hone::kernels::testing {
 
@@ -25,11 +25,9 @@ inline nlohmann::json Fixture(const std::string& key) {
 
 // From doubles, rounded to `dtype`.
 inline Tensor Make(Context& ctx, Shape shape, const std::vector<double>& values, DType dtype) {
-  Tensor wide = ctx.Empty(shape, DType::kF64);
+  Tensor wide = HostTensor(std::move(shape), DType::kF64);
   std::copy(values.begin(), values.end(), wide.data<double>());
-  Tensor t = ctx.Empty(std::move(shape), dtype);
-  CopyTo(wide, t);
-  return t;
+  return OnDevice(ctx, OnHost(wide, dtype));
 }
 
 // Normal values; the same for every dtype up to rounding.
@@ -54,13 +52,12 @@ inline std::vector<double> NumericGradient(const Tensor& x, const std::function<
   std::vector<double> gradient;
   for (int64_t r = 0; r < x.rows(); ++r) {
     for (int64_t c = 0; c < x.cols(); ++c) {
-      double& v = x.row<double>(r)[c];
-      double kept = v;
-      v = kept + kStep;
+      double kept = Peek(x, r, c);
+      Poke(x, r, c, kept + kStep);
       double above = f();
-      v = kept - kStep;
+      Poke(x, r, c, kept - kStep);
       double below = f();
-      v = kept;
+      Poke(x, r, c, kept);
       gradient.push_back((above - below) / (2 * kStep));
     }
   }
@@ -88,7 +85,8 @@ inline void ExpectClose(const Tensor& got, const std::vector<double>& want, doub
   ExpectClose(runtime::ToDoubles(got), want, tolerance, name);
 }
 
-inline void ExpectSameBits(const Tensor& a, const Tensor& b, const std::string& name) {
+inline void ExpectSameBits(const Tensor& left, const Tensor& right, const std::string& name) {
+  Tensor a = OnHost(left), b = OnHost(right);
   ASSERT_EQ(a.shape(), b.shape()) << name;
   ASSERT_EQ(a.dtype(), b.dtype()) << name;
   int64_t width = runtime::DTypeSize(a.dtype());

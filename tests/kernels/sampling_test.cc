@@ -41,7 +41,7 @@ std::vector<double> Softmax(const std::vector<double>& logits, double temperatur
 const std::vector<double> kLogits = {0.3, -1.2, 2.0, 0.9, -0.4, 1.1, -3.0};
 
 TEST(Sampling, DrawsFromTheSoftmax) {
-  Context ctx;
+  Context ctx(TestDevice());
   for (double temperature : {1.0, 0.5, 2.0}) {
     std::vector<double> p = Softmax(kLogits, temperature);
     auto share = Shares(ctx, Row(ctx, kLogits), {temperature, 1.0, 0});
@@ -50,7 +50,7 @@ TEST(Sampling, DrawsFromTheSoftmax) {
 }
 
 TEST(Sampling, InvertsTheDistributionInTokenOrder) {
-  Context ctx;
+  Context ctx(TestDevice());
   std::vector<double> p = Softmax(kLogits, 1.0);
   double below = 0;
   for (size_t v = 0; v < p.size(); ++v) {
@@ -63,7 +63,7 @@ TEST(Sampling, InvertsTheDistributionInTokenOrder) {
 }
 
 TEST(Sampling, NeverDrawsATokenWithoutProbability) {
-  Context ctx;
+  Context ctx(TestDevice());
   Tensor logits = Row(ctx, {-500, 1, -500, 2, -500});
   for (double uniform : {0.0, 0.25, 0.5, 0.9999999999999999}) {
     int32_t token = One(ctx, logits, {}, uniform).token;
@@ -72,7 +72,7 @@ TEST(Sampling, NeverDrawsATokenWithoutProbability) {
 }
 
 TEST(Sampling, GreedyTakesTheLowestOfTheBest) {
-  Context ctx;
+  Context ctx(TestDevice());
   Tensor logits = Row(ctx, {0.5, 3, -1, 3, 3});
   SampledToken token = One(ctx, logits, {0.0, 1.0, 0}, 0.99);
   EXPECT_EQ(token.token, 1);
@@ -80,7 +80,7 @@ TEST(Sampling, GreedyTakesTheLowestOfTheBest) {
 }
 
 TEST(Sampling, TopKAndTopPRestrictTheDraw) {
-  Context ctx;
+  Context ctx(TestDevice());
   struct Case {
     SamplingParams params;
     std::vector<int32_t> kept;
@@ -101,7 +101,7 @@ TEST(Sampling, TopKAndTopPRestrictTheDraw) {
 
 // A flat distribution over many tokens needs a nucleus of most of them.
 TEST(Sampling, TopPKeepsALargeNucleus) {
-  Context ctx;
+  Context ctx(TestDevice());
   int64_t vocab = 1000;
   std::vector<double> logits;
   for (int64_t v = 0; v < vocab; ++v) logits.push_back(1e-3 * static_cast<double>(v * 7 % vocab));
@@ -116,21 +116,21 @@ TEST(Sampling, TopPKeepsALargeNucleus) {
 }
 
 TEST(Sampling, TopKBreaksTiesByTheLowerId) {
-  Context ctx;
+  Context ctx(TestDevice());
   auto share = Shares(ctx, Row(ctx, {1, 2, 1, 1, 2}), {1.0, 1.0, 3});
   EXPECT_EQ(share.size(), 3u);
   EXPECT_TRUE(share.count(0) && share.count(1) && share.count(4));
 }
 
 TEST(Sampling, LogpIsOfTheWholeDistribution) {
-  Context ctx;
+  Context ctx(TestDevice());
   SampledToken token = One(ctx, Row(ctx, kLogits), {0.7, 0.3, 2}, 0.5);
   EXPECT_NEAR(token.logp, std::log(Softmax(kLogits, 0.7)[token.token]), 1e-6);
 }
 
 // The log-probability recorded at sampling is the learner's, to the bit, whatever shares the batch.
 TEST(Sampling, LogpHasTheBitsOfTokenLogprobAndCrossEntropy) {
-  Context one, two(Device::Cpu(), 2);
+  Context one(TestDevice()), two(TestDevice(), 2, one.allocator());
   int64_t rows = 65, dim = 37, vocab = 1003;
   for (DType dtype : {DType::kF32, DType::kBF16}) {
     Tensor x = Random(one, {rows, dim}, dtype, 1), w = Random(one, {vocab, dim}, dtype, 2, 0.5);
@@ -143,13 +143,14 @@ TEST(Sampling, LogpHasTheBitsOfTokenLogprobAndCrossEntropy) {
       std::vector<SampledToken> drawn = Sample(two, logits, params, uniform);
       std::vector<int32_t> target;
       for (const SampledToken& t : drawn) target.push_back(t.token);
-      Tensor logp =
-          TokenLogprob(one, x, w, target, temperature == 0 ? 1.0 : temperature, false).logp_T;
-      Tensor ce = CrossEntropy(one, x, w, target, std::vector<float>(rows, 1.0f), nullptr).logp_T;
+      std::vector<float> logp = runtime::ToVector<float>(
+          TokenLogprob(one, x, w, target, temperature == 0 ? 1.0 : temperature, false).logp_T);
+      std::vector<float> ce = runtime::ToVector<float>(
+          CrossEntropy(one, x, w, target, std::vector<float>(rows, 1.0f), nullptr).logp_T);
       for (int64_t b = 0; b < rows; ++b) {
-        EXPECT_EQ(drawn[b].logp, logp.data<float>()[b]) << b;
+        EXPECT_EQ(drawn[b].logp, logp[b]) << b;
         if (temperature != 0.7) {
-          EXPECT_EQ(drawn[b].logp, ce.data<float>()[b]) << b;
+          EXPECT_EQ(drawn[b].logp, ce[b]) << b;
         }
         SampledToken alone = One(one, Linear(one, x.Slice(b, b + 1), w), params[b], uniform[b]);
         EXPECT_EQ(alone.token, drawn[b].token) << b;
@@ -160,7 +161,7 @@ TEST(Sampling, LogpHasTheBitsOfTokenLogprobAndCrossEntropy) {
 }
 
 TEST(Sampling, NamesWhatDoesNotFit) {
-  Context ctx;
+  Context ctx(TestDevice());
   Tensor logits = Row(ctx, kLogits);
   ExpectThrows<ShapeError>(
       [&] {

@@ -12,7 +12,7 @@ std::vector<double> Reference(const Tensor& gate, const Tensor& up) {
 }
 
 TEST(SwiGlu, MatchesTheFormula) {
-  Context ctx;
+  Context ctx(TestDevice());
   for (auto [dtype, tolerance] : {std::pair{DType::kF64, 1e-14}, std::pair{DType::kF32, 5e-7},
                                   std::pair{DType::kBF16, 4e-3}}) {
     Tensor gate = Random(ctx, {5, 37}, dtype, 1, 4.0), up = Random(ctx, {5, 37}, dtype, 2);
@@ -21,7 +21,7 @@ TEST(SwiGlu, MatchesTheFormula) {
 }
 
 TEST(SwiGlu, StaysFiniteWhereTheExponentialOverflows) {
-  Context ctx;
+  Context ctx(TestDevice());
   Tensor gate = Make(ctx, {1, 4}, {-200, 200, -88.5, 0}, DType::kF32);
   Tensor up = Make(ctx, {1, 4}, {1, 1, 1, 1}, DType::kF32);
   std::vector<double> h = runtime::ToDoubles(SwiGlu(ctx, gate, up));
@@ -36,7 +36,7 @@ TEST(SwiGlu, StaysFiniteWhereTheExponentialOverflows) {
 }
 
 TEST(SwiGlu, BackwardMatchesFiniteDifferences) {
-  Context ctx;
+  Context ctx(TestDevice());
   Tensor gate = Random(ctx, {3, 19}, DType::kF64, 1, 2.0),
          up = Random(ctx, {3, 19}, DType::kF64, 2);
   Tensor dh = Random(ctx, {3, 19}, DType::kF64, 3);
@@ -47,7 +47,7 @@ TEST(SwiGlu, BackwardMatchesFiniteDifferences) {
 }
 
 TEST(SwiGlu, BackwardInLowPrecisionMatchesDouble) {
-  Context ctx;
+  Context ctx(TestDevice());
   for (auto [dtype, tolerance] : {std::pair{DType::kF32, 1e-6}, std::pair{DType::kBF16, 8e-3}}) {
     Tensor gate = Random(ctx, {4, 50}, dtype, 1), up = Random(ctx, {4, 50}, dtype, 2);
     Tensor dh = Random(ctx, {4, 50}, dtype, 3);
@@ -62,7 +62,7 @@ TEST(SwiGlu, BackwardInLowPrecisionMatchesDouble) {
 }
 
 TEST(SwiGlu, ARowsBitsAreItsOwn) {
-  Context one, two(Device::Cpu(), 2);
+  Context one(TestDevice()), two(TestDevice(), 2, one.allocator());
   Tensor gate = Random(one, {900, 45}, DType::kF32, 1), up = Random(one, {900, 45}, DType::kF32, 2);
   Tensor h = SwiGlu(one, gate, up);
   auto [dgate, dup] = SwiGluBackward(one, h, gate, up);
@@ -77,7 +77,7 @@ TEST(SwiGlu, ARowsBitsAreItsOwn) {
 }
 
 TEST(SwiGlu, AcceptsNoRowsAndNamesWhatDoesNotFit) {
-  Context ctx;
+  Context ctx(TestDevice());
   Tensor none = ctx.Empty({0, 6}, DType::kF32), gate = ctx.Zeros({2, 6}, DType::kF32);
   EXPECT_EQ(SwiGlu(ctx, none, none).shape(), (Shape{0, 6}));
   ExpectThrows<ShapeError>(

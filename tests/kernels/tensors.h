@@ -10,7 +10,7 @@
 #include <random>
 #include <vector>
 
-#include "runtime/context.h"
+#include "tests/kernels/host.h"
 
 namespace hone {
 
@@ -18,20 +18,17 @@ namespace hone {
 inline Tensor Random(Context& ctx, const Shape& shape, DType dtype, uint32_t seed) {
   std::mt19937 bits(seed);
   std::normal_distribution<double> normal;
-  Tensor wide = ctx.Empty(shape, DType::kF64);
+  Tensor wide = HostTensor(shape, DType::kF64);
   for (int64_t i = 0; i < wide.size(); ++i) wide.data<double>()[i] = normal(bits);
-  Tensor t = ctx.Empty(shape, dtype);
-  CopyTo(wide, t);
-  return t;
+  return OnDevice(ctx, OnHost(wide, dtype));
 }
 
 inline Tensor As(Context& ctx, const Tensor& t, DType dtype) {
-  Tensor copy = ctx.Empty(t.shape(), dtype);
-  CopyTo(t, copy);
-  return copy;
+  return OnDevice(ctx, OnHost(t, dtype));
 }
 
-inline ::testing::AssertionResult SameBits(const Tensor& a, const Tensor& b) {
+inline ::testing::AssertionResult SameBits(const Tensor& left, const Tensor& right) {
+  Tensor a = OnHost(left), b = OnHost(right);
   if (a.shape() != b.shape() || a.dtype() != b.dtype()) {
     return ::testing::AssertionFailure()
            << runtime::ShapeToString(a.shape()) << " against " << runtime::ShapeToString(b.shape());
@@ -74,20 +71,19 @@ inline double Inner(const Tensor& a, const Tensor& b) {
 // ∂ loss / ∂ x of an f64 tensor.
 inline Tensor NumericGradient(Context& ctx, const Tensor& x, const std::function<double()>& loss,
                               double step = 1e-5) {
-  Tensor gradient = ctx.Empty(x.shape(), DType::kF64);
+  Tensor gradient = HostTensor(x.shape(), DType::kF64);
   for (int64_t r = 0; r < x.rows(); ++r) {
     for (int64_t c = 0; c < x.cols(); ++c) {
-      double& value = x.row<double>(r)[c];
-      double kept = value;
-      value = kept + step;
+      double kept = Peek(x, r, c);
+      Poke(x, r, c, kept + step);
       double above = loss();
-      value = kept - step;
+      Poke(x, r, c, kept - step);
       double below = loss();
-      value = kept;
+      Poke(x, r, c, kept);
       gradient.row<double>(r)[c] = (above - below) / (2 * step);
     }
   }
-  return gradient;
+  return OnDevice(ctx, gradient);
 }
 
 }  // namespace hone

@@ -21,7 +21,7 @@ struct Inputs {
 };
 
 TEST(TokenLogprob, ValuesAndGradientsEqualTorch) {
-  Context ctx;
+  Context ctx(TestDevice());
   nlohmann::json c = Fixture("head");
   int64_t tokens = c["tokens"], dim = c["dim"], vocab = c["vocab"];
   std::vector<int32_t> target = c["target"];
@@ -41,7 +41,7 @@ TEST(TokenLogprob, ValuesAndGradientsEqualTorch) {
 }
 
 TEST(TokenLogprob, GradientsMatchFiniteDifferences) {
-  Context ctx;
+  Context ctx(TestDevice());
   for (double temperature : {1.0, 0.6}) {
     for (bool entropy : {false, true}) {
       Inputs in(ctx, 8, 5, 13, DType::kF64);
@@ -62,7 +62,7 @@ TEST(TokenLogprob, GradientsMatchFiniteDifferences) {
 }
 
 TEST(TokenLogprob, ManyBlocksMatchDouble) {
-  Context ctx;
+  Context ctx(TestDevice());
   for (int64_t vocab : {131, 10007}) {
     int64_t tokens = vocab == 131 ? 1100 : 150;
     Inputs in(ctx, tokens, 12, vocab, DType::kF32), in64(ctx, tokens, 12, vocab, DType::kF64);
@@ -86,7 +86,7 @@ TEST(TokenLogprob, ManyBlocksMatchDouble) {
 }
 
 TEST(TokenLogprob, Bf16FollowsDouble) {
-  Context ctx;
+  Context ctx(TestDevice());
   Inputs in(ctx, 40, 24, 97, DType::kBF16);
   auto wide = [&](const Tensor& t) {
     return Make(ctx, t.shape(), runtime::ToDoubles(t), DType::kF64);
@@ -99,7 +99,7 @@ TEST(TokenLogprob, Bf16FollowsDouble) {
 }
 
 TEST(TokenLogprob, ATokenWithoutTargetGivesZero) {
-  Context ctx;
+  Context ctx(TestDevice());
   Inputs in(ctx, 2, 5, 11, DType::kF32);
   in.target = {kNone, 3};
   TokenLogprobResult r = TokenLogprob(ctx, in.x, in.w, in.target, 1.0, true);
@@ -112,7 +112,7 @@ TEST(TokenLogprob, ATokenWithoutTargetGivesZero) {
 }
 
 TEST(TokenLogprob, ATokensBitsAreItsOwn) {
-  Context one, two(Device::Cpu(), 2);
+  Context one(TestDevice()), two(TestDevice(), 2, one.allocator());
   for (DType dtype : {DType::kF32, DType::kBF16}) {
     Inputs in(one, 700, 33, 301, dtype);
     TokenLogprobResult r = TokenLogprob(one, in.x, in.w, in.target, 0.9, true);
@@ -139,7 +139,7 @@ TEST(TokenLogprob, ATokensBitsAreItsOwn) {
 }
 
 TEST(TokenLogprob, AcceptsNoTokensAndNamesWhatDoesNotFit) {
-  Context ctx;
+  Context ctx(TestDevice());
   Inputs in(ctx, 2, 5, 11, DType::kF32);
   TokenLogprobResult none = TokenLogprob(ctx, in.x.Slice(0, 0), in.w, {}, 1.0, true);
   EXPECT_EQ(none.logp_T.shape(), (Shape{0}));
