@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <charconv>
+#include <filesystem>
 
 #include "runtime/config_node.h"
 #include "runtime/error.h"
@@ -191,6 +192,40 @@ ConfigNode::Ptr& Enter(ConfigNode& node, const std::string& part, const std::str
                                 near.empty() ? "" : fmt::format("; did you mean '{}'?", near)));
 }
 
+bool IsNamedList(const ConfigNode& node) {
+  return node.kind == Kind::kList && !node.items.empty() &&
+         std::all_of(node.items.begin(), node.items.end(),
+                     [](const auto& item) { return !item->Name().empty(); });
+}
+
+// Puts what `from` says over `onto`.
+void Merge(const ConfigNode::Ptr& from, ConfigNode::Ptr* onto) {
+  if (from->kind == Kind::kMap && (*onto)->kind == Kind::kMap) {
+    for (const ConfigNode::Entry& entry : from->entries) {
+      if (ConfigNode::Entry* there = (*onto)->Find(entry.key)) {
+        there->place = entry.place;
+        Merge(entry.value, &there->value);
+      } else {
+        (*onto)->entries.push_back(entry);
+      }
+    }
+  } else if (IsNamedList(*from) && IsNamedList(**onto)) {
+    for (const ConfigNode::Ptr& item : from->items) {
+      auto same = std::find_if((*onto)->items.begin(), (*onto)->items.end(),
+                               [&](const auto& other) { return other->Name() == item->Name(); });
+      if (same == (*onto)->items.end()) {
+        (*onto)->items.push_back(item);
+      } else {
+        Merge(item, &*same);
+      }
+    }
+  } else {
+    *onto = from;
+  }
+}
+
+constexpr int kMostExtends = 8;
+
 }  // namespace
 
 Config Config::FromFile(const std::string& path) {
@@ -200,7 +235,25 @@ Config Config::FromFile(const std::string& path) {
   } catch (const IoError& e) {
     throw ConfigError(fmt::format("[config] {}", e.what()));
   }
-  return FromString(text, path);
+  Config config = FromString(text, path);
+  std::filesystem::path file = path;
+  for (int depth = 0; ConfigNode::Entry* extends = config.root_->Find("extends"); ++depth) {
+    const std::string place = extends->place;
+    Check<ConfigError>(extends->value->kind == Kind::kScalar,
+                       "{}: extends: a file is wanted, not {}", place, extends->value->Describe());
+    Check<ConfigError>(depth < kMostExtends, "{}: extends: more than {} files extend each other",
+                       place, kMostExtends);
+    file = file.parent_path() / extends->value->text;
+    ConfigNode::Ptr own = config.root_;
+    std::erase_if(own->entries, [](const auto& entry) { return entry.key == "extends"; });
+    try {
+      config = FromString(LocalFileSystem().ReadAll(file.string()), file.string());
+    } catch (const IoError& e) {
+      throw ConfigError(fmt::format("{}: extends: {}", place, e.what()));
+    }
+    Merge(own, &config.root_);
+  }
+  return config;
 }
 
 Config Config::FromString(const std::string& text, const std::string& name) {

@@ -25,6 +25,9 @@ class ConfigNode;
 // A parsed config with overrides applied. Cheap to copy.
 class Config {
  public:
+  // A file may begin with `extends: FILE`, a path from its own folder: it then says only what differs.
+  // Maps are merged key by key, lists of maps that have `name` entry by entry; anything else, and
+  // what the other file does not have, is taken from this one.
   static Config FromFile(const std::string& path);
   static Config FromString(const std::string& text, const std::string& name = "<string>");
 
