@@ -1,13 +1,32 @@
 // `hone check`: finds what is wrong with a config before anything starts.
+#include <unistd.h>
+
 #include <CLI/CLI.hpp>
 #include <iostream>
 
 #include "data/tokenizer.h"
 #include "launcher/command_line.h"
 #include "launcher/commands.h"
-#include "rl/run_config.h"
+#include "rl/plan/plan.h"
 
 namespace hone::launcher {
+namespace {
+
+int64_t MachineBytes() { return int64_t{sysconf(_SC_PHYS_PAGES)} * sysconf(_SC_PAGE_SIZE); }
+
+// A device that is surely too small is an error. The machine that this runs on may not be the one
+// that trains, so what does not fit into it is a warning.
+void CheckMemory(const rl::RunConfig& config, double gpu_memory) {
+  const auto rank_bytes = static_cast<int64_t>(gpu_memory * 1e9);
+  const rl::FitReport fit = CheckFit(config, rank_bytes, MachineBytes());
+  Check<ConfigError>(rank_bytes == 0 || fit.verdict != rl::FitReport::Verdict::kDoesNotFit,
+                     "[memory] {}", fit.text);
+  if (fit.verdict != rl::FitReport::Verdict::kFits) {
+    std::cerr << "hone: warning: [memory] " << fit.text << "\n";
+  }
+}
+
+}  // namespace
 
 int CheckCommand(const Arguments& args) {
   std::string path;
@@ -15,9 +34,13 @@ int CheckCommand(const Arguments& args) {
   CLI::App app("Find what is wrong with a config before anything starts", "hone check");
   app.add_option("config", path, "the run's config (YAML)")->required();
   app.add_option("--set", overrides, "key=value, e.g. stages.base.steps=20");
+  double gpu_memory = 0;
+  app.add_option("--gpu-memory", gpu_memory, "GB (10^9 bytes) of each learner rank's device")
+      ->check(CLI::PositiveNumber);
   if (int code = 0; !ParseArguments(app, args, &code)) return code;
   rl::RunConfig config = rl::LoadRunConfig(path, overrides);
   rl::CheckRun(config);
+  CheckMemory(config, gpu_memory);
   std::cout << fmt::format(
       "{}: {} stages, {} parameters ({} active a token), {} learner rank{} ({}), {} worker{}\n",
       config.name, config.stages.size(), config.model.ParameterCount(true),

@@ -28,6 +28,8 @@ const std::vector<Command>& Commands() {
       {"worker", "one rollout worker", hone::launcher::WorkerCommand},
       {"check", "find what is wrong with a config before anything starts",
        hone::launcher::CheckCommand},
+      {"plan", "memory, speed and layouts that fit, from the config alone",
+       hone::launcher::PlanCommand},
       {"status", "the stage pipeline in the terminal", hone::launcher::StatusCommand},
       {"generate", "one completion of one prompt", hone::launcher::GenerateCommand},
       {"serve", "an OpenAI-compatible endpoint", hone::launcher::ServeCommand},

@@ -4,6 +4,7 @@
 #include "launcher/bench/bench.h"
 #include "launcher/bench/bench_learner.h"
 #include "launcher/bench/gemm_bound.h"
+#include "rl/plan/memory.h"
 
 namespace hone::launcher {
 namespace {
@@ -18,15 +19,17 @@ Json PeakBytes(const runtime::MemoryUsage& usage) {
   return peaks;
 }
 
-// The formula of docs/benchmarks.md, for dense f32 models without activation checkpointing.
-int64_t ExpectedPeakBytes(const model::ModelConfig& c, int64_t tokens, int64_t ranks) {
-  const int64_t parameters = c.ParameterCount(false), d = c.hidden_size;
-  const int64_t q = c.num_attention_heads * c.head_dim, kv = c.num_key_value_heads * c.head_dim;
-  const int64_t layer = 3 * d + 2 * q + 2 * kv + c.num_attention_heads + 2 * c.intermediate_size;
-  // The last block's backward, with the records of all blocks still there, holds the most.
-  const int64_t activations =
-      tokens * (c.num_hidden_layers * layer + 4 * c.intermediate_size + 4 * d);
-  return 4 * (2 * parameters + 3 * parameters / ranks + activations);
+// What `hone plan` says of the same step.
+int64_t ExpectedPeakBytes(const TrainBenchOptions& options, int ranks) {
+  rl::Layout layout;
+  layout.mesh.dp = ranks;
+  layout.activation_checkpointing = options.activation_checkpointing;
+  layout.threads = options.threads;
+  rl::StepShape step;
+  step.tokens = options.model.sequence * options.model.sequences;
+  step.sequences = options.model.sequences;
+  step.microbatches = options.packs;
+  return EstimateMemory(options.model.config, layout, step)[0].total;
 }
 
 }  // namespace
@@ -69,10 +72,7 @@ Json BenchTrain(const TrainBenchOptions& options) {
                  {"gemm_gflops", Flops(gemms) / timer.Fastest() / 1e9},
                  {"gflops", Flops(gemms) * rank_packs / Fastest(seconds) / 1e9},
                  {"peak_bytes", PeakBytes(usage)}};
-  if (!model.config.is_moe() && !options.activation_checkpointing) {
-    const int64_t expected = ExpectedPeakBytes(model.config, tokens, ranks);
-    result["peak_bytes"]["expected"] = expected;
-  }
+  result["peak_bytes"]["expected"] = ExpectedPeakBytes(options, learner.world().size());
   return result;
 }
 

@@ -57,6 +57,10 @@ class RankEstimate {
   int GroupSize(const TensorInfo& t) const {
     return t.experts ? layout_.mesh.dp / layout_.mesh.ep : layout_.mesh.dp;
   }
+  // Only cross-entropy trains the prediction layer.
+  bool Trained(const TensorInfo& t) const {
+    return !t.buffer && (!t.mtp || step_.loss == model::MicrobatchShape::Loss::kCrossEntropy);
+  }
   // Rows of the first replica, which has the most; elements.
   int64_t SectionSize(const TensorInfo& t) const {
     const int64_t rows = t.shape[0], size = runtime::NumElements(t.shape);
@@ -106,6 +110,7 @@ class RankEstimate {
       (held.tensor.experts ? count.experts : count.data) += size;
       if (held.replicated) count.replicated += size;
       memory_[MemoryCategory::kGradients] += size * accumulator() * (1 + step_.idle_models);
+      if (!Trained(held.tensor)) continue;
       memory_[MemoryCategory::kOptimizer] +=
           SectionSize(held.tensor) * (accumulator() + 2 * moment);
     }
@@ -190,7 +195,7 @@ class RankEstimate {
     for (size_t i = 0; i < tensors_.size(); ++i) {
       const Held& held = tensors_[i];
       const int size = GroupSize(held.tensor);
-      if (held.tensor.buffer || size == 1) continue;
+      if (!Trained(held.tensor) || size == 1) continue;
       const bool apart = replicated_apart && held.replicated;
       const std::pair key{held.tensor.experts, apart};
       if (!open.contains(key)) {

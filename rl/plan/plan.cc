@@ -32,15 +32,12 @@ void ReplaceSources(Config* config) {
         if (!maps[i]->Has(key)) continue;
         config->Override(fmt::format("{}.{}.{}={{family: chain, count: 1}}", path, i, key));
       }
-      if (maps[i]->Has("samples")) {
-        config->Override(fmt::format("{}.{}.samples=[a/file]", path, i));
-      }
     }
   };
   if (root.Has("tokenizer")) config->Override("tokenizer=byte");
   replace(root.List("stages"), "stages",
           {"data", "heldout", "prompts", "general_prompts", "pairs", "heldout_pairs"});
-  replace(root.Map("evaluate").List("suites"), "evaluate.suites", {"problems"});
+  replace(root.Map("evaluate").List("suites"), "evaluate.suites", {"problems", "text"});
 }
 
 // DeepSeek-V3's batch and precision, for a model of which nothing else is said.

@@ -7,6 +7,8 @@
 namespace hone::rl {
 namespace {
 
+constexpr int kOneNode = 1 << 20;  // ranks: more than there are
+
 using parallel::PipelineShape;
 using parallel::ScheduleCosts;
 using parallel::ScheduleKind;
@@ -180,13 +182,27 @@ class StepModel {
 
 }  // namespace
 
+MachineModel MachineModel::Cpu(int threads) {
+  return {.flops = 147e9 * threads,
+          .efficiency = 0.75,
+          .memory_bandwidth = 10e9 * threads,
+          .node_bandwidth = 4e9,
+          .network_bandwidth = 1e9,
+          .bandwidth_efficiency = 0.8,
+          .node_ranks = kOneNode};
+}
+
 std::string MachineModel::ToString() const {
+  const std::string beyond = node_ranks < kOneNode
+                                 ? fmt::format(" of {}, {:g} GB/s a rank between nodes", node_ranks,
+                                               network_bandwidth / 1e9)
+                                 : "";
   return fmt::format(
-      "{:.0f} TFLOP/s a rank, {:.0f} % of it reached; {:.2f} TB/s of memory; {} ranks a node, "
-      "{:.0f} "
-      "GB/s inside it and {:.0f} GB/s a rank beyond, {:.0f} % of them reached",
-      flops / 1e12, 100 * efficiency, memory_bandwidth / 1e12, node_ranks, node_bandwidth / 1e9,
-      network_bandwidth / 1e9, 100 * bandwidth_efficiency);
+      "{:g} TFLOP/s a rank, {:.0f} % of it reached; {:g} GB/s of memory; {:g} GB/s from rank to "
+      "rank "
+      "in a node{}; {:.0f} % of the bandwidths reached",
+      flops / 1e12, 100 * efficiency, memory_bandwidth / 1e9, node_bandwidth / 1e9, beyond,
+      100 * bandwidth_efficiency);
 }
 
 double MachineModel::SecondsToExchange(double bytes, int group) const {

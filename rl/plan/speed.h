@@ -25,6 +25,8 @@ struct MachineModel {
   double bandwidth_efficiency = 0.8;  // of the three
   int node_ranks = 8;
 
+  // One core of a server's CPU a thread, as docs/benchmarks.md measured it; one node.
+  static MachineModel Cpu(int threads);
   std::string ToString() const;
   double SecondsOfFlops(double count) const { return count / (flops * efficiency); }
   // A collective in which each rank sends `bytes` in all, evenly to the others of a group of
