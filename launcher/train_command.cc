@@ -137,9 +137,6 @@ int Refuse(const Refusal& mine, parallel::ProcessGroup& world) {
   return 0;
 }
 
-}  // namespace
-
-int TrainCommand(const Arguments& args) {
 parallel::GroupPtr MakeWorld(const TrainOptions& options, parallel::GroupOptions group_options) {
   if (options.tcp) {
     return parallel::MakeTcpGroup(parallel::TcpOptionsFromEnvironment(), group_options);
@@ -148,6 +145,9 @@ parallel::GroupPtr MakeWorld(const TrainOptions& options, parallel::GroupOptions
                                   : parallel::MakeSingleGroup();
 }
 
+}  // namespace
+
+int TrainCommand(const Arguments& args) {
   TrainOptions options;
   CLI::App app("One learner rank: what mpirun and srun start", "hone train");
   app.add_option("config", options.config, "the run's config (YAML)")->required();
@@ -155,11 +155,11 @@ parallel::GroupPtr MakeWorld(const TrainOptions& options, parallel::GroupOptions
   app.add_option("--set", options.overrides, "key=value, e.g. stages.base.steps=20");
   app.add_option("--until", options.until, "the last stage to run");
   app.add_flag("--pool", options.pool, "serve a rollout pool even if the config starts no workers");
+  app.add_flag("--tcp", options.tcp,
+               "meet the other ranks over TCP: HONE_MASTER, HONE_RANK, HONE_SIZE, or SLURM's variables");
   if (int code = 0; !ParseArguments(app, args, &code)) return code;
 
   rl::RunConfig config;
-  app.add_flag("--tcp", options.tcp,
-               "meet the other ranks over TCP: HONE_MASTER, HONE_RANK, HONE_SIZE, or SLURM's variables");
   Refusal refusal = WhatIsWrong(options, &config);
   parallel::GroupOptions group_options;
   group_options.deadline = std::chrono::seconds(config.train.deadline_seconds);

@@ -89,17 +89,6 @@ void RolloutConfig::Read(ConfigReader& r) {
   }
 }
 
-void TrainConfig::Read(ConfigReader& r) {
-  std::string type{runtime::DTypeName(dtype)};
-  r.Optional("dtype", &type);
-  dtype = runtime::DTypeFromName(type);
-  r.Optional("threads", &threads);
-  r.Optional("activation_checkpointing", &activation_checkpointing);
-  r.Optional("deadline_seconds", &deadline_seconds);
-  r.Optional("keep_last", &keep_last);
-  r.Optional("keep_every", &keep_every);
-  r.Optional("asynchronous_checkpoints", &asynchronous_checkpoints);
-  if (threads < 1) r.Fail("threads", "must be at least 1");
 namespace {
 
 void ReadDevice(ConfigReader& r, TrainConfig* train) {
@@ -121,6 +110,18 @@ void ReadDevice(ConfigReader& r, TrainConfig* train) {
 
 }  // namespace
 
+void TrainConfig::Read(ConfigReader& r) {
+  std::string type{runtime::DTypeName(dtype)};
+  r.Optional("dtype", &type);
+  dtype = runtime::DTypeFromName(type);
+  r.Optional("threads", &threads);
+  ReadDevice(r, this);
+  r.Optional("activation_checkpointing", &activation_checkpointing);
+  r.Optional("deadline_seconds", &deadline_seconds);
+  r.Optional("keep_last", &keep_last);
+  r.Optional("keep_every", &keep_every);
+  r.Optional("asynchronous_checkpoints", &asynchronous_checkpoints);
+  if (threads < 1) r.Fail("threads", "must be at least 1");
   if (keep_last < 1) r.Fail("keep_last", "must be at least 1");
 }
 
@@ -135,7 +136,6 @@ void ReadUntil(ConfigReader& r, StageConfig* s) {
   if (!r.Has("until")) return;
   ConfigReader& u = r.Map("until");
   UntilConfig until;
-  ReadDevice(r, this);
   u.Required("suite", &until.suite);
   u.Required("metric", &until.metric);
   u.Required("at_least", &until.at_least);

@@ -152,6 +152,9 @@ struct EvaluationSuite {
 struct TrainConfig {
   DType dtype = DType::kF32;
   int threads = 1;  // of each rank
+  Device::Type device = Device::Type::kCpu;
+  Numerics numerics = Numerics::kBatchInvariant;  // on GPUs
+  bool fp8 = false;                               // products of linear layers and experts
   bool activation_checkpointing = false;
   int deadline_seconds = 600;  // of every collective
   int keep_last = 2;
@@ -175,9 +178,6 @@ struct RunConfig {
   std::vector<EvaluationSuite> suites;
   bool evaluate_after_every_stage = true;
   std::string resolved_yaml;  // what was read, overrides included
-  Device::Type device = Device::Type::kCpu;
-  Numerics numerics = Numerics::kBatchInvariant;  // on GPUs
-  bool fp8 = false;                               // products of linear layers and experts
 
   const StageConfig* FindStage(const std::string& name) const;
 };
