@@ -66,9 +66,11 @@ void ReadFromRun(const fs::path& config_yaml, ModelFiles* files) {
     files->config.Read(model);
   } else {
     ReadCompanions(hf, files);
+    model.Optional("max_position_embeddings", &files->config.max_position_embeddings);
   }
   files->tokenizer = "byte";
   root.Optional("tokenizer", &files->tokenizer);
+  if (files->tokenizer == "hf") files->tokenizer = hf;
   root.Optional("special_tokens", &files->special_tokens);
   if (fs::is_directory(files->tokenizer)) files->companions = files->tokenizer;
 }

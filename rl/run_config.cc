@@ -7,6 +7,7 @@
 #include <set>
 
 #include "rl/reward/verifier.h"
+#include "runtime/file_system.h"
 #include "runtime/philox.h"
 
 namespace hone::rl {
@@ -433,7 +434,18 @@ RunConfig ReadRunConfig(const Config& config) {
   if (c.hf.empty()) {
     c.model.Read(model);
   } else {
-    c.model = model::ModelConfig::FromHuggingFace(c.hf + "/config.json");
+    const std::string file = c.hf + "/config.json";
+    Check<ConfigError>(runtime::LocalFileSystem().Exists(file),
+                       "{}: there is no {}: put the model's Hugging Face folder there, or name it by "
+                       "--set model.hf=FOLDER",
+                       model.Where("hf"), file);
+    c.model = model::ModelConfig::FromHuggingFace(file);
+    model.Optional("max_position_embeddings", &c.model.max_position_embeddings);
+  }
+  if (c.tokenizer == "hf") {
+    Check<ConfigError>(!c.hf.empty(), "{}: 'hf' is the folder of model.hf, which is not set",
+                       root.Where("tokenizer"));
+    c.tokenizer = c.hf;
   }
   c.model.Validate(root.Where("model"));
   c.mesh.Read(root.Map("mesh"));

@@ -8,7 +8,7 @@
 #include <regex>
 #include <sstream>
 
-#include "rl/run_config.h"
+#include "rl/plan/plan.h"
 #include "runtime/file_system.h"
 #include "tests/runtime/runtime_test_util.h"
 
@@ -33,6 +33,47 @@ bool NeedsData(const std::string& name) {
   return text.str().find("${HONE_DATA}") != std::string::npos;
 }
 
+// A student of RECIPE's distillation: what its config.json says, what its config must.
+struct Student {
+  const char *name, *family, *chat;
+  int64_t hidden, intermediate, layers, heads, groups, vocabulary;
+  bool tied;
+  double rate;
+  int64_t device_gigabytes;  // of each of the config's ranks
+};
+const std::vector<Student>& Students() {
+  static const std::vector<Student> students = {
+      {"distill_qwen2.5_math_1.5b", "qwen2", "qwen2.5", 1536, 8960, 28, 12, 2, 151936, true, 1e-4,
+       80},
+      {"distill_qwen2.5_math_7b", "qwen2", "qwen2.5", 3584, 18944, 28, 28, 4, 152064, false, 8e-5,
+       80},
+      {"distill_qwen2.5_14b", "qwen2", "qwen2.5", 5120, 13824, 48, 40, 8, 152064, false, 7e-5, 80},
+      {"distill_qwen2.5_32b", "qwen2", "qwen2.5", 5120, 27648, 64, 40, 8, 152064, false, 6e-5, 80},
+      {"distill_llama3.1_8b", "llama", "llama3.1", 4096, 14336, 32, 32, 8, 128256, false, 5e-5, 80},
+      {"distill_llama3.3_70b", "llama", "llama3.1", 8192, 28672, 80, 64, 8, 128256, false, 2e-5,
+       141},
+  };
+  return students;
+}
+const Student* FindStudent(const std::string& name) {
+  for (const Student& s : Students()) {
+    if (s.name == name) return &s;
+  }
+  return nullptr;
+}
+
+// A folder with the student's config.json alone; the Math models say 4,096 positions.
+std::string WriteModelFolder(const Student& s, const std::string& folder) {
+  const int64_t positions = std::string(s.name).find("math") != std::string::npos ? 4096 : 131072;
+  std::ofstream(folder + "/config.json") << fmt::format(
+      R"({{"model_type": "{}", "hidden_size": {}, "intermediate_size": {}, "num_hidden_layers": {},
+"num_attention_heads": {}, "num_key_value_heads": {}, "vocab_size": {}, "rms_norm_eps": 1e-6,
+"max_position_embeddings": {}, "tie_word_embeddings": {}}})",
+      s.family, s.hidden, s.intermediate, s.layers, s.heads, s.groups, s.vocabulary, positions,
+      s.tied);
+  return folder;
+}
+
 class ConfigsTest : public testing::TestWithParam<std::string> {};
 
 TEST_P(ConfigsTest, PassesCheck) {
@@ -47,6 +88,13 @@ TEST_P(ConfigsTest, PassesCheck) {
     overrides = {
         fmt::format("stages.distilled.samples=[{}]", std::string(folder / "samples.jsonl"))};
   }
+  if (const Student* student = FindStudent(GetParam())) {
+    std::ofstream(folder / "samples.jsonl")
+        << R"({"prompt": "1+1?", "completion": "<think>\neasy\n</think>\n\n2"})"
+        << "\n";
+    overrides = {"model.hf=" + WriteModelFolder(*student, folder / ""), "tokenizer=byte",
+                 fmt::format("stages.distilled.data.jsonl={}", folder / "samples.jsonl")};
+  }
   RunConfig config;
   ASSERT_NO_THROW(config = LoadRunConfig(kFolder + GetParam() + ".yaml", overrides));
   EXPECT_EQ(config.name, GetParam()) << "run.name is the file's";
@@ -58,6 +106,44 @@ INSTANTIATE_TEST_SUITE_P(Configs, ConfigsTest, testing::ValuesIn(Names()), [](co
   for (char& c : name) c = std::isalnum(static_cast<unsigned char>(c)) ? c : '_';
   return name;
 });
+
+// RECIPE's values; and from the model's config.json alone, that it fits the devices that the config
+// says it is for.
+TEST(Configs, DistillationIsAsPublished) {
+  for (const Student& student : Students()) {
+    SCOPED_TRACE(student.name);
+    runtime::TemporaryFolder folder;
+    const RunConfig config = LoadPlanConfig(kFolder + student.name + ".yaml",
+                                            {"model.hf=" + WriteModelFolder(student, folder / "")});
+    const StageConfig& stage = *config.FindStage("distilled");
+    EXPECT_EQ(stage.kind, StageKind::kDistill);
+    EXPECT_DOUBLE_EQ(stage.lr.peak, student.rate);
+    EXPECT_EQ(stage.lr.schedule, LearningRate::Schedule::kCosine);
+    EXPECT_DOUBLE_EQ(stage.lr.final_ratio, 0.1);
+    EXPECT_GE(stage.epochs, 2);
+    EXPECT_LE(stage.epochs, 3);
+    EXPECT_EQ(stage.batch.packs, 64);
+    EXPECT_EQ(stage.batch.max_length, 32'768);
+    const std::string text = runtime::LocalFileSystem().ReadAll(kFolder + student.name + ".yaml");
+    EXPECT_THAT(text, testing::HasSubstr(fmt::format("chat: {}}}", student.chat)));
+    const int64_t bytes = student.device_gigabytes * 1'000'000'000;
+    EXPECT_EQ(CheckFit(config, bytes, 0).verdict, FitReport::Verdict::kFits);
+    EXPECT_THAT(text, testing::HasSubstr(fmt::format("{} GPUs of {} GB", config.mesh.ranks(),
+                                                     student.device_gigabytes)));
+  }
+}
+
+TEST(Configs, AnAbsentModelFolderIsAskedFor) {
+  for (const Student& student : Students()) {
+    try {
+      LoadRunConfig(kFolder + student.name + ".yaml", {});
+      ADD_FAILURE() << student.name << " was read without its model";
+    } catch (const ConfigError& e) {
+      EXPECT_THAT(e.what(), testing::HasSubstr(std::string(student.name) + ".yaml:4"));
+      EXPECT_THAT(e.what(), testing::HasSubstr("--set model.hf=FOLDER"));
+    }
+  }
+}
 
 TEST(Configs, DistillationNamesAMissingFile) {
   RunConfig config = LoadRunConfig(kFolder + "distill_tiny.yaml",
