@@ -95,7 +95,6 @@ json ParseStrictly(const char* begin, const char* end, const std::string& path) 
 // What a tensor is in its file, before anything is decoded.
 struct Place {
   std::shared_ptr<Mapping> file;
-  uint64_t begin = 0;
   int64_t element_bytes = 0;
   SafetensorsEntry entry;
   Tensor scale;  // of fp8 with factors
@@ -106,7 +105,8 @@ struct Place {
                                : runtime::NumElements(entry.shape) / std::max<int64_t>(1, rows());
   }
   char* row(int64_t r) const {
-    return file->data() + begin + static_cast<uint64_t>(r * row_elements() * element_bytes);
+    return file->data() + entry.position +
+           static_cast<uint64_t>(r * row_elements() * element_bytes);
   }
 };
 
@@ -185,7 +185,7 @@ void SafetensorsReader::Impl::AddTensor(const std::string& path,
   const StoredType* type = FindStoredType(stored);
   Check<CheckpointError>(type != nullptr, "{}: tensor '{}': dtype \"{}\" is not supported", path,
                          name, stored);
-  SafetensorsEntry entry{name, type->dtype, {}, path, stored};
+  SafetensorsEntry entry{name, type->dtype, {}, path, stored, 0};
   const uint64_t data_size = file->size() - data_begin;
   uint64_t bytes = static_cast<uint64_t>(type->bytes);
   refuse(static_cast<int64_t>(info["shape"].size()) <= kMaxDims, "has too many dims");
@@ -204,7 +204,8 @@ void SafetensorsReader::Impl::AddTensor(const std::string& path,
   refuse(begin <= end && end <= data_size, "lies outside the file");
   refuse(end - begin == bytes, "shape and data_offsets disagree");
   refuse(places.count(name) == 0, "occurs in another file, too");
-  places[name] = {file, data_begin + begin, type->bytes, std::move(entry), {}};
+  entry.position = data_begin + begin;
+  places[name] = {file, type->bytes, std::move(entry), {}};
 }
 
 // The data are the tensors end to end: none over another, and nothing between or after them.
@@ -213,7 +214,7 @@ void SafetensorsReader::Impl::CheckLayout(const std::string& path,
                                           uint64_t data_begin) const {
   std::vector<std::pair<uint64_t, const Place*>> order;
   for (const auto& [name, place] : places) {
-    if (place.file == file) order.emplace_back(place.begin, &place);
+    if (place.file == file) order.emplace_back(place.entry.position, &place);
   }
   std::stable_sort(order.begin(), order.end(), [](const auto& a, const auto& b) {
     return std::pair(a.first, a.second->rows() * a.second->row_elements()) <

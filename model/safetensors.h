@@ -16,7 +16,8 @@ struct SafetensorsEntry {
   DType dtype;  // of what Get gives: as stored, but f32 for f16, and bf16 for fp8 with its factors
   Shape shape;
   std::string file;
-  std::string stored;  // the format's name of the stored type: "F16"
+  std::string stored;     // the format's name of the stored type: "F16"
+  uint64_t position = 0;  // of its bytes in the file
 };
 
 // Const and thread safe. fp8 matrices come with their factors applied (stored_float.h): a

@@ -106,6 +106,7 @@ void CheckRepeats(const std::string& folder, const ModelConfig& config,
 // The rows [begin, end) of a tensor in the folder, and what they are of the model.
 struct Part {
   std::string name;
+  std::pair<std::string, uint64_t> place;  // file and position of the tensor
   int64_t begin, end;
   DType dtype;
   Slab slab;
@@ -115,7 +116,7 @@ struct Part {
 void CutIntoParts(const SafetensorsEntry& entry, const Slab& whole, DType dtype,
                   int64_t piece_bytes, std::vector<Part>* parts) {
   if (entry.shape.empty()) {
-    parts->push_back({entry.name, 0, 1, dtype, whole});
+    parts->push_back({entry.name, {entry.file, entry.position}, 0, 1, dtype, whole});
     return;
   }
   const size_t dim = whole.extent.size() - entry.shape.size();  // past that of the experts
@@ -125,7 +126,7 @@ void CutIntoParts(const SafetensorsEntry& entry, const Slab& whole, DType dtype,
   const int64_t step = std::max<int64_t>(1, piece_bytes / std::max<int64_t>(1, row_bytes));
   for (int64_t begin = 0; begin < rows; begin += step) {
     const int64_t end = std::min(rows, begin + step);
-    Part part{entry.name, begin, end, dtype, whole};
+    Part part{entry.name, {entry.file, entry.position}, begin, end, dtype, whole};
     part.slab.offset[dim] = begin;
     part.slab.extent[dim] = end - begin;
     parts->push_back(std::move(part));
@@ -163,6 +164,9 @@ std::vector<runtime::LazySlab> HuggingFaceSlabs(const std::string& folder,
       CutIntoParts(entry, slab, dtype, options.piece_bytes, parts.get());
     }
   }
+  // In the order of the files, so that the disk reads on.
+  std::stable_sort(parts->begin(), parts->end(),
+                   [](const Part& a, const Part& b) { return a.place < b.place; });
   std::vector<runtime::LazySlab> slabs;
   for (size_t i = 0; i < parts->size(); ++i) {
     const Part& part = (*parts)[i];

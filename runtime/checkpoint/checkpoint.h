@@ -30,8 +30,7 @@ struct CheckpointContents {
   SlabIndex slabs;  // this rank's; where ranks hold the same slab, the lowest rank writes it
   std::string
       metadata;  // JSON, from rank 0: stage, step, RNG counters, data position, weight version…
-  // More slabs, each made when its turn comes, in this order, on a thread of the writer's. Two are
-  // held at a time.
+  // More slabs, each made when its turn comes, in this order, on a thread of the writer's.
   std::vector<LazySlab> lazy = {};
 };
 
@@ -43,6 +42,8 @@ class CheckpointWriter {
   struct Options {
     bool asynchronous = true;
     int compression = 0;  // deflate level; 0: contiguous datasets at the disk's speed
+    // How many bytes of lazy slabs, or one slab, are held beside the one that is being written.
+    int64_t ahead_bytes = 64 << 20;
   };
   CheckpointWriter(FileSystem& fs, std::shared_ptr<Rendezvous> ranks, Options options);
   ~CheckpointWriter();

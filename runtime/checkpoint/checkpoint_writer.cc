@@ -1,7 +1,9 @@
 #include <algorithm>
+#include <condition_variable>
+#include <deque>
 #include <exception>
-#include <future>
 #include <map>
+#include <mutex>
 #include <optional>
 #include <set>
 #include <thread>
@@ -24,40 +26,73 @@ struct ReadyPiece {
   std::string digest;
 };
 
-// Makes one piece after the other, the next one while the caller works on the last.
+ReadyPiece MakePiece(const LazySlab& piece) {
+  ReadyPiece made{piece.tensor(), ""};
+  const Tensor& t = made.tensor;
+  Check<CheckpointError>(t.contiguous() && t.device().is_cpu() && t.dtype() == piece.dtype &&
+                             t.size() == piece.slab.size(),
+                         "[checkpoint] {} is held by a tensor of shape {}", piece.slab.ToString(),
+                         ShapeToString(t.shape()));
+  if (t.bytes() > 0) made.digest = DigestOf(t.raw(), t.bytes());
+  return made;
+}
+
+// Makes the pieces in order on a thread of its own, up to `ahead` bytes, or one piece, before they
+// are taken: so that neither reading nor writing waits for the other.
 class PieceReader {
  public:
-  explicit PieceReader(const std::vector<LazySlab>& pieces) : pieces_(pieces) { Begin(); }
+  PieceReader(const std::vector<LazySlab>& pieces, int64_t ahead)
+      : pieces_(pieces), ahead_(ahead), thread_([this] { Run(); }) {}
+  ~PieceReader() {
+    {
+      std::lock_guard lock(mutex_);
+      stopped_ = true;
+    }
+    changed_.notify_all();
+    thread_.join();
+  }
   ReadyPiece Take() {
-    ReadyPiece piece = next_.get();
-    ++at_;
-    Begin();
+    std::unique_lock lock(mutex_);
+    changed_.wait(lock, [this] { return !ready_.empty() || error_; });
+    if (ready_.empty()) std::rethrow_exception(error_);
+    ReadyPiece piece = std::move(ready_.front());
+    ready_.pop_front();
+    held_ -= piece.tensor.bytes();
+    changed_.notify_all();
     return piece;
   }
 
  private:
-  static constexpr int64_t kWorthAThread = 1 << 20;
-
-  static ReadyPiece Make(const LazySlab& piece) {
-    ReadyPiece made{piece.tensor(), ""};
-    const Tensor& t = made.tensor;
-    Check<CheckpointError>(t.contiguous() && t.device().is_cpu() && t.dtype() == piece.dtype &&
-                               t.size() == piece.slab.size(),
-                           "[checkpoint] {} is held by a tensor of shape {}", piece.slab.ToString(),
-                           ShapeToString(t.shape()));
-    if (t.bytes() > 0) made.digest = DigestOf(t.raw(), t.bytes());
-    return made;
-  }
-  void Begin() {
-    if (at_ == pieces_.size()) return;
-    const LazySlab& piece = pieces_[at_];
-    auto policy = BytesOf(piece) >= kWorthAThread ? std::launch::async : std::launch::deferred;
-    next_ = std::async(policy, [&piece] { return Make(piece); });
+  void Run() {
+    try {
+      for (const LazySlab& piece : pieces_) {
+        std::unique_lock lock(mutex_);
+        const int64_t bytes = BytesOf(piece);
+        changed_.wait(lock, [&] { return stopped_ || held_ == 0 || held_ + bytes <= ahead_; });
+        if (stopped_) return;
+        held_ += bytes;
+        lock.unlock();
+        ReadyPiece made = MakePiece(piece);
+        lock.lock();
+        ready_.push_back(std::move(made));
+        changed_.notify_all();
+      }
+    } catch (...) {
+      std::lock_guard lock(mutex_);
+      error_ = std::current_exception();
+      changed_.notify_all();
+    }
   }
 
   const std::vector<LazySlab>& pieces_;
-  size_t at_ = 0;
-  std::future<ReadyPiece> next_;
+  const int64_t ahead_;
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  std::deque<ReadyPiece> ready_;
+  int64_t held_ = 0;  // bytes of what is ready or under way
+  bool stopped_ = false;
+  std::exception_ptr error_;
+  std::thread thread_;  // last: it uses the others
 };
 
 // One block that the snapshots of successive saves share.
@@ -197,7 +232,7 @@ SlabTable CheckpointWriter::Impl::WriteShard(const Job& job) {
   std::map<std::string, int> uses;  // of a dataset name: a rank may hold two slabs of one tensor
   std::optional<Hdf5File> file;
   if (any) file.emplace(Hdf5File::Create(fs, path));
-  PieceReader reader(job.pieces);
+  PieceReader reader(job.pieces, options.ahead_bytes);
   for (const LazySlab& piece : job.pieces) {
     ReadyPiece ready = reader.Take();
     CheckpointSlabInfo info{piece.slab, piece.dtype, "", "", ready.digest, BytesOf(piece), -1};

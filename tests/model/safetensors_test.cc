@@ -187,6 +187,39 @@ TEST_F(SafetensorsTest, StoredFormatsAreDecodedAsTorchDoes) {
   }
 }
 
+// Rows by themselves, and slabs cut small as import cuts large tensors, have the bits of the whole.
+TEST_F(SafetensorsTest, PiecesAreThoseOfTheWhole) {
+  const std::string folder = std::string(HONE_SOURCE_DIR) + "/tests/fixtures/model/deepseek_v3_fp8";
+  const auto reader = std::make_shared<const SafetensorsReader>(folder);
+  for (const SafetensorsEntry& entry : reader->entries()) {
+    const Tensor whole = reader->Get(entry.name);
+    for (int64_t begin : {int64_t{0}, int64_t{5}, int64_t{127}, int64_t{129}}) {
+      const int64_t end = std::min(begin + 3, entry.shape[0]);
+      if (begin >= end) continue;
+      const Tensor rows = reader->Rows(entry.name, begin, end, entry.dtype);
+      EXPECT_TRUE(SameBits(rows, whole.Slice(begin, end))) << entry.name << " from " << begin;
+    }
+  }
+  const ModelConfig config = ModelConfig::FromHuggingFace(folder + "/config.json");
+  SlabOptions options;
+  options.piece_bytes = 1000;
+  SlabIndex pieces;
+  for (const runtime::LazySlab& lazy : HuggingFaceSlabs(folder, config, reader, options)) {
+    pieces.push_back({lazy.slab, lazy.tensor()});
+    EXPECT_EQ(pieces.back().tensor.dtype(), lazy.dtype);
+    EXPECT_LE(pieces.back().tensor.bytes(), 1000);
+  }
+  EXPECT_GT(pieces.size(), 250u);
+  TransformerStage want(ctx_, config, WholeModel(config, DType::kBF16)),
+      got(ctx_, config, WholeModel(config, DType::kBF16));
+  LoadHuggingFace(folder, want);
+  runtime::CopySlabs(pieces, got.State());
+  const SlabIndex want_state = want.State(), got_state = got.State();
+  for (size_t i = 0; i < want_state.size(); ++i) {
+    EXPECT_TRUE(SameBits(want_state[i].tensor, got_state[i].tensor)) << want_state[i].slab.name;
+  }
+}
+
 TEST_F(SafetensorsTest, FactorsThatDoNotFitTheirMatrixAreNamed) {
   auto error = [&](const std::string& scale) {
     return ErrorOf(R"({"w":{"dtype":"F8_E4M3","shape":[2,4],"data_offsets":[0,8]},"w_scale_inv":)" +

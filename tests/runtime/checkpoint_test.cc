@@ -158,7 +158,9 @@ TEST(CheckpointTest, LazySlabsAreMadeOneAfterTheOther) {
                                return Tensor(t.raw(), t.shape(), t.dtype(), t.device(), end);
                              }});
   }
-  CheckpointWriter writer(LocalFileSystem(), std::make_shared<SingleRank>(), {});
+  CheckpointWriter::Options options;
+  options.ahead_bytes = 1 << 20;  // one
+  CheckpointWriter writer(LocalFileSystem(), std::make_shared<SingleRank>(), options);
   writer.Save(folder / "lazy", contents);
   writer.Wait();
   EXPECT_EQ(made, 5);
