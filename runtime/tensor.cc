@@ -123,6 +123,20 @@ void ConvertTo(const Tensor& src, const Tensor& dst) {
 
 }  // namespace
 
+namespace {
+
+// On a device kernels::Cast is what a step uses.
+void ConvertThroughHost(const Tensor& src, const Tensor& dst, Stream* stream) {
+  static const std::shared_ptr<Allocator> allocator = MakeAllocator(Device::Cpu());
+  Tensor from(allocator, src.shape(), src.dtype(), MemoryCategory::kOther);
+  Tensor to(allocator, dst.shape(), dst.dtype(), MemoryCategory::kOther);
+  CopyTo(src, from, stream);
+  CopyTo(from, to, stream);
+  CopyTo(to, dst, stream);
+}
+
+}  // namespace
+
 void CopyTo(const Tensor& src, const Tensor& dst, Stream* stream) {
   CheckShape(src.shape() == dst.shape(), "[copy] from shape {} to shape {}",
              ShapeToString(src.shape()), ShapeToString(dst.shape()));
@@ -136,10 +150,9 @@ void CopyTo(const Tensor& src, const Tensor& dst, Stream* stream) {
              src.row_stride() * width, src.cols() * width, src.rows(), stream);
     return;
   }
-  CheckShape(src.device().is_cpu() && dst.device().is_cpu(),
-             "[copy] converting {} to {} across devices {} and {}; copy first, then cast",
-             DTypeName(src.dtype()), DTypeName(dst.dtype()), src.device().ToString(),
-             dst.device().ToString());
+  if (!src.device().is_cpu() || !dst.device().is_cpu()) {
+    return ConvertThroughHost(src, dst, stream);
+  }
   switch (src.dtype()) {
     case DType::kF32:
       return ConvertTo<float>(src, dst);

@@ -67,11 +67,8 @@ void* Arena::Allocate(int64_t bytes) {
   }
   used_ += rounded;
   live_[at] = bytes;
-  Open();
-  ASAN_UNPOISON_MEMORY_REGION(base_ + at, rounded);
-  std::memset(base_ + at, kUnwritten, rounded);
-  ASAN_POISON_MEMORY_REGION(base_ + at + bytes, rounded - bytes);
-  Close();
+  new_.push_back(at);
+  if (open_ > 0) FillNew();
   return base_ + at;
 }
 
@@ -111,13 +108,28 @@ void Arena::Protect(int protection) {
   mprotect(base_, (top_ + kPage - 1) / kPage * kPage, protection);
 }
 
+void Arena::FillNew() {
+  if (!accessible_ || !new_.empty()) Protect(PROT_READ | PROT_WRITE);  // top_ may have grown
+  accessible_ = true;
+  for (int64_t at : new_) {
+    auto it = live_.find(at);
+    if (it == live_.end()) continue;
+    int64_t rounded = RoundUp(it->second);
+    ASAN_UNPOISON_MEMORY_REGION(base_ + at, rounded);
+    std::memset(base_ + at, kUnwritten, rounded);
+    ASAN_POISON_MEMORY_REGION(base_ + at + it->second, rounded - it->second);
+  }
+  new_.clear();
+}
+
 void Arena::Open() {
-  if (settings().protect_memory || !open_) Protect(PROT_READ | PROT_WRITE);
-  open_ = true;
+  if (open_++ == 0) FillNew();
 }
 
 void Arena::Close() {
-  if (settings().protect_memory) Protect(PROT_NONE);
+  if (--open_ > 0 || !settings().protect_memory) return;
+  Protect(PROT_NONE);
+  accessible_ = false;
 }
 
 }  // namespace hone::cuda_emulation

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <map>
+#include <vector>
 
 namespace hone::cuda_emulation {
 
@@ -21,17 +22,21 @@ class Arena {
   bool Inside(const void* ptr, int64_t bytes) const;
   int64_t used() const { return used_; }
 
+  // Nest: the last Close closes. Changing the protection of memory is slow, so what can wait does.
   void Open();
   void Close();
 
  private:
   void Protect(int protection);
+  void FillNew();
 
   char* base_;
   int64_t top_ = 0;  // everything handed out so far lies below
   int64_t used_ = 0;
-  bool open_ = false;
+  int open_ = 0;
+  bool accessible_ = false;
   std::map<int64_t, int64_t> live_;       // offset → bytes
+  std::vector<int64_t> new_;              // of live_; filled when the arena opens
   std::multimap<int64_t, int64_t> free_;  // bytes, rounded, → offset
 };
 

@@ -19,7 +19,7 @@ struct EmulatedStream {
   std::deque<std::function<bool()>> work;
 };
 
-// `stream` has to get through `ahead` pieces of work until the event has happened.
+// Has happened when its stream got to it.
 struct EmulatedEvent {
   EmulatedStream* stream = nullptr;
   std::shared_ptr<bool> happened;
@@ -55,23 +55,25 @@ class Locked {
   std::lock_guard<std::recursive_mutex> lock_;
 };
 
-bool RunOpen(const std::function<bool()>& work) {
+// Runs a stream's work, all of it or until `happened`; the arena is open all the while.
+bool RunWork(EmulatedStream* stream, const bool* happened) {
   Machine& m = machine();
+  EmulatedStream& s = stream ? *stream : m.legacy;
+  if (s.work.empty()) return true;
+  bool ok = true;
   m.arena.Open();
-  bool ok = work();
+  while (!s.work.empty() && !(happened && *happened)) {
+    std::function<bool()> work = std::move(s.work.front());
+    s.work.pop_front();
+    ok = work() && ok;
+  }
   m.arena.Close();
-  if (!ok) m.failure = LastFailure();
   return ok;
 }
 
 cudaError_t Drain(EmulatedStream* stream) {
   Machine& m = machine();
-  EmulatedStream& s = stream ? *stream : m.legacy;
-  while (!s.work.empty()) {
-    std::function<bool()> work = std::move(s.work.front());
-    s.work.pop_front();
-    if (!work()) m.sticky = cudaErrorLaunchFailure;
-  }
+  if (!RunWork(stream, nullptr)) m.sticky = cudaErrorLaunchFailure;
   return std::exchange(m.sticky, cudaSuccess);
 }
 
@@ -120,7 +122,11 @@ bool KindFits(const void* dst, const void* src, cudaMemcpyKind kind) {
 
 cudaError_t Enqueue(cudaStream_t stream, std::function<bool()> work) {
   Locked lock;
-  return Push(stream, [work = std::move(work)] { return RunOpen(work); });
+  return Push(stream, [work = std::move(work)] {
+    bool ok = work();
+    if (!ok) machine().failure = LastFailure();
+    return ok;
+  });
 }
 
 }  // namespace hone::cuda_emulation
@@ -236,30 +242,16 @@ cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
   return Push(stream, [happened = event->happened] { return *happened = true; });
 }
 
-namespace {
-
-// Runs the stream's work up to the event.
-bool Reach(EmulatedStream* stream, const std::shared_ptr<bool>& happened) {
-  EmulatedStream& s = stream ? *stream : machine().legacy;
-  bool ok = true;
-  while (happened && !*happened && !s.work.empty()) {
-    std::function<bool()> work = std::move(s.work.front());
-    s.work.pop_front();
-    ok = work() && ok;
-  }
-  return ok;
-}
-
-}  // namespace
-
 cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned) {
   Locked lock;
-  return Push(stream,
-              [from = event->stream, happened = event->happened] { return Reach(from, happened); });
+  return Push(stream, [from = event->stream, happened = event->happened] {
+    return !happened || RunWork(from, happened.get());
+  });
 }
 cudaError_t cudaEventSynchronize(cudaEvent_t event) {
   Locked lock;
-  return Reach(event->stream, event->happened) ? cudaSuccess : cudaErrorLaunchFailure;
+  bool ok = !event->happened || RunWork(event->stream, event->happened.get());
+  return ok ? cudaSuccess : cudaErrorLaunchFailure;
 }
 cudaError_t cudaEventQuery(cudaEvent_t event) {
   Locked lock;

@@ -1,8 +1,10 @@
+// emulated: ascending
 #include "kernels/grouped_gemm/grouped_gemm.h"
 
 #include <gtest/gtest.h>
 
 #include "kernels/linear/linear.h"
+#include "tests/device.h"
 #include "tests/kernels/tensors.h"
 
 namespace hone::kernels {
@@ -19,7 +21,7 @@ class Grouped : public ::testing::TestWithParam<std::tuple<Offsets, DType, int>>
 
 TEST_P(Grouped, IsLinearForEachExpert) {
   auto [offset, dtype, threads] = GetParam();
-  Context ctx(Device::Cpu(), threads);
+  Context ctx(TestDevice(), threads);
   int64_t E = static_cast<int64_t>(offset.size()) - 1, R = offset.back(), N = 37, K = 29;
   DType acc = dtype == DType::kF64 ? dtype : DType::kF32;
   Tensor x = Random(ctx, {R, K}, dtype, 1), w = Random(ctx, {E, N, K}, dtype, 2);
@@ -48,7 +50,7 @@ INSTANTIATE_TEST_SUITE_P(
                        ::testing::Values(1, 2, 3)));
 
 TEST(GroupedLinear, GradientsAgreeWithFiniteDifferences) {
-  Context ctx(Device::Cpu(), 2);
+  Context ctx(TestDevice(), 2);
   DType f64 = DType::kF64;
   Offsets offset = {0, 3, 3, 4, 9};
   Tensor x = Random(ctx, {9, 5}, f64, 1), w = Random(ctx, {4, 7, 5}, f64, 2);
@@ -61,7 +63,7 @@ TEST(GroupedLinear, GradientsAgreeWithFiniteDifferences) {
 }
 
 TEST(GroupedLinear, RefusesOffsetsThatDoNotFit) {
-  Context ctx;
+  Context ctx(TestDevice());
   Tensor x = ctx.Zeros({6, 4}, DType::kF32), w = ctx.Zeros({2, 3, 4}, DType::kF32);
   EXPECT_THROW(GroupedLinear(ctx, x, w, {0, 6}), ShapeError);
   EXPECT_THROW(GroupedLinear(ctx, x, w, {0, 3, 5}), ShapeError);

@@ -161,7 +161,8 @@ inline void FillStage(Context& ctx, TransformerStage& stage, uint64_t seed, doub
 
 inline void ZeroGradients(TransformerStage& stage) {
   for (Parameter* p : stage.Parameters()) {
-    if (p->gradient.defined()) std::memset(p->gradient.raw(), 0, p->gradient.bytes());
+    if (!p->gradient.defined()) continue;
+    runtime::FillZero(p->gradient.raw(), p->gradient.device(), p->gradient.bytes(), nullptr);
   }
 }
 
