@@ -1,4 +1,4 @@
-// `hone check`: finds what is wrong with a config before anything starts.
+// `hone check`: finds what is wrong with a config before anything starts, and what this machine has.
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
@@ -7,6 +7,7 @@
 #include "data/tokenizer.h"
 #include "launcher/command_line.h"
 #include "launcher/commands.h"
+#include "launcher/machine_report.h"
 #include "rl/plan/plan.h"
 
 namespace hone::launcher {
@@ -32,16 +33,23 @@ int CheckCommand(const Arguments& args) {
   std::string path;
   std::vector<std::string> overrides;
   CLI::App app("Find what is wrong with a config before anything starts", "hone check");
-  app.add_option("config", path, "the run's config (YAML)")->required();
+  app.add_option("config", path, "the run's config (YAML); without: what this machine has");
   app.add_option("--set", overrides, "key=value, e.g. stages.base.steps=20");
   double gpu_memory = 0;
   app.add_option("--gpu-memory", gpu_memory, "GB (10^9 bytes) of each learner rank's device")
       ->check(CLI::PositiveNumber);
+  bool json = false;
+  app.add_flag("--json", json, "what this machine has, as JSON");
   if (int code = 0; !ParseArguments(app, args, &code)) return code;
+  if (json || path.empty()) {
+    const MachineReport machine = InspectMachine();
+    std::cout << (json ? machine.ToJson() : machine.ToText());
+    if (path.empty()) return 0;
+  }
   rl::RunConfig config = rl::LoadRunConfig(path, overrides);
   rl::CheckRun(config);
   CheckMemory(config, gpu_memory);
-  std::cout << fmt::format(
+  (json ? std::cerr : std::cout) << fmt::format(
       "{}: {} stages, {} parameters ({} active a token), {} learner rank{} ({}), {} worker{}\n",
       config.name, config.stages.size(), config.model.ParameterCount(true),
       config.model.ActiveParameterCount(true), config.mesh.ranks(),
