@@ -137,11 +137,6 @@ void WaitForDevice(Device device) {
 
 }  // namespace
 
-void ThrowCudaError(cudaError_t status, std::string_view op, std::string_view call, int device) {
-  throw DeviceError(fmt::format("[{}] {} on cuda:{} failed: {} ({})", op, call, device,
-                                cudaGetErrorName(status), cudaGetErrorString(status)));
-}
-
 int CudaDeviceCount() {
   int count = 0;
   if (cudaGetDeviceCount(&count) != cudaSuccess) {
