@@ -1,4 +1,4 @@
-// emulated: yes
+// emulated: all
 #include "kernels/fp8/fp8.h"
 
 #include <gmock/gmock.h>

@@ -1,0 +1,279 @@
+// The speed of one GPU at what hone does with it, for tests/gpu_check/gpu_check: one JSON object a
+// line,
+// {"name", "value", "unit", "wanted"}. `--device cpu --small` runs the same code where there is no
+// GPU; its figures mean nothing.
+#include <CLI/CLI.hpp>
+#include <chrono>
+#include <cmath>
+#include <iostream>
+#include <memory>
+#include <nlohmann/json.hpp>
+
+#include "kernels/attention/attention.h"
+#include "kernels/fp8/fp8.h"
+#include "kernels/linear/linear.h"
+#include "launcher/bench/bench.h"
+#include "launcher/bench/gemm_bound.h"
+#include "model/kv_cache.h"
+#include "model/transformer_stage.h"
+#include "parallel/mesh.h"
+#include "parallel/train_engine.h"
+#include "rl/policy_loss.h"
+
+namespace hone::launcher {
+namespace {
+
+constexpr double kPeakFlops = 990e12;  // of an H200 in dense bf16
+
+struct Setup {
+  Device device = Device::Cuda(0);
+  bool small = false;
+  int rounds = 10;
+
+  int64_t Size(int64_t whole, int64_t little) const { return small ? little : whole; }
+  DType dtype() const { return small ? DType::kF32 : DType::kBF16; }
+};
+
+// `wanted`: what issue and README promise; "" where nothing is.
+void Report(const std::string& name, double value, const std::string& unit,
+            const std::string& wanted = "") {
+  std::cout << Json({{"name", name}, {"value", value}, {"unit", unit}, {"wanted", wanted}}).dump()
+            << std::endl;
+}
+
+// The fastest of some rounds, the device's work included.
+double Time(Context& ctx, int rounds, const std::function<void()>& work) {
+  work();
+  ctx.stream().Synchronize();
+  double best = 1e30;
+  for (int i = 0; i < rounds; ++i) {
+    auto begin = std::chrono::steady_clock::now();
+    work();
+    ctx.stream().Synchronize();
+    best = std::min(
+        best, std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count());
+  }
+  return best;
+}
+
+Tensor Zeros(Context& ctx, Shape shape, DType dtype) { return ctx.Zeros(std::move(shape), dtype); }
+
+// Bytes read and written a second by a copy within the device.
+double MemoryRate(const Setup& setup) {
+  Context ctx(setup.device);
+  const int64_t bytes = setup.Size(int64_t{4} << 30, 1 << 22);
+  Tensor from = Zeros(ctx, {bytes}, DType::kU8), to = Zeros(ctx, {bytes}, DType::kU8);
+  double seconds = Time(ctx, setup.rounds, [&] { CopyTo(from, to, &ctx.stream()); });
+  double rate = 2.0 * static_cast<double>(bytes) / seconds;
+  Report("memory.copy", rate / 1e9, "GB/s");
+  return rate;
+}
+
+double GemmRate(const Setup& setup) {
+  Context ctx(setup.device);
+  ctx.numerics = Numerics::kFast;
+  const int64_t m = setup.Size(4096, 32), n = setup.Size(8192, 64), k = setup.Size(4096, 64);
+  Tensor x = Zeros(ctx, {m, k}, setup.dtype()), w = Zeros(ctx, {n, k}, setup.dtype());
+  const double flops = 2.0 * static_cast<double>(m * n) * static_cast<double>(k);
+  double fast = flops / Time(ctx, setup.rounds, [&] { kernels::Linear(ctx, x, w); });
+  ctx.numerics = Numerics::kBatchInvariant;
+  double invariant = flops / Time(ctx, setup.rounds, [&] { kernels::Linear(ctx, x, w); });
+  Report("gemm.bf16.fast", fast / 1e12, "TFLOP/s");
+  Report("gemm.bf16.batch_invariant", invariant / 1e12, "TFLOP/s");
+  return fast;
+}
+
+// A layer's three products, quantisation included.
+void Fp8Speed(const Setup& setup) {
+  Context ctx(setup.device);
+  ctx.numerics = Numerics::kFast;
+  const int64_t t = setup.Size(4096, 16);
+  for (int64_t d : {setup.Size(4096, 128), setup.Size(7168, 256)}) {
+    Tensor x = Zeros(ctx, {t, d}, setup.dtype()), dy = Zeros(ctx, {t, d}, setup.dtype());
+    Tensor w = Zeros(ctx, {d, d}, setup.dtype()), dw = Zeros(ctx, {d, d}, DType::kF32);
+    double plain = Time(ctx, setup.rounds, [&] {
+      kernels::Linear(ctx, x, w);
+      kernels::LinearInputGradient(ctx, dy, w);
+      kernels::LinearWeightGradient(ctx, dy, x, dw);
+    });
+    double fp8 = Time(ctx, setup.rounds, [&] {
+      kernels::Fp8Linear(ctx, x, w);
+      kernels::Fp8LinearInputGradient(ctx, dy, w);
+      kernels::Fp8LinearWeightGradient(ctx, dy, x, dw);
+    });
+    Report(fmt::format("fp8.layer.{}", d), plain / fp8, "times bf16", ">= 1.3");
+  }
+}
+
+void AttentionSpeed(const Setup& setup) {
+  Context ctx(setup.device);
+  const int64_t t = setup.Size(4096, 64), h = setup.Size(12, 4), g = 2, c = setup.Size(128, 16);
+  Tensor q = Zeros(ctx, {t, h, c}, setup.dtype()), k = Zeros(ctx, {t, g, c}, setup.dtype());
+  const std::vector<int32_t> offsets = {0, static_cast<int32_t>(t)};
+  const double scale = 1 / std::sqrt(static_cast<double>(c));
+  for (Numerics numerics : {Numerics::kFast, Numerics::kBatchInvariant}) {
+    ctx.numerics = numerics;
+    const std::string mode = numerics == Numerics::kFast ? "fast" : "batch_invariant";
+    auto result = kernels::Attention(ctx, q, k, k, offsets, scale);
+    Report("attention.forward." + mode,
+           1e3 * Time(ctx, setup.rounds, [&] { kernels::Attention(ctx, q, k, k, offsets, scale); }),
+           "ms");
+    Report("attention.backward." + mode,
+           1e3 * Time(ctx, setup.rounds,
+                      [&] {
+                        kernels::AttentionBackward(ctx, result.out_THV, q, k, k, result, offsets,
+                                                   scale);
+                      }),
+           "ms");
+  }
+}
+
+model::ModelConfig Qwen2(const Setup& setup) {
+  const char* whole = R"({"model_type": "qwen2", "hidden_size": 1536, "intermediate_size": 8960,
+    "num_hidden_layers": 28, "num_attention_heads": 12, "num_key_value_heads": 2,
+    "vocab_size": 151936, "max_position_embeddings": 32768, "rms_norm_eps": 1e-6,
+    "rope_theta": 1000000.0, "tie_word_embeddings": true})";
+  const char* little = R"({"model_type": "qwen2", "hidden_size": 64, "intermediate_size": 128,
+    "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 256,
+    "max_position_embeddings": 1024, "rms_norm_eps": 1e-6, "rope_theta": 10000.0,
+    "tie_word_embeddings": true})";
+  return model::ModelConfig::FromHuggingFaceText(setup.small ? little : whole, "gpu_bench");
+}
+
+// DeepSeek-V3's layer with fewer, narrower experts and four layers, so that it fits.
+model::ModelConfig DeepSeek(const Setup& setup) {
+  nlohmann::json c = {{"model_type", "deepseek_v3"},
+                      {"hidden_size", setup.Size(4096, 64)},
+                      {"intermediate_size", setup.Size(11008, 128)},
+                      {"moe_intermediate_size", setup.Size(2048, 32)},
+                      {"num_hidden_layers", setup.Size(4, 2)},
+                      {"num_attention_heads", setup.Size(32, 2)},
+                      {"num_key_value_heads", setup.Size(32, 2)},
+                      {"n_routed_experts", setup.Size(32, 4)},
+                      {"n_shared_experts", 1},
+                      {"num_experts_per_tok", setup.Size(4, 2)},
+                      {"first_k_dense_replace", 1},
+                      {"n_group", 1},
+                      {"topk_group", 1},
+                      {"norm_topk_prob", true},
+                      {"routed_scaling_factor", 2.5},
+                      {"scoring_func", "sigmoid"},
+                      {"topk_method", "noaux_tc"},
+                      {"q_lora_rank", setup.Size(1536, 32)},
+                      {"kv_lora_rank", setup.Size(512, 32)},
+                      {"qk_nope_head_dim", setup.Size(128, 16)},
+                      {"qk_rope_head_dim", setup.Size(64, 16)},
+                      {"v_head_dim", setup.Size(128, 16)},
+                      {"vocab_size", setup.Size(32768, 256)},
+                      {"max_position_embeddings", 4096},
+                      {"rms_norm_eps", 1e-6},
+                      {"rope_theta", 10000.0},
+                      {"num_nextn_predict_layers", 0},
+                      {"tie_word_embeddings", false}};
+  return model::ModelConfig::FromHuggingFaceText(c.dump(), "gpu_bench");
+}
+
+// Whole optimizer steps on one pack.
+void TrainSpeed(const Setup& setup, const std::string& name, const model::ModelConfig& config,
+                double gemm_rate, bool fp8, const std::string& wanted) {
+  Context ctx(setup.device);
+  ctx.numerics = Numerics::kFast;
+  ctx.fp8 = fp8;
+  BenchModel model{
+      .preset = name, .config = config, .sequence = setup.Size(2048, 32), .sequences = 2};
+  parallel::GroupPtr world = parallel::MakeSingleGroup();
+  parallel::Mesh mesh({}, world);
+  model::StageOptions options;
+  options.end_layer = config.num_hidden_layers;
+  options.dtype = setup.dtype();
+  model::TransformerStage stage(ctx, config, options);
+  stage.Initialize(1);
+  parallel::TrainEngine engine(ctx, mesh, {&stage}, {});
+  std::vector<TokenBatch> packs = {RandomPack(model, 1, 1)};
+  double seconds =
+      Time(ctx, setup.rounds, [&] { engine.Step(packs, rl::CrossEntropyLoss(), 1e-4); });
+  const double tokens = static_cast<double>(model.sequence * model.sequences);
+  const double flops = Flops(TrainingGemms(config, model.sequence, model.sequences)) / seconds;
+  Report(name + ".tokens", tokens / seconds, "tokens/s");
+  Report(name + ".of_gemm_rate", 100 * flops / gemm_rate, "%", wanted);
+  Report(name + ".of_990_tflops", 100 * flops / kPeakFlops, "%");
+  Report(name + ".peak_memory", static_cast<double>(ctx.allocator()->Usage().peak_total) / 1e9,
+         "GB");
+  if (config.is_moe()) {
+    Report(name + ".tokens_an_expert",
+           tokens * static_cast<double>(config.num_experts_per_tok) /
+               static_cast<double>(config.n_routed_experts),
+           "tokens");
+  }
+}
+
+// One decode step of many sequences whose cache is full; bytes that it must read over its time.
+void DecodeSpeed(const Setup& setup, Numerics numerics, double memory_rate) {
+  Context ctx(setup.device);
+  ctx.numerics = numerics;
+  const model::ModelConfig config = Qwen2(setup);
+  model::StageOptions options;
+  options.end_layer = config.num_hidden_layers;
+  options.dtype = setup.dtype();
+  options.with_gradients = false;
+  model::TransformerStage stage(ctx, config, options);
+  stage.Initialize(1);
+  const int64_t sequences = setup.Size(256, 4), length = setup.Size(2048, 128), page = 64;
+  const int64_t pages = length / page;
+  model::KvCache cache(ctx, config, config.num_hidden_layers, sequences * pages, page,
+                       setup.dtype());
+  model::DecodeBatch batch;
+  batch.cu_seqlens.push_back(0);
+  for (int64_t s = 0; s < sequences; ++s) {
+    batch.token_T.push_back(static_cast<int32_t>(s));
+    batch.position_T.push_back(static_cast<int32_t>(length - 1));
+    batch.cu_seqlens.push_back(static_cast<int32_t>(s + 1));
+    batch.logits_rows.push_back(static_cast<int32_t>(s));
+    auto& own = batch.pages_S.emplace_back();
+    for (int64_t p = 0; p < pages; ++p) own.push_back(cache.TakePage());
+  }
+  double seconds = Time(ctx, setup.rounds, [&] { stage.Decode(ctx, batch, cache); });
+  const double bytes =
+      static_cast<double>(config.ParameterCount(false) * runtime::DTypeSize(setup.dtype())) +
+      static_cast<double>(
+          sequences * pages *
+          model::KvCache::BytesPerPage(config, config.num_hidden_layers, page, setup.dtype()));
+  const bool fast = numerics == Numerics::kFast;
+  const std::string mode = fast ? "fast" : "batch_invariant";
+  Report("decode.tokens." + mode, static_cast<double>(sequences) / seconds, "tokens/s");
+  Report("decode.of_roofline." + mode, 100 * bytes / seconds / memory_rate, "%",
+         fast ? ">= 70" : "");
+}
+
+int Main(int argc, char** argv) {
+  Setup setup;
+  std::string device = "cuda";
+  CLI::App app("The speed of one GPU at what hone does with it", "gpu_bench");
+  app.add_option("--device", device)->check(CLI::IsMember({"cpu", "cuda"}));
+  app.add_option("--rounds", setup.rounds);
+  app.add_flag("--small", setup.small, "tiny sizes: a test of this program");
+  CLI11_PARSE(app, argc, argv);
+  if (device == "cpu") setup.device = Device::Cpu();
+  const double memory_rate = MemoryRate(setup), gemm_rate = GemmRate(setup);
+  Fp8Speed(setup);
+  AttentionSpeed(setup);
+  TrainSpeed(setup, "qwen2_1.5b.bf16", Qwen2(setup), gemm_rate, false, ">= 65");
+  TrainSpeed(setup, "deepseek_moe.bf16", DeepSeek(setup), gemm_rate, false, ">= 45");
+  TrainSpeed(setup, "deepseek_moe.fp8", DeepSeek(setup), gemm_rate, true, "");
+  for (Numerics numerics : {Numerics::kFast, Numerics::kBatchInvariant}) {
+    DecodeSpeed(setup, numerics, memory_rate);
+  }
+  return 0;
+}
+
+}  // namespace
+}  // namespace hone::launcher
+
+int main(int argc, char** argv) {
+  try {
+    return hone::launcher::Main(argc, argv);
+  } catch (const std::exception& error) {
+    std::cerr << "gpu_bench: " << error.what() << "\n";
+    return 1;
+  }
+}
