@@ -12,11 +12,13 @@
 #include <string>
 #include <vector>
 
+#include "parallel/comm/device_group.h"
 #include "parallel/comm/process_group.h"
 #include "rl/learner.h"
 #include "rl/run_directory.h"
 #include "rl/stages/stages.h"
 #include "runtime/checkpoint/checkpoint.h"
+#include "tests/device.h"
 
 namespace hone::rl {
 
@@ -55,13 +57,13 @@ inline void WriteQuestions(const std::string& path) {
 
 // One rank of `hone train`. False when it stopped early: with `stop` it does after every step.
 inline bool TrainOneRank(const RunConfig& config, const std::string& dir, bool stop,
-                         const parallel::GroupPtr& world) {
+                         const parallel::GroupPtr& world, Device device) {
   const std::atomic<bool> stop_flag{stop};
   RunDirectory directory(runtime::LocalFileSystem(), dir);
   if (world->rank() == 0) directory.Acquire(0);
   world->Barrier();
-  Context ctx(Device::Cpu(), config.train.threads);
-  parallel::Mesh mesh(config.mesh, world);
+  Context ctx(device, config.train.threads);
+  parallel::Mesh mesh(config.mesh, device.is_cpu() ? world : parallel::MakeStagedGroup(ctx, world));
   Learner learner(ctx, mesh, config, directory.fs());
   std::unique_ptr<runtime::MetricsWriter> metrics;
   if (world->rank() == 0) {
@@ -82,14 +84,14 @@ inline bool TrainOneRank(const RunConfig& config, const std::string& dir, bool s
 }
 
 inline bool Train(const std::string& yaml, const std::vector<std::string>& overrides,
-                  const std::string& dir, bool stop = false) {
+                  const std::string& dir, bool stop = false, Device device = TestDevice()) {
   Config file = Config::FromString(yaml, "test.yaml");
   for (const std::string& assignment : overrides) file.Override(assignment);
   const RunConfig config = ReadRunConfig(file);
   CheckRun(config);
   std::atomic<bool> done{false};
   parallel::RunThreadRanks(config.mesh.ranks(), [&](const parallel::GroupPtr& world) {
-    const bool mine = TrainOneRank(config, dir, stop, world);
+    const bool mine = TrainOneRank(config, dir, stop, world, device);
     if (world->rank() == 0) done = mine;
   });
   return done;
