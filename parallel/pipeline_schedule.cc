@@ -206,6 +206,14 @@ void PipelineShape::Validate() const {
   }
 }
 
+int64_t PipelineShape::FittingMicrobatches(int64_t wanted) const {
+  int64_t least = kind == ScheduleKind::kZbH1        ? ranks
+                  : kind == ScheduleKind::kDualPipeV ? 2 * ranks
+                                                     : 1;
+  int64_t fitting = std::max(wanted, least);
+  return kind == ScheduleKind::kInterleaved ? (fitting + ranks - 1) / ranks * ranks : fitting;
+}
+
 int PipelineShape::StageOf(int rank, int chunk) const {
   if (kind == ScheduleKind::kDualPipeV) return chunk == 0 ? rank : 2 * ranks - 1 - rank;
   return chunk * ranks + rank;

@@ -11,6 +11,7 @@
 //                  "cut-in-half"]
 #pragma once
 
+#include <cstdint>
 #include <string>
 #include <vector>
 
@@ -45,6 +46,8 @@ struct PipelineShape {
   // of microbatches out: a forward-only run takes any.
   void Validate() const;
   void ValidateLayout() const;
+  // The smallest number of microbatches, from `wanted` up, that Validate takes.
+  int64_t FittingMicrobatches(int64_t wanted) const;
   int stages() const { return ranks * chunks; }
   int StageOf(int rank, int chunk) const;
   int RankOf(int stage) const;

@@ -256,6 +256,27 @@ TEST(PipelineSchedule, CombinationsOutsideAScheduleAreRefusedByName) {
   EXPECT_EQ(message({ScheduleKind::k1F1B, 4, 1, 1}), "accepted");
 }
 
+TEST(PipelineSchedule, FittingMicrobatchesAreTheFewestThatPass) {
+  for (ScheduleKind kind : {ScheduleKind::kGPipe, ScheduleKind::k1F1B, ScheduleKind::kInterleaved,
+                            ScheduleKind::kZbH1, ScheduleKind::kDualPipeV}) {
+    for (int ranks = 1; ranks <= 5; ++ranks) {
+      for (int wanted = 1; wanted <= 12; ++wanted) {
+        const bool two = kind == ScheduleKind::kInterleaved || kind == ScheduleKind::kDualPipeV;
+        PipelineShape shape{kind, ranks, two ? 2 : 1, wanted};
+        for (;; ++shape.microbatches) {
+          try {
+            shape.Validate();
+            break;
+          } catch (const ConfigError&) {
+          }
+        }
+        EXPECT_EQ(shape.FittingMicrobatches(wanted), shape.microbatches)
+            << ScheduleName(kind) << " " << ranks << " " << wanted;
+      }
+    }
+  }
+}
+
 TEST(PipelineSchedule, ForwardOnlyRunsEachForwardOnceWithoutDeadlock) {
   for (int p : kRanks) {
     for (int m : {0, 1, 2, 3, 7, 8}) {
