@@ -23,12 +23,17 @@ Learner::Learner(Context& ctx, const parallel::Mesh& mesh, const RunConfig& conf
 
 Learner::~Learner() = default;
 
-std::vector<std::unique_ptr<model::TransformerStage>> Learner::MakeChunks(
-    const model::ModelConfig& model, bool with_gradients) const {
+parallel::PipelineShape Learner::pipeline_shape() const {
   parallel::PipelineShape shape;
   shape.kind = config_.pipeline.schedule;
   shape.ranks = config_.mesh.pp;
   shape.chunks = config_.pipeline.chunks_per_rank();
+  return shape;
+}
+
+std::vector<std::unique_ptr<model::TransformerStage>> Learner::MakeChunks(
+    const model::ModelConfig& model, bool with_gradients) const {
+  const parallel::PipelineShape shape = pipeline_shape();
   model::StageOptions base;
   base.dtype = config_.train.dtype;
   base.activation_checkpointing = config_.train.activation_checkpointing;
@@ -51,9 +56,16 @@ std::vector<std::unique_ptr<model::TransformerStage>> Learner::MakeFrozenChunks(
   return MakeChunks(model, false);
 }
 
-void Learner::BeginStage(const parallel::AdamWConfig& optimizer) {
+void Learner::BeginStage(const parallel::AdamWConfig& optimizer, Mtp mtp) {
+  const std::string predictor = fmt::format("model.layers.{}.", config_.model.num_hidden_layers);
   std::vector<parallel::PipelineStage*> stages;
-  for (auto& chunk : chunks_) stages.push_back(chunk.get());
+  for (auto& chunk : chunks_) {
+    stages.push_back(chunk.get());
+    for (Parameter* p : chunk->Parameters()) {
+      if (!p->spec.name.starts_with(predictor)) continue;
+      p->spec.trainable = p->gradient.defined() && mtp == Mtp::kTrained;
+    }
+  }
   parallel::TrainEngine::Options options;
   options.pipeline = config_.pipeline;
   options.optimizer = optimizer;

@@ -21,12 +21,17 @@ class Learner {
   Learner(Context& ctx, const parallel::Mesh& mesh, const RunConfig& config, FileSystem& fs);
   ~Learner();
 
-  // Fresh optimizer state under a stage's settings; weights stay.
-  void BeginStage(const parallel::AdamWConfig& optimizer);
+  // Fresh optimizer state under a stage's settings; weights stay. Multi-token prediction has a loss
+  // of its own under cross-entropy only: in stages with another loss it is to be kFrozen, or weight
+  // decay would wear it down.
+  enum class Mtp { kTrained, kFrozen };
+  void BeginStage(const parallel::AdamWConfig& optimizer, Mtp mtp = Mtp::kTrained);
   parallel::TrainEngine& engine() { return *engine_; }
   Context& ctx() { return ctx_; }
   const parallel::Mesh& mesh() const { return mesh_; }
   const RunConfig& config() const { return config_; }
+  // Of this run, its number of microbatches left open.
+  parallel::PipelineShape pipeline_shape() const;
 
   void Initialize();  // to the run's random start
   // Model weights from a checkpoint folder or a Hugging Face folder. kFresh: a value head, which

@@ -176,6 +176,16 @@ ModelFiles FindModel(const std::string& path) {
   return files;
 }
 
+std::string FolderOfPolicy(const std::string& path) {
+  fs::path checkpoint = CheckpointAt(path);
+  if (!checkpoint.empty()) return checkpoint.string();
+  Check<ConfigError>(fs::exists(fs::path(path) / "config.json"),
+                     "there is no checkpoint (index.h5), no stage or run with one, and no Hugging "
+                     "Face folder (config.json) at {}",
+                     path);
+  return path;
+}
+
 std::string LoadedModel::TokenBytes(int32_t id) const {
   return id < tokenizer->vocab_size() ? tokenizer->TokenBytes(id) : "\xEF\xBF\xBD";
 }

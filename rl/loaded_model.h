@@ -28,6 +28,9 @@ struct ModelFiles {
 // which the newest is taken. ConfigError says what is missing.
 ModelFiles FindModel(const std::string& path);
 
+// Where the weights are that `path` names, in the same ways. ConfigError when there are none.
+std::string FolderOfPolicy(const std::string& path);
+
 struct LoadedModel {
   ModelFiles files;
   std::unique_ptr<Context> ctx;

@@ -3,6 +3,7 @@
 
 #include "data/tokenizer.h"
 #include "parallel/pipeline_schedule.h"
+#include "rl/loaded_model.h"
 #include "rl/reward/verifier.h"
 #include "rl/run_config.h"
 #include "rl/stages/preference_batch.h"
@@ -46,8 +47,10 @@ void CheckLayout(const RunConfig& c) {
   ShapeOf(c, 1).ValidateLayout();
 }
 
-void CheckProblems(const data::ProblemSource& source, const data::Tokenizer& tokenizer,
-                   int64_t context, int64_t max_new_tokens, const std::string& where) {
+void CheckProblems(const RunConfig& c, const data::ProblemSource& source,
+                   const data::Tokenizer& tokenizer, int64_t max_new_tokens,
+                   const std::string& where) {
+  int64_t context = c.model.max_position_embeddings;
   int64_t count = source.size() < 0 ? kProblemsLookedAt : source.size();
   for (int64_t i = 0; i < count; ++i) {
     data::Problem problem = source.At(i);
@@ -61,6 +64,8 @@ void CheckProblems(const data::ProblemSource& source, const data::Tokenizer& tok
         "{}: problem {}: a prompt of {} tokens and max_new_tokens = {} do not fit the "
         "model's context of {}",
         where, problem.id, tokens, max_new_tokens, context);
+    c.rollout.CheckCache(tokens + max_new_tokens, context,
+                         fmt::format("{}: problem {}", where, problem.id));
   }
 }
 
@@ -109,6 +114,9 @@ void CheckStage(const RunConfig& c, const StageConfig& s,
   Check<ConfigError>(s.batch.max_length - 1 <= context,
                      "{}: batch.max_length {} is beyond the model's context of {}", where,
                      s.batch.max_length, context);
+  if (s.from.find('/') != std::string::npos) {
+    At(where + ": from", [&] { FolderOfPolicy(s.from); });
+  }
   if (Supervised(s)) {
     At(where, [&] { CheckExamples(c, s, shared_tokenizer); });
   }
@@ -116,17 +124,15 @@ void CheckStage(const RunConfig& c, const StageConfig& s,
     At(where, [&] { CheckPreferences(s, tokenizer); });
   }
   if (s.kind == StageKind::kGrpo) {
-    CheckProblems(*s.grpo.prompts, tokenizer, context, s.grpo.sampling.max_new_tokens, where);
+    CheckProblems(c, *s.grpo.prompts, tokenizer, s.grpo.sampling.max_new_tokens, where);
     if (s.grpo.general_prompts) {
-      CheckProblems(*s.grpo.general_prompts, tokenizer, context, s.grpo.sampling.max_new_tokens,
-                    where);
+      CheckProblems(c, *s.grpo.general_prompts, tokenizer, s.grpo.sampling.max_new_tokens, where);
     }
     Check<ConfigError>(!s.grpo.replay_routing || c.model.is_moe(),
                        "{}: replay_routing, but the model has no experts", where);
   }
   if (s.kind == StageKind::kRejectionSampling) {
-    CheckProblems(*s.rejection.prompts, tokenizer, context, s.rejection.sampling.max_new_tokens,
-                  where);
+    CheckProblems(c, *s.rejection.prompts, tokenizer, s.rejection.sampling.max_new_tokens, where);
   }
 }
 
@@ -141,8 +147,8 @@ void CheckRun(const RunConfig& c) {
                      c.model.vocab_size, tokenizer->vocab_size());
   for (const StageConfig& s : c.stages) CheckStage(c, s, tokenizer);
   for (const EvaluationSuite& e : c.suites) {
-    CheckProblems(*e.problems, *tokenizer, c.model.max_position_embeddings,
-                  e.sampling.max_new_tokens, "evaluate: suite '" + e.name + "'");
+    CheckProblems(c, *e.problems, *tokenizer, e.sampling.max_new_tokens,
+                  "evaluate: suite '" + e.name + "'");
   }
   if (c.rollout.workers > 0) return;
   for (const StageConfig& s : c.stages) {

@@ -7,6 +7,7 @@
 #include <set>
 
 #include "rl/reward/verifier.h"
+#include "rl/rollout/inference_engine.h"
 #include "runtime/file_system.h"
 #include "runtime/philox.h"
 
@@ -57,6 +58,7 @@ void SamplingConfig::Read(ConfigReader& r) {
   r.Optional("top_p", &sampling.top_p);
   r.Optional("top_k", &sampling.top_k);
   r.Optional("stop_strings", &stop_strings);
+  if (r.Has("environment")) environment.Read(r.Map("environment"));
   if (max_new_tokens < 1) r.Fail("max_new_tokens", "must be at least 1");
   if (sampling.temperature < 0) r.Fail("temperature", "must not be negative");
   if (sampling.top_p <= 0 || sampling.top_p > 1) r.Fail("top_p", "must lie in (0, 1]");
@@ -81,6 +83,7 @@ void RolloutConfig::Read(ConfigReader& r) {
   r.Optional("tls_key", &tls_key);
   r.Optional("tls_ca", &tls_ca);
   r.Optional("absorb", &absorb);
+  if (cache_pages < 0) r.Fail("cache_pages", "must not be negative; 0: enough for max_batch");
   if (lag != 0 && lag != 1) r.Fail("lag", "is 0 (synchronous) or 1 (one rollout behind)");
   if (page_size < 1 || (64 % page_size != 0 && page_size % 64 != 0)) {
     r.Fail("page_size", "divides 64 or is a multiple of it");
@@ -88,6 +91,15 @@ void RolloutConfig::Read(ConfigReader& r) {
   if (lag == 1 && max_staleness > 0) {
     r.Fail("max_staleness", "is another mode than lag: 1; set one of the two");
   }
+}
+
+void RolloutConfig::CheckCache(int64_t tokens, int64_t context, const std::string& where) const {
+  int64_t longest = std::min(tokens, context);
+  int64_t needed = PagesForSequence(longest, page_size);
+  Check<ConfigError>(cache_pages == 0 || needed <= cache_pages,
+                     "{}: up to {} tokens need a KV cache of {} pages of {} tokens, and "
+                     "rollout.cache_pages is {}; set it to at least {}, or to 0",
+                     where, longest, needed, page_size, cache_pages, needed);
 }
 
 namespace {
@@ -213,6 +225,8 @@ void ReadGrpo(ConfigReader& r, uint64_t seed, StageConfig* s) {
   if (g.dynamic_sampling_rounds < 1) r.Fail("dynamic_sampling_rounds", "must be at least 1");
   r.Optional("overlong_buffer", &g.overlong_buffer);
   r.Optional("replay_routing", &g.replay_routing);
+  g.reference = static_cast<GrpoConfig::Place>(r.OneOf("reference", {"learner", "pool"}, 0));
+  g.scoring = static_cast<GrpoConfig::Place>(r.OneOf("scoring", {"learner", "pool"}, 0));
   r.Optional("general_last_steps", &g.general_last_steps);
   r.Optional("general_share", &g.general_share);
   r.Optional("max_unusable", &g.max_unusable);

@@ -17,6 +17,7 @@
 #include "parallel/train_engine.h"
 #include "rl/advantage.h"
 #include "rl/policy_loss.h"
+#include "rl/reward/turn_environment.h"
 #include "rl/reward_model_loss.h"
 #include "runtime/config.h"
 
@@ -62,6 +63,7 @@ struct SamplingConfig {
   int64_t max_new_tokens = 256;
   kernels::SamplingParams sampling;
   std::vector<std::string> stop_strings;
+  EnvironmentConfig environment;  // that answers calls in the completion
   void Read(ConfigReader& reader);
 };
 
@@ -82,6 +84,10 @@ struct GrpoConfig {
   int64_t dynamic_sampling_rounds = 4;
   double overlong_buffer = 0;  // DAPO's soft punishment: share of max_new_tokens; 0: none
   bool replay_routing = false;
+  // Where frozen models are kept and read: beside the policy on the learner ranks, or by the
+  // workers from pinned weights, through leases.
+  enum class Place { kLearner, kPool };
+  Place reference = Place::kLearner, scoring = Place::kLearner;  // scoring: reward models
   int64_t general_last_steps = 0;  // general prompts take part in the last n steps only
   double general_share = 0.5;      // of the prompts, while they do
   SamplingConfig sampling;
@@ -137,6 +143,9 @@ struct RolloutConfig {
   std::string tls_certificate, tls_key, tls_ca;
   bool absorb = false;  // MLA decodes with the small cache
   void Read(ConfigReader& reader);
+  // ConfigError, beginning with `where`, when the cache of a worker is too small for a sequence
+  // that may get `tokens` long.
+  void CheckCache(int64_t tokens, int64_t context, const std::string& where) const;
 };
 
 struct EvaluationSuite {

@@ -74,11 +74,13 @@ struct RewardRequest {
   std::string verifier, gold, language;
   int64_t completion_tokens = 0, max_new_tokens = 0;
   bool finished = true;  // stopped by itself
+  // Not to be judged: `completion` is a call, which this environment answers (turn_environment.h).
+  std::string environment{};
 };
 struct RewardReply {
   Outcome outcome = Outcome::kWrong;
   std::map<std::string, double> rewards;  // every named reward, unweighted
-  std::string detail;
+  std::string detail;  // what was compared; or the environment's answer
 };
 RewardReply ScoreCompletion(const RewardRequest& request);
 

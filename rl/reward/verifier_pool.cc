@@ -19,6 +19,7 @@
 #include <thread>
 
 #include "rl/reward/helper_process.h"
+#include "rl/reward/turn_environment.h"
 #include "rl/reward/verifier_wire.h"
 #include "runtime/error.h"
 
@@ -285,6 +286,11 @@ int VerifyHelperLoop(const std::function<RewardReply(const RewardRequest&)>& sco
   return 0;
 }
 
-int VerifyHelperMain() { return VerifyHelperLoop(ScoreCompletion); }
+int VerifyHelperMain() {
+  return VerifyHelperLoop([](const RewardRequest& request) {
+    if (request.environment.empty()) return ScoreCompletion(request);
+    return RewardReply{Outcome::kCorrect, {}, AnswerCall(request.environment, request.completion)};
+  });
+}
 
 }  // namespace hone::rl

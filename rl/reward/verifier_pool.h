@@ -49,7 +49,7 @@ class VerifierPool {
 // or at a malformed request (1). A hone::Error of `score` becomes kRefused with its message; any
 // other exception ends the process, which its pool reports as kCrashed.
 int VerifyHelperLoop(const std::function<RewardReply(const RewardRequest&)>& score);
-// The same with ScoreCompletion.
+// The same with ScoreCompletion, and AnswerCall for requests that name an environment.
 int VerifyHelperMain();
 
 }  // namespace hone::rl

@@ -65,6 +65,7 @@ std::string EncodeRequest(const RewardRequest& request) {
   w.Number(request.completion_tokens);
   w.Number(request.max_new_tokens);
   w.Number(static_cast<uint8_t>(request.finished));
+  w.Text(request.environment);
   return w.Take();
 }
 
@@ -78,6 +79,7 @@ RewardRequest DecodeRequest(std::string_view payload) {
   request.completion_tokens = r.Number<int64_t>();
   request.max_new_tokens = r.Number<int64_t>();
   request.finished = r.Number<uint8_t>() != 0;
+  request.environment = r.Text();
   r.End();
   return request;
 }

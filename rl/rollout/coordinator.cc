@@ -133,48 +133,86 @@ struct Coordinator::Impl final : proto::RolloutPool::Service {
     std::vector<OpenLease*> leases;
     for (;;) {
       if (shutdown) break;
-      leases = book.Take(request->worker(), options.prompts_per_lease, request->max_samples());
+      leases = book.Take(request->worker(), options.prompts_per_lease, request->max_samples(),
+                         request->max_readings());
       if (!leases.empty() || changed.wait_until(lock, until) == std::cv_status::timeout) break;
       // It may have been taken for dead meanwhile; a lease would then be nobody's.
       if (!workers.count(request->worker()) || context->IsCancelled()) break;
     }
     --waiting_calls;
     reply->set_shutdown(shutdown);
-    for (OpenLease* lease : leases) FillLease(*lease, reply->add_leases());
-    counts.leased += static_cast<int64_t>(leases.size());
+    for (OpenLease* lease : leases) {
+      if (const WeightVersion* version = VersionOf(lease->plan->plan)) {
+        FillLease(*lease, *version, reply->add_leases());
+        ++counts.leased;
+      } else {
+        failure = fmt::format("[rollout] weights {}, which '{}' rollout {} is for, are gone",
+                              lease->plan->plan.weight_version, lease->plan->plan.stage,
+                              lease->plan->plan.rollout);
+        book.Return(lease->id);
+      }
+    }
     return grpc::Status::OK;
   }
 
-  void FillLease(const OpenLease& lease, proto::Lease* m) {
+  // The version of that number, or null when it is gone.
+  const WeightVersion* Known(int64_t version) const {
+    auto it = versions.find(version);
+    if (it != versions.end()) return &it->second;
+    for (const auto& [name, held] : pinned) {
+      if (held.version == version) return &held;
+    }
+    return nullptr;
+  }
+
+  static void FillVersion(const WeightVersion& version, proto::WeightVersion* m) {
+    m->set_version(version.version);
+    m->set_digest(version.digest);
+    for (const std::string& e : version.endpoints) m->add_endpoints(e);
+  }
+
+  // What leases of the plan are worked on with; null when it is gone.
+  const WeightVersion* VersionOf(const RolloutPlan& plan) const {
+    return plan.weight_version != 0 ? Known(plan.weight_version) : &versions.rbegin()->second;
+  }
+
+  void FillLease(const OpenLease& lease, const WeightVersion& version, proto::Lease* m) {
     const RolloutPlan& plan = lease.plan->plan;
-    const RolloutPrompt& prompt = plan.prompts[lease.plan->prompt_at.at(lease.prompt)];
     m->set_lease(lease.id);
+    m->set_kind(static_cast<int>(plan.kind));
     m->set_stage(plan.stage);
     m->set_rollout(plan.rollout);
     m->set_prompt(lease.prompt);
     m->mutable_samples()->Add(lease.samples.begin(), lease.samples.end());
+    m->set_temperature(plan.sampling.temperature);
+    FillVersion(version, m->mutable_weights());
+    for (int64_t s : lease.samples) {
+      auto& begun = lease.plan->partial;
+      if (plan.kind != LeaseKind::kGenerate) {
+        *m->add_partial() = ToProto(lease.plan->Given({lease.prompt, s}));
+      } else if (auto it = begun.find({lease.prompt, s}); it != begun.end()) {
+        *m->add_partial() = ToProto(it->second);
+      }
+    }
+    if (plan.kind == LeaseKind::kGenerate) FillSampling(lease, m);
+  }
+
+  void FillSampling(const OpenLease& lease, proto::Lease* m) {
+    const RolloutPlan& plan = lease.plan->plan;
+    const RolloutPrompt& prompt = plan.prompts[lease.plan->prompt_at.at(lease.prompt)];
     m->mutable_prompt_tokens()->Add(prompt.tokens.begin(), prompt.tokens.end());
     m->set_problem_id(prompt.problem.id);
     m->set_verifier(prompt.problem.verifier);
     m->set_gold(prompt.problem.answer);
     m->set_language(prompt.problem.language);
     m->set_seed(plan.seed);
-    m->set_temperature(plan.sampling.temperature);
     m->set_top_p(plan.sampling.top_p);
     m->set_top_k(plan.sampling.top_k);
     m->set_max_new_tokens(plan.max_new_tokens);
     m->mutable_stop_ids()->Add(plan.stop_ids.begin(), plan.stop_ids.end());
     for (const std::string& text : plan.stop_strings) m->add_stop_strings(text);
     m->set_record_routing(plan.record_routing);
-    int64_t wanted = plan.weight_version != 0 ? plan.weight_version : versions.rbegin()->first;
-    const WeightVersion& version = versions.at(wanted);
-    m->mutable_weights()->set_version(version.version);
-    m->mutable_weights()->set_digest(version.digest);
-    for (const std::string& e : version.endpoints) m->mutable_weights()->add_endpoints(e);
-    for (int64_t s : lease.samples) {
-      auto it = lease.plan->partial.find({lease.prompt, s});
-      if (it != lease.plan->partial.end()) *m->add_partial() = ToProto(it->second);
-    }
+    if (plan.environment.defined()) *m->mutable_environment() = ToProto(plan.environment);
   }
 
   grpc::Status Submit(grpc::ServerContext* context, const proto::SubmitRequest* request,
@@ -207,6 +245,8 @@ struct Coordinator::Impl final : proto::RolloutPool::Service {
   void TakeFinished(const proto::Sample& m, proto::SubmitReply* reply, std::string* why) {
     bool repeat = false;
     std::string refused;
+    OpenPlan* plan = book.Find(m.key().stage(), m.key().rollout());
+    bool drawn = plan == nullptr || plan->plan.kind == LeaseKind::kGenerate;
     try {
       refused = book.Accept(FromProto(m), &repeat);
     } catch (const Error& e) {
@@ -219,7 +259,7 @@ struct Coordinator::Impl final : proto::RolloutPool::Service {
       reply->set_repeats(reply->repeats() + 1);
     } else {
       reply->set_accepted(reply->accepted() + 1);
-      ++counts.outcomes[std::string(OutcomeName(static_cast<Outcome>(m.outcome())))];
+      if (drawn) ++counts.outcomes[std::string(OutcomeName(static_cast<Outcome>(m.outcome())))];
     }
   }
 
@@ -269,6 +309,7 @@ struct Coordinator::Impl final : proto::RolloutPool::Service {
   std::string failure;  // the journal could not be written
   LeaseBook book;
   std::map<int64_t, WeightVersion> versions;
+  std::map<std::string, WeightVersion> pinned;
   std::map<int64_t, WorkerState> workers;
   int64_t next_worker = 1;
   int waiting_calls = 0;  // TakeLeases that wait for work
@@ -281,22 +322,31 @@ Coordinator::~Coordinator() = default;
 
 std::string Coordinator::address() const { return impl_->address; }
 
-void Coordinator::Publish(const WeightVersion& version) {
+void Coordinator::Publish(const WeightVersion& version, const std::string& pinned_as) {
   std::lock_guard lock(impl_->mutex);
+  if (!pinned_as.empty()) {
+    impl_->pinned[pinned_as] = version;
+    return;
+  }
   impl_->versions[version.version] = version;
   while (impl_->versions.size() > kVersionsKnown) impl_->versions.erase(impl_->versions.begin());
 }
 
+void Coordinator::Release(const std::string& pinned_as) {
+  std::lock_guard lock(impl_->mutex);
+  impl_->pinned.erase(pinned_as);
+}
+
 void Coordinator::Begin(const RolloutPlan& plan) {
   std::lock_guard lock(impl_->mutex);
-  bool known = plan.weight_version == 0 ? !impl_->versions.empty()
-                                        : impl_->versions.count(plan.weight_version) > 0;
-  Check(known, "[rollout] {} rollout {} wants weights {}, which are not published", plan.stage,
+  const WeightVersion* version = impl_->Known(plan.weight_version);
+  bool any = plan.kind == LeaseKind::kGenerate && plan.weight_version == 0;
+  Check(any ? !impl_->versions.empty() : version != nullptr,
+        "[rollout] {} rollout {} wants weights {}, which are not published", plan.stage,
         plan.rollout, plan.weight_version);
   impl_->book.Open(plan);
   OpenPlan* open = impl_->book.Find(plan.stage, plan.rollout);
-  bool drawable = plan.weight_version == 0 || plan.weight_digest.empty() ||
-                  plan.weight_digest == impl_->versions.at(plan.weight_version).digest;
+  bool drawable = any || plan.weight_digest.empty() || plan.weight_digest == version->digest;
   Check<DataError>(drawable || open->complete(),
                    "[rollout] {} holds {} of the {} samples of '{}' rollout {}, and the weights {} "
                    "that drew them are no more; go back to an earlier checkpoint",

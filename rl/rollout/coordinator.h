@@ -16,6 +16,7 @@
 
 #include "data/task.h"
 #include "kernels/sampling/sampling.h"
+#include "rl/reward/turn_environment.h"
 #include "rl/rollout/sample.h"
 #include "runtime/config.h"
 #include "runtime/file_system.h"
@@ -32,6 +33,11 @@ struct WeightVersion {
 // What a batch of prompts is sampled for.
 enum class LeasePurpose { kTrain, kEvaluate };
 
+// What a lease asks for. kLogprob and kScore read samples that are there already, with weights that
+// are published under a name: the log-probability of every token that a model drew (its `logp`, and
+// `weight_version` the reader's), or the value at the last token (rewards["value"]).
+enum class LeaseKind { kGenerate, kLogprob, kScore };
+
 struct RolloutPrompt {
   int64_t index = 0;  // of the prompt inside the rollout
   data::Problem problem;
@@ -39,6 +45,7 @@ struct RolloutPrompt {
 };
 
 struct RolloutPlan {
+  LeaseKind kind = LeaseKind::kGenerate;
   LeasePurpose purpose = LeasePurpose::kTrain;
   std::string stage;  // "reasoning_rl", or "reasoning_rl/eval/heldout"
   int64_t rollout = 0;
@@ -51,7 +58,11 @@ struct RolloutPlan {
   std::vector<int32_t> stop_ids;
   std::vector<std::string> stop_strings;
   bool record_routing = false;
+  EnvironmentConfig environment;  // whose answers count in max_new_tokens
   std::vector<RolloutPrompt> prompts;
+  // What is to be read, in place of prompts: of a key prompt and sample count, and the tokens. Its
+  // temperature is sampling.temperature, its version is never 0.
+  std::vector<Sample> given;
 };
 
 struct PoolStats {
@@ -80,10 +91,13 @@ class Coordinator {
   ~Coordinator();
   std::string address() const;  // host:port that it listens on
 
-  // From now on leases ask for this version. At most the two newest are kept by the publishers.
-  void Publish(const WeightVersion& version);
+  // From now on leases ask for this version. At most the two newest are kept by the publishers;
+  // and one that is pinned under a name, until another is or it is released.
+  void Publish(const WeightVersion& version, const std::string& pinned_as = "");
+  void Release(const std::string& pinned_as);
 
-  // Starts handing out a plan; several may be under way, earlier ones first. Samples already in the
+  // Starts handing out a plan; several may be under way: those that read first, then by age,
+  // earlier ones first. Samples already in the
   // journal (same key, and same weight digest) are not drawn again. A plan whose digest is not that
   // of its published version can only be had from the journal: DataError when that is not complete.
   void Begin(const RolloutPlan& plan);

@@ -20,6 +20,7 @@ struct Sequence {
   std::vector<float> logp;
   std::vector<int32_t> routing;  // of the computed tokens
   std::string tail;              // last bytes of the completion, for stop strings
+  size_t newest = 0;             // of these, the newest token's
 
   int64_t prompt_tokens() const { return static_cast<int64_t>(request.prompt.size()); }
   int64_t completion_tokens() const {
@@ -86,6 +87,10 @@ struct InferenceEngine::Impl {
   EngineStats stats;
 };
 
+int64_t PagesForSequence(int64_t tokens, int64_t page_size) {
+  return PagesFor(tokens, page_size) + 1;
+}
+
 InferenceEngine::InferenceEngine(Context& ctx, model::TransformerStage& model,
                                  const EngineConfig& config,
                                  std::function<std::string(int32_t)> token_bytes)
@@ -102,10 +107,12 @@ void InferenceEngine::Add(GenerateRequest request) {
   CheckShape(request.max_new_tokens > begun && prompt + begun < impl_->config.max_tokens,
              "[engine] request {} has {} tokens already and may draw {} (max_tokens = {})",
              request.id, begun, request.max_new_tokens, impl_->config.max_tokens);
-  CheckShape(PagesFor(std::min(prompt + request.max_new_tokens, impl_->config.max_tokens),
-                      impl_->config.page_size) < impl_->cache.pages(),
-             "[engine] request {} could need more than the cache's {} pages", request.id,
-             impl_->cache.pages());
+  int64_t pages = PagesForSequence(
+      std::min(prompt + request.max_new_tokens, impl_->config.max_tokens), impl_->config.page_size);
+  CheckShape(pages <= impl_->cache.pages(),
+             "[engine] request {} could need {} pages of {} tokens, and the cache has {}; set "
+             "rollout.cache_pages to at least {}",
+             request.id, pages, impl_->config.page_size, impl_->cache.pages(), pages);
   for (const auto* tokens : {&request.prompt, &request.generated}) {
     for (int32_t token : *tokens) {
       CheckShape(token >= 0 && token < impl_->model.config().vocab_size,
@@ -331,6 +338,7 @@ void InferenceEngine::Impl::ExtendTail(Sequence& sequence, int32_t token) const 
   for (auto& s : sequence.request.stop_strings) longest = std::max(longest, s.size());
   std::string bytes = token_bytes(token);
   sequence.tail += bytes;
+  sequence.newest = bytes.size();
   size_t keep = longest + bytes.size();
   if (sequence.tail.size() > keep) sequence.tail.erase(0, sequence.tail.size() - keep);
 }
@@ -355,8 +363,11 @@ bool Stopped(const Sequence& s, int64_t max_tokens, FinishReason* reason) {
   const auto& stop = s.request.stop_ids;
   *reason = FinishReason::kStop;
   if (std::find(stop.begin(), stop.end(), last) != stop.end()) return true;
+  // One that ended before the newest token stopped an earlier turn, and was answered.
+  size_t before = s.tail.size() - s.newest;
   for (const std::string& text : s.request.stop_strings) {
-    if (!text.empty() && s.tail.find(text) != std::string::npos) return true;
+    size_t first = before < text.size() ? 0 : before - text.size() + 1;
+    if (!text.empty() && s.tail.find(text, first) != std::string::npos) return true;
   }
   *reason = FinishReason::kLength;
   return s.completion_tokens() >= s.request.max_new_tokens ||

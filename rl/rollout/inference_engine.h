@@ -29,6 +29,10 @@ struct EngineConfig {
   bool record_routing = false;
 };
 
+// Pages of a cache in which a sequence of up to `tokens` tokens can run: its own, and one for a
+// copy when its prompt is shared.
+int64_t PagesForSequence(int64_t tokens, int64_t page_size);
+
 // One sequence to complete.
 struct GenerateRequest {
   uint64_t id = 0;  // the caller's

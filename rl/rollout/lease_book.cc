@@ -9,6 +9,8 @@
 namespace hone::rl {
 namespace {
 
+constexpr int64_t kTokensAnAnswer = 1 << 20;  // of samples to read that one answer carries
+
 std::string List(const std::vector<int32_t>& values) {
   std::string text;
   for (int32_t value : values) text += std::to_string(value) + ",";
@@ -23,6 +25,17 @@ std::string PlanDigest(const RolloutPlan& plan) {
                                 plan.record_routing, List(plan.stop_ids));
   for (const std::string& text : plan.stop_strings) {
     all += fmt::format("\n{}:{}", text.size(), text);
+  }
+  if (const EnvironmentConfig& e = plan.environment; e.defined()) {
+    all += fmt::format("\n{} {} {}:{} {}:{} {}:{} {}:{}", e.name, e.max_calls, e.call_begin.size(),
+                       e.call_begin, e.call_end.size(), e.call_end, e.answer_begin.size(),
+                       e.answer_begin, e.answer_end.size(), e.answer_end);
+  }
+  for (const Sample& s : plan.given) {
+    all += fmt::format("\n{} {} {}:", static_cast<int>(plan.kind), s.key.prompt, s.key.sample);
+    for (const SampleToken& t : s.tokens) {
+      all += fmt::format("{}/{},", t.id, static_cast<int>(t.source));
+    }
   }
   for (const RolloutPrompt& p : plan.prompts) {
     all += fmt::format("\n{} {} {} {}:{} {}", p.index, p.problem.verifier, p.problem.language,
@@ -46,6 +59,12 @@ void LeaseBook::Open(const RolloutPlan& plan) {
   for (size_t p = 0; p < plan.prompts.size(); ++p) {
     open.prompt_at[plan.prompts[p].index] = p;
     for (int64_t s = 0; s < plan.group_size; ++s) open.waiting.insert({plan.prompts[p].index, s});
+  }
+  for (size_t i = 0; i < plan.given.size(); ++i) {
+    OpenPlan::Place place{plan.given[i].key.prompt, plan.given[i].key.sample};
+    Check(open.given_at.emplace(place, i).second, "[rollout] {} rollout {} has two samples {}/{}",
+          plan.stage, plan.rollout, place.first, place.second);
+    open.waiting.insert(place);
   }
   open.total = static_cast<int64_t>(open.waiting.size());
   if (journal_dir_.empty()) return;
@@ -82,7 +101,7 @@ void LeaseBook::WriteJsonl(const OpenPlan& p) const {
 std::vector<Sample> LeaseBook::Close(OpenPlan* plan) {
   if (plan->journal) {
     plan->journal->Commit();
-    WriteJsonl(*plan);
+    if (!plan->reads()) WriteJsonl(*plan);
   }
   for (auto it = leases_.begin(); it != leases_.end();) {
     if (it->second.plan != plan) {
@@ -92,7 +111,8 @@ std::vector<Sample> LeaseBook::Close(OpenPlan* plan) {
     cancelled_[it->second.worker].push_back(it->first);
     it = leases_.erase(it);
   }
-  closed_.clear();
+  // A plan that reads ends between two of those that draw, whose late samples are still to come.
+  if (!plan->reads()) closed_.clear();
   std::vector<Sample> samples;
   for (auto& [key, sample] : plan->done) {
     closed_.insert(sample.key);
@@ -102,24 +122,40 @@ std::vector<Sample> LeaseBook::Close(OpenPlan* plan) {
   return samples;
 }
 
-std::vector<OpenLease*> LeaseBook::Take(int64_t worker, int64_t prompts, int64_t samples) {
-  std::vector<OpenLease*> taken;
-  for (OpenPlan& plan : plans_) {
-    while (!plan.waiting.empty() && static_cast<int64_t>(taken.size()) < prompts && samples > 0) {
-      OpenLease lease;
-      lease.id = next_lease_++;
-      lease.worker = worker;
-      lease.plan = &plan;
-      lease.prompt = plan.waiting.begin()->first;
-      lease.expires = Clock::now() + lease_;
-      while (!plan.waiting.empty() && plan.waiting.begin()->first == lease.prompt && samples > 0) {
-        lease.samples.insert(plan.waiting.begin()->second);
-        plan.waiting.erase(plan.waiting.begin());
-        --samples;
-      }
-      taken.push_back(&(leases_[lease.id] = lease));
+OpenLease LeaseBook::MakeLease(OpenPlan& plan, int64_t worker, int64_t* samples, int64_t* tokens) {
+  OpenLease lease;
+  lease.id = next_lease_++;
+  lease.worker = worker;
+  lease.plan = &plan;
+  lease.prompt = plan.waiting.begin()->first;
+  lease.expires = Clock::now() + lease_;
+  while (!plan.waiting.empty() && plan.waiting.begin()->first == lease.prompt && *samples > 0 &&
+         *tokens > 0) {
+    if (plan.reads()) {
+      *tokens -= static_cast<int64_t>(plan.Given(*plan.waiting.begin()).tokens.size());
     }
-    if (!taken.empty()) break;  // leases of one answer want one weight version
+    lease.samples.insert(plan.waiting.begin()->second);
+    plan.waiting.erase(plan.waiting.begin());
+    --*samples;
+  }
+  return lease;
+}
+
+std::vector<OpenLease*> LeaseBook::Take(int64_t worker, int64_t prompts, int64_t samples,
+                                        int64_t readings) {
+  std::vector<OpenLease*> taken;
+  int64_t tokens = kTokensAnAnswer;
+  for (bool reads : {true, false}) {
+    int64_t room = reads ? readings : samples;
+    for (OpenPlan& plan : plans_) {
+      if (plan.reads() != reads) continue;
+      while (!plan.waiting.empty() && static_cast<int64_t>(taken.size()) < prompts && room > 0 &&
+             tokens > 0) {
+        OpenLease lease = MakeLease(plan, worker, &room, &tokens);
+        taken.push_back(&(leases_[lease.id] = lease));
+      }
+      if (!taken.empty()) return taken;  // leases of one answer want one weight version
+    }
   }
   return taken;
 }
@@ -132,6 +168,9 @@ std::string LeaseBook::BadToken(const OpenPlan& p, const Sample& sample) const {
       return fmt::format("token {} is {}, outside the vocabulary of {}", i, t.id, vocab_size_);
     }
     if (t.source == TokenSource::kPrompt) return fmt::format("token {} is the prompt's again", i);
+    if (t.source == TokenSource::kEnvironment && !p.reads() && !p.plan.environment.defined()) {
+      return fmt::format("token {} is an environment's, and there is none", i);
+    }
     if (t.source != TokenSource::kModel) continue;
     if (!std::isfinite(t.logp) || t.logp > 0) {
       return fmt::format("token {} has the log-probability {}", i, t.logp);
@@ -144,7 +183,29 @@ std::string LeaseBook::BadToken(const OpenPlan& p, const Sample& sample) const {
   return "";
 }
 
+// Of a sample that was read: the tokens are those given, and what was asked for is there.
+std::string LeaseBook::Misread(const OpenPlan& p, const Sample& sample) const {
+  OpenPlan::Place place{sample.key.prompt, sample.key.sample};
+  std::string name = fmt::format("{} rollout {} prompt {} sample {}", p.plan.stage, p.plan.rollout,
+                                 place.first, place.second);
+  if (!p.given_at.count(place)) return fmt::format("there is no {}", name);
+  const std::vector<SampleToken>& given = p.Given(place).tokens;
+  bool same = given.size() == sample.tokens.size();
+  for (size_t i = 0; same && i < given.size(); ++i) {
+    same = given[i].id == sample.tokens[i].id && given[i].source == sample.tokens[i].source;
+  }
+  if (!same) return fmt::format("{} came back with other tokens", name);
+  if (p.plan.kind == LeaseKind::kScore) {
+    auto value = sample.rewards.find("value");
+    bool scored = value != sample.rewards.end() && std::isfinite(value->second);
+    return scored ? "" : fmt::format("{} has no finite value", name);
+  }
+  std::string bad = BadToken(p, sample);
+  return bad.empty() ? "" : fmt::format("{}: {}", name, bad);
+}
+
 std::string LeaseBook::Misfit(const OpenPlan& p, const Sample& sample) const {
+  if (p.reads()) return Misread(p, sample);
   auto at = p.prompt_at.find(sample.key.prompt);
   bool known =
       at != p.prompt_at.end() && sample.key.sample >= 0 && sample.key.sample < p.plan.group_size;
@@ -218,6 +279,7 @@ std::string LeaseBook::Continue(const Sample& sample) {
   if (!plan) return "";  // nobody needs it any more
   auto key = std::make_pair(sample.key.prompt, sample.key.sample);
   if (plan->done.count(key)) return "";
+  if (plan->reads()) return fmt::format("a sample of {} is read whole or not", plan->plan.stage);
   if (std::string why = Misfit(*plan, sample); !why.empty()) return why;
   if (sample.completion_tokens() >= plan->plan.max_new_tokens) {
     return fmt::format("prompt {} sample {} has nothing left to draw", key.first, key.second);

@@ -20,20 +20,24 @@ using Clock = std::chrono::steady_clock;
 
 // One plan under way.
 struct OpenPlan {
+  using Place = std::pair<int64_t, int64_t>;  // prompt, sample
   RolloutPlan plan;
-  std::map<int64_t, size_t> prompt_at;            // prompt index → place in plan.prompts
-  std::set<std::pair<int64_t, int64_t>> waiting;  // (prompt, sample), nobody's
-  std::map<std::pair<int64_t, int64_t>, Sample> done;
-  std::map<std::pair<int64_t, int64_t>, Sample> partial;  // begun and given back
+  std::map<int64_t, size_t> prompt_at;  // prompt index → place in plan.prompts
+  std::map<Place, size_t> given_at;     // → place in plan.given
+  std::set<Place> waiting;              // nobody's
+  std::map<Place, Sample> done;
+  std::map<Place, Sample> partial;  // begun and given back
   std::unique_ptr<Journal> journal;
   std::string journal_path;
   int64_t total = 0, tokens = 0;
   Clock::time_point last_sample;
 
   bool complete() const { return static_cast<int64_t>(done.size()) == total; }
+  bool reads() const { return plan.kind != LeaseKind::kGenerate; }
+  const Sample& Given(const Place& place) const { return plan.given[given_at.at(place)]; }
 };
 
-// All samples of one prompt that one worker draws.
+// All samples of one prompt that one worker draws or reads.
 struct OpenLease {
   int64_t id = 0, worker = 0;
   OpenPlan* plan = nullptr;
@@ -55,8 +59,10 @@ class LeaseBook {
   // Journal closed, derived JSONL written for training rollouts; samples in (prompt, sample) order.
   std::vector<Sample> Close(OpenPlan* plan);
 
-  // Up to `prompts` leases of at most `samples` samples in all, of the earliest plan with work.
-  std::vector<OpenLease*> Take(int64_t worker, int64_t prompts, int64_t samples);
+  // Up to `prompts` leases of the earliest plan with work: of those that read, since a learner
+  // waits for them, before those that draw; of at most `readings` or `samples` samples in all.
+  std::vector<OpenLease*> Take(int64_t worker, int64_t prompts, int64_t samples,
+                               int64_t readings = 0);
   // "" when taken (journalled, not yet committed) or a repeat; else why it is refused.
   std::string Accept(const Sample& sample, bool* repeat);
   void Commit();
@@ -76,7 +82,9 @@ class LeaseBook {
   void WriteJsonl(const OpenPlan& plan) const;
   // Why a sample cannot be one of the plan's; "" when it can.
   std::string Misfit(const OpenPlan& plan, const Sample& sample) const;
+  std::string Misread(const OpenPlan& plan, const Sample& sample) const;
   std::string BadToken(const OpenPlan& plan, const Sample& sample) const;
+  OpenLease MakeLease(OpenPlan& plan, int64_t worker, int64_t* samples, int64_t* tokens);
 
   FileSystem& fs_;
   std::string journal_dir_;

@@ -110,6 +110,9 @@ struct WeightPublisher::Impl final : proto::WeightServer::Service {
     std::lock_guard lock(mutex);
     auto it = snapshots.find(version);
     if (it != snapshots.end()) return it->second;
+    for (const auto& [name, held] : pinned) {
+      if (held.version == version) return held.snapshot;
+    }
     *status = {grpc::StatusCode::NOT_FOUND, fmt::format("weights {} are gone", version)};
     return nullptr;
   }
@@ -143,14 +146,24 @@ struct WeightPublisher::Impl final : proto::WeightServer::Service {
     return grpc::Status::OK;
   }
 
+  // What a rank serves of the slabs that `keys` names. Asked for by name, since a reward model has
+  // slabs that the policy lacks, and not on every rank.
+  struct Ownership {
+    std::string keys;
+    std::vector<bool> owned;
+  };
+
   // Which of `slabs` this rank serves. A slab that several ranks hold goes, the largest first, to
   // the one of them that has the least to serve yet.
-  std::vector<bool> Owned(parallel::ProcessGroup& world, const SlabIndex& slabs) {
+  const std::vector<bool>& Owned(parallel::ProcessGroup& world, const SlabIndex& slabs,
+                                 const std::string& pinned_as) {
     std::string keys;
     for (const SlabTensor& s : slabs) {
       keys += fmt::format("{:016} {}\n", s.tensor.bytes(), s.slab.ToString());
     }
-    if (known && keys == owned_for) return owned;
+    auto [known, fresh] = ownership.try_emplace(pinned_as);
+    Ownership& own = known->second;
+    if (!fresh && keys == own.keys) return own.owned;
     std::map<std::string, std::vector<int>, std::greater<>> holders;
     auto all = world.AllGatherBytes(keys);
     for (int r = 0; r < world.size(); ++r) {
@@ -168,24 +181,26 @@ struct WeightPublisher::Impl final : proto::WeightServer::Service {
       load[server] += std::stoll(key.substr(0, 16));
       if (server == world.rank()) mine.insert(key);
     }
-    owned.clear();
+    own = {keys, {}};
     for (const SlabTensor& s : slabs) {  // a tied tensor that is here twice is served once
-      owned.push_back(mine.erase(fmt::format("{:016} {}", s.tensor.bytes(), s.slab.ToString())) >
-                      0);
+      own.owned.push_back(
+          mine.erase(fmt::format("{:016} {}", s.tensor.bytes(), s.slab.ToString())) > 0);
     }
-    owned_for = keys;
-    known = true;
-    return owned;
+    return own.owned;
   }
+
+  struct Held {
+    int64_t version = 0;
+    std::shared_ptr<WeightSnapshot> snapshot;
+  };
 
   Options options;
   std::string address;
   std::unique_ptr<grpc::Server> server;
   std::mutex mutex;
   std::map<int64_t, std::shared_ptr<WeightSnapshot>> snapshots;
-  bool known = false;  // what this rank serves, for the slabs `owned_for`
-  std::string owned_for;
-  std::vector<bool> owned;
+  std::map<std::string, Held> pinned;
+  std::map<std::string, Ownership> ownership;  // by the name that is pinned; "": the policy's
 };
 
 WeightPublisher::WeightPublisher(Options options)
@@ -194,8 +209,8 @@ WeightPublisher::~WeightPublisher() = default;
 std::string WeightPublisher::address() const { return impl_->address; }
 
 WeightVersion WeightPublisher::Publish(parallel::ProcessGroup& world, int64_t version,
-                                       const SlabIndex& slabs) {
-  std::vector<bool> owned = impl_->Owned(world, slabs);
+                                       const SlabIndex& slabs, const std::string& pinned_as) {
+  const std::vector<bool>& owned = impl_->Owned(world, slabs, pinned_as);
   SlabIndex mine;
   for (size_t i = 0; i < slabs.size(); ++i) {
     if (owned[i]) mine.push_back(slabs[i]);
@@ -204,7 +219,11 @@ WeightVersion WeightPublisher::Publish(parallel::ProcessGroup& world, int64_t ve
   std::string partial = WeightDigest(snapshot->slabs());
   {
     std::lock_guard lock(impl_->mutex);
-    impl_->snapshots[version] = snapshot;
+    if (!pinned_as.empty()) {
+      impl_->pinned[pinned_as] = {version, snapshot};
+    } else {
+      impl_->snapshots[version] = snapshot;
+    }
     while (impl_->snapshots.size() > kVersionsKept) {
       impl_->snapshots.erase(impl_->snapshots.begin());
     }
@@ -218,6 +237,17 @@ WeightVersion WeightPublisher::Publish(parallel::ProcessGroup& world, int64_t ve
   }
   result.digest = CombineDigests(digests);
   return result;
+}
+
+SlabIndex WeightPublisher::Pinned(const std::string& name) const {
+  std::lock_guard lock(impl_->mutex);
+  auto it = impl_->pinned.find(name);
+  return it == impl_->pinned.end() ? SlabIndex() : it->second.snapshot->slabs();
+}
+
+void WeightPublisher::Release(const std::string& name) {
+  std::lock_guard lock(impl_->mutex);
+  impl_->pinned.erase(name);
 }
 
 // ---- Fetching -----------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ std::string CombineDigests(const std::vector<std::string>& partial);
 
 // One on each learner rank. Serves immutable snapshots over gRPC, and through shared memory (an
 // anonymous file, for processes of the same user) to workers on the same host. Keeps the two
-// newest; an older one is "gone".
+// newest, and one under each name that is pinned: a reference, a reward model. Others are "gone".
 class WeightPublisher {
  public:
   struct Options {
@@ -35,8 +35,13 @@ class WeightPublisher {
 
   // Collective over `world`: copies `slabs` (this rank's; of replicas one rank serves each, so that
   // all serve about the same number of bytes), and returns the version with its digest and
-  // everyone's endpoints, the same on all ranks.
-  WeightVersion Publish(parallel::ProcessGroup& world, int64_t version, const SlabIndex& slabs);
+  // everyone's endpoints, the same on all ranks. `pinned_as` ≠ "": it is none of the two newest,
+  // but stays until the same name is pinned anew or released.
+  WeightVersion Publish(parallel::ProcessGroup& world, int64_t version, const SlabIndex& slabs,
+                        const std::string& pinned_as = "");
+  // What this rank serves of it, as long as it stays; all ranks together have every tensor.
+  SlabIndex Pinned(const std::string& name) const;
+  void Release(const std::string& name);
 
  private:
   struct Impl;

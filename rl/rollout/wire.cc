@@ -73,6 +73,28 @@ Sample FromProto(const proto::Sample& m) {
   return s;
 }
 
+proto::Environment ToProto(const EnvironmentConfig& e) {
+  proto::Environment m;
+  m.set_name(e.name);
+  m.set_call_begin(e.call_begin);
+  m.set_call_end(e.call_end);
+  m.set_answer_begin(e.answer_begin);
+  m.set_answer_end(e.answer_end);
+  m.set_max_calls(e.max_calls);
+  return m;
+}
+
+EnvironmentConfig FromProto(const proto::Environment& m) {
+  EnvironmentConfig e;
+  e.name = m.name();
+  e.call_begin = m.call_begin();
+  e.call_end = m.call_end();
+  e.answer_begin = m.answer_begin();
+  e.answer_end = m.answer_end();
+  e.max_calls = m.max_calls();
+  return e;
+}
+
 std::shared_ptr<grpc::ServerCredentials> ServerCredentials(const Security& security,
                                                            const std::string& listen) {
   if (!security.tls()) {

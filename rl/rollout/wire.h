@@ -8,15 +8,18 @@
 #include <memory>
 #include <string>
 
+#include "rl/reward/turn_environment.h"
 #include "rl/rollout/sample.h"
 #include "rollout.pb.h"
 
 namespace hone::rl {
 
-inline constexpr int kProtocolVersion = 1;
+inline constexpr int kProtocolVersion = 2;
 
 proto::Sample ToProto(const Sample& sample);
 Sample FromProto(const proto::Sample& message);
+proto::Environment ToProto(const EnvironmentConfig& environment);
+EnvironmentConfig FromProto(const proto::Environment& message);
 
 struct Security {
   std::string secret, certificate, key, ca;  // the last three are files; empty: no TLS

@@ -2,10 +2,9 @@
 
 #include <unistd.h>
 
-#include <condition_variable>
 #include <fstream>
 #include <map>
-#include <mutex>
+#include <optional>
 #include <set>
 #include <thread>
 
@@ -13,10 +12,8 @@
 #include "rl/reward/verifier_pool.h"
 #include "rl/rollout/inference_engine.h"
 #include "rl/rollout/weight_publisher.h"
-#include "rl/rollout/wire.h"
 #include "rl/rollout/worker_model.h"
-#include "rollout.grpc.pb.h"
-#include "runtime/error.h"
+#include "rl/rollout/worker_session.h"
 
 namespace hone::rl {
 namespace {
@@ -24,12 +21,12 @@ namespace {
 using Clock = std::chrono::steady_clock;
 using std::chrono::milliseconds;
 
-constexpr auto kCallDeadline = std::chrono::seconds(20);
 constexpr int64_t kLeaseWaitMs = 1000;
 constexpr auto kLeaseEvery = milliseconds(50);  // while there is work already
 constexpr auto kAfterFailure = milliseconds(200);
 constexpr auto kSubmitEvery = milliseconds(100);
-constexpr size_t kSubmitBytes = 16 << 20;  // of one message, unless a sample alone is larger
+constexpr int64_t kMaxReadings = 1024;  // samples asked for at once
+constexpr int64_t kReadTokens = 4096;   // of one forward, unless a sample alone is longer
 constexpr auto kVerifierPatience =
     std::chrono::seconds(30);  // when the last samples are being scored
 
@@ -40,178 +37,41 @@ std::string ReadLine(const std::string& path) {
   return line;
 }
 
-// The pool said no in a way that trying again will not change.
-class RefusedError : public Error {
- public:
-  explicit RefusedError(const std::string& m) : Error(m) {}
-};
-
-// A connection to one incarnation of the coordinator.
-class Session {
- public:
-  Session(const WorkerOptions& options, Security security, const std::string& address)
-      : options_(options),
-        security_(std::move(security)),
-        stub_(proto::RolloutPool::NewStub(Connect(address, security_, 64 << 20))) {}
-
-  proto::RegisterReply Register(const std::string& model_digest) {
-    proto::RegisterRequest request;
-    request.set_protocol(kProtocolVersion);
-    request.set_name(options_.name);
-    request.set_build(BuildId());
-    request.set_model_digest(model_digest);
-    proto::RegisterReply reply;
-    Call("register", [&](grpc::ClientContext* c) { return stub_->Register(c, request, &reply); });
-    worker_ = reply.worker();
-    return reply;
-  }
-  // From another thread than the other calls.
-  proto::HeartbeatReply Heartbeat(int64_t progress) {
-    proto::HeartbeatRequest request;
-    request.set_worker(worker_);
-    request.set_progress(progress);
-    proto::HeartbeatReply reply;
-    Call("heartbeat", [&](grpc::ClientContext* c) { return stub_->Heartbeat(c, request, &reply); });
-    return reply;
-  }
-  proto::LeaseReply TakeLeases(int64_t max_samples, int64_t wait_ms) {
-    proto::LeaseRequest request;
-    request.set_worker(worker_);
-    request.set_wait_ms(wait_ms);
-    request.set_max_samples(max_samples);
-    proto::LeaseReply reply;
-    Call("lease", [&](grpc::ClientContext* c) { return stub_->TakeLeases(c, request, &reply); });
-    return reply;
-  }
-  // In as many messages as it takes, the leases with the last.
-  void Submit(proto::SubmitRequest request) {
-    proto::SubmitRequest part;
-    size_t bytes = 0;
-    auto make_room = [&](const proto::Sample& next) {
-      size_t size = next.ByteSizeLong();
-      if (bytes > 0 && bytes + size > kSubmitBytes) {
-        SubmitOne(part);
-        part.Clear();
-        bytes = 0;
-      }
-      bytes += size;
-    };
-    for (proto::Sample& m : *request.mutable_finished()) {
-      make_room(m);
-      part.add_finished()->Swap(&m);
-    }
-    for (proto::Sample& m : *request.mutable_continued()) {
-      make_room(m);
-      part.add_continued()->Swap(&m);
-    }
-    part.mutable_returned_leases()->Swap(request.mutable_returned_leases());
-    part.set_error(request.error());
-    SubmitOne(part);
-  }
-
- private:
-  void SubmitOne(proto::SubmitRequest& request) {
-    request.set_worker(worker_);
-    proto::SubmitReply reply;
-    Call("submit", [&](grpc::ClientContext* c) { return stub_->Submit(c, request, &reply); });
-  }
-
-  template <class Fn>
-  void Call(const char* what, Fn fn) {
-    grpc::ClientContext context;
-    Prepare(context, security_, std::chrono::duration_cast<milliseconds>(kCallDeadline));
-    grpc::Status status = fn(&context);
-    if (status.ok()) return;
-    std::string message = fmt::format("[worker] {}: {}", what, status.error_message());
-    switch (status.error_code()) {
-      case grpc::StatusCode::UNAUTHENTICATED:
-      case grpc::StatusCode::FAILED_PRECONDITION:
-        throw RefusedError(message);
-      case grpc::StatusCode::INVALID_ARGUMENT:
-        // Samples of a plan that ended meanwhile; nobody needs them.
-        fmt::print(stderr, "{}\n", message);
-        return;
-      default:
-        throw CommError(message);
-    }
-  }
-
-  const WorkerOptions& options_;
-  Security security_;
-  std::unique_ptr<proto::RolloutPool::Stub> stub_;
-  int64_t worker_ = 0;
-};
-
-// Says that this worker lives, and how far it has come, while its other thread computes.
-class Heartbeats {
- public:
-  Heartbeats(Session& session, milliseconds every)
-      : session_(session), every_(every), thread_([this] { Run(); }) {}
-  ~Heartbeats() {
-    {
-      std::lock_guard lock(mutex_);
-      ending_ = true;
-    }
-    changed_.notify_all();
-    thread_.join();
-  }
-  Heartbeats(const Heartbeats&) = delete;
-  Heartbeats& operator=(const Heartbeats&) = delete;
-
-  struct News {
-    bool shutdown = false;
-    std::vector<int64_t> cancelled_leases;
-  };
-  // CommError when the coordinator no longer answers.
-  News Exchange(int64_t progress) {
-    std::lock_guard lock(mutex_);
-    progress_ = progress;
-    Check<CommError>(error_.empty(), "{}", error_);
-    return std::exchange(news_, {});
-  }
-
- private:
-  void Run() {
-    std::unique_lock lock(mutex_);
-    while (!changed_.wait_for(lock, every_, [this] { return ending_; })) {
-      int64_t progress = progress_;
-      lock.unlock();
-      proto::HeartbeatReply reply;
-      std::string error;
-      try {
-        reply = session_.Heartbeat(progress);
-      } catch (const Error& e) {
-        error = e.what();
-      }
-      lock.lock();
-      if (!error.empty()) {
-        error_ = error;
-        return;
-      }
-      news_.shutdown = news_.shutdown || reply.shutdown();
-      for (int64_t lease : reply.cancelled_leases()) news_.cancelled_leases.push_back(lease);
-    }
-  }
-
-  Session& session_;
-  milliseconds every_;
-  std::mutex mutex_;
-  std::condition_variable changed_;
-  bool ending_ = false;
-  int64_t progress_ = 0;
-  News news_;
-  std::string error_;
-  std::thread thread_;  // last: it uses the others
-};
-
 // A sample being drawn or scored.
 struct Task {
   int64_t lease = 0;
-  Sample sample;  // prompt tokens, and tokens of an earlier lease
+  Sample sample;            // prompt tokens, and tokens of earlier turns and leases
+  GenerateRequest request;  // of a turn, without what is drawn already
+  EnvironmentConfig environment;
   RewardRequest reward;
   int64_t version = 0;
+  bool asked = false;  // the environment is to answer
   bool drawn = false;
+
+  // Answers so far. Two never stand side by side: a call is between them.
+  int64_t Answers() const {
+    int64_t answers = 0;
+    TokenSource before = TokenSource::kPrompt;
+    for (const SampleToken& t : sample.tokens) {
+      answers += t.source == TokenSource::kEnvironment && before != TokenSource::kEnvironment;
+      before = t.source;
+    }
+    return answers;
+  }
 };
+
+// Samples to be read with frozen weights, and how many of them are done.
+struct Reading {
+  LeaseKind kind = LeaseKind::kLogprob;
+  WeightVersion weights;
+  double temperature = 1;
+  std::vector<Sample> samples;
+  size_t next = 0;
+};
+
+WeightVersion VersionOf(const proto::WeightVersion& m) {
+  return {m.version(), m.digest(), {m.endpoints().begin(), m.endpoints().end()}};
+}
 
 class Worker {
  public:
@@ -229,13 +89,13 @@ class Worker {
   // lost.
   bool Serve(const std::string& address) {
     connected_ = false;
-    Session session(options_, security_, address);
+    Session session(options_.name, security_, address);
     proto::RegisterReply hello = session.Register("");
     connected_ = true;
     if (!model_ || hello.config() != config_) {
       config_ = hello.config();
       model_.reset();
-      model_ = std::make_unique<WorkerModel>(config_, options_.threads);
+      model_ = std::make_unique<WorkerModel>(config_, options_.threads, options_.device);
       version_ = 0;
     }
     session.Register(model_->digest());
@@ -249,6 +109,7 @@ class Worker {
   void Forget() {
     model_->engine().Drain();
     tasks_.clear();
+    readings_.clear();
     finished_.Clear();
     last_submit_ = next_lease_ = Clock::now();
   }
@@ -256,21 +117,25 @@ class Worker {
   bool Loop(Session& session, Heartbeats& heartbeats) {
     for (;;) {
       if (stop_) {
+        for (const auto& [lease, reading] : readings_) finished_.add_returned_leases(lease);
         GiveBack(session, "the worker was asked to stop");
         return true;
       }
-      bool idle = tasks_.empty() && finished_.finished_size() == 0;
-      int64_t room = model_->max_batch() * 2 - static_cast<int64_t>(tasks_.size());
-      if (room > 0 && Clock::now() >= next_lease_) {
+      bool idle = !Working() && finished_.finished_size() == 0;
+      int64_t room =
+          std::max<int64_t>(0, model_->max_batch() * 2 - static_cast<int64_t>(tasks_.size()));
+      int64_t readings = readings_.empty() ? kMaxReadings : 0;
+      if (room + readings > 0 && Clock::now() >= next_lease_) {
         next_lease_ = Clock::now() + (idle ? milliseconds(0) : kLeaseEvery);
-        proto::LeaseReply reply = session.TakeLeases(room, idle ? kLeaseWaitMs : 0);
+        proto::LeaseReply reply = session.TakeLeases(room, readings, idle ? kLeaseWaitMs : 0);
         if (reply.shutdown() && idle) return true;
         for (const proto::Lease& lease : reply.leases()) Accept(session, lease);
       }
       // A busy coordinator answers at once that there is nothing.
-      if (idle && tasks_.empty()) std::this_thread::sleep_for(milliseconds(10));
+      if (idle && !Working()) std::this_thread::sleep_for(milliseconds(10));
+      ReadSome(session);
       for (GenerateResult& result : model_->engine().Step()) Drawn(std::move(result));
-      CollectScores(model_->engine().pending() == 0 && !tasks_.empty());
+      CollectScores(model_->engine().pending() == 0 && readings_.empty() && !tasks_.empty());
       SubmitIfDue(session);
       Heartbeats::News news = heartbeats.Exchange(Progress());
       for (int64_t lease : news.cancelled_leases) Drop(lease);
@@ -281,16 +146,18 @@ class Worker {
   // Anything that ascends while this worker gets on.
   int64_t Progress() const {
     EngineStats stats = model_->engine().stats();
-    return stats.prefill_tokens + stats.decoded_tokens + scored_;
+    return stats.prefill_tokens + stats.decoded_tokens + scored_ + read_;
   }
+  bool Working() const { return !tasks_.empty() || !readings_.empty(); }
 
   // New weights are fetched once nothing of the old ones is under way; what is, goes back
   // half-drawn.
   void UseWeights(Session& session, const proto::WeightVersion& wanted) {
     if (wanted.version() == version_ && wanted.digest() == weight_digest_) return;
-    if (model_->engine().pending() > 0) GiveBack(session, "newer weights are wanted");
-    WeightVersion version{
-        wanted.version(), wanted.digest(), {wanted.endpoints().begin(), wanted.endpoints().end()}};
+    bool drawing = model_->engine().pending() > 0;
+    for (const auto& [id, task] : tasks_) drawing = drawing || task.asked;
+    if (drawing) GiveBack(session, "newer weights are wanted");
+    WeightVersion version = VersionOf(wanted);
     version_ = 0;  // until the fetch is checked, the weights are neither
     weights_.Fetch(version, model_->State());
     model_->engine().Drain();
@@ -299,7 +166,17 @@ class Worker {
   }
 
   // A lease that cannot be worked on goes back with the reason, and so somebody else may try.
+  void Refuse(Session& session, int64_t lease, const std::string& why) {
+    Drop(lease);
+    proto::SubmitRequest request;
+    request.add_returned_leases(lease);
+    request.set_error(why);
+    session.Submit(std::move(request));
+    next_lease_ = Clock::now() + kAfterFailure;
+  }
+
   void Accept(Session& session, const proto::Lease& lease) {
+    if (lease.kind() != static_cast<int>(LeaseKind::kGenerate)) return AddReading(lease);
     try {
       UseWeights(session, lease.weights());
       std::map<int64_t, const proto::Sample*> partial;
@@ -309,12 +186,47 @@ class Worker {
         AddTask(lease, s, begun == partial.end() ? nullptr : begun->second);
       }
     } catch (const Error& e) {
-      Drop(lease.lease());
-      proto::SubmitRequest request;
-      request.add_returned_leases(lease.lease());
-      request.set_error(e.what());
-      session.Submit(std::move(request));
-      next_lease_ = Clock::now() + kAfterFailure;
+      Refuse(session, lease.lease(), e.what());
+    }
+  }
+
+  void AddReading(const proto::Lease& lease) {
+    Reading& reading = readings_[lease.lease()];
+    reading.kind = static_cast<LeaseKind>(lease.kind());
+    reading.weights = VersionOf(lease.weights());
+    reading.temperature = lease.temperature();
+    for (const proto::Sample& m : lease.partial()) {
+      Sample& sample = reading.samples.emplace_back(FromProto(m));
+      sample.key.stage = lease.stage();
+      sample.key.rollout = lease.rollout();
+    }
+  }
+
+  // One forward over samples of the oldest such lease, between two steps of the engine.
+  void ReadSome(Session& session) {
+    if (readings_.empty()) return;
+    const int64_t lease = readings_.begin()->first;
+    Reading& reading = readings_.begin()->second;
+    try {
+      SequenceReader& reader = model_->Reader(reading.kind);
+      const WeightVersion& wanted = reading.weights;
+      if (reader.version() != wanted.version || reader.digest() != wanted.digest) {
+        reader.set_version(0, "");
+        weights_.Fetch(wanted, reader.State());
+        reader.set_version(wanted.version, wanted.digest);
+      }
+      std::vector<Sample> batch;
+      int64_t tokens = 0;
+      for (; reading.next < reading.samples.size() && tokens < kReadTokens; ++reading.next) {
+        tokens += static_cast<int64_t>(reading.samples[reading.next].tokens.size());
+        batch.push_back(std::move(reading.samples[reading.next]));
+      }
+      reader.Read(reading.temperature, &batch);
+      for (const Sample& sample : batch) *finished_.add_finished() = ToProto(sample);
+      read_ += tokens;
+      if (reading.next == reading.samples.size()) readings_.erase(lease);
+    } catch (const Error& e) {
+      Refuse(session, lease, e.what());
     }
   }
 
@@ -322,7 +234,6 @@ class Worker {
     uint64_t id = next_task_++;
     Task& task = tasks_[id];
     task.lease = lease.lease();
-    task.version = version_;
     task.sample.key = {lease.stage(), lease.rollout(), lease.prompt(), sample};
     task.sample.problem_id = lease.problem_id();
     task.sample.temperature = lease.temperature();
@@ -336,7 +247,7 @@ class Worker {
                    .completion_tokens = 0,
                    .max_new_tokens = lease.max_new_tokens(),
                    .finished = true};
-    GenerateRequest request;
+    GenerateRequest& request = task.request;
     request.id = id;
     request.prompt.assign(lease.prompt_tokens().begin(), lease.prompt_tokens().end());
     request.max_new_tokens = lease.max_new_tokens();
@@ -347,27 +258,87 @@ class Worker {
         RandomStream{lease.seed(), HashName(lease.stage()), static_cast<uint64_t>(lease.rollout()),
                      static_cast<uint64_t>(lease.prompt()), static_cast<uint64_t>(sample)};
     request.group = static_cast<uint64_t>(lease.lease());
+    if (lease.has_environment()) {
+      task.environment = FromProto(lease.environment());
+      request.stop_strings.push_back(task.environment.call_end);
+    }
     if (begun) {
       Sample old = FromProto(*begun);
       for (size_t i = request.prompt.size(); i < old.tokens.size(); ++i) {
         task.sample.tokens.push_back(old.tokens[i]);
-        request.generated.push_back(old.tokens[i].id);
       }
     }
+    if (!AskEnvironment(task)) DrawTurn(task);
+  }
+
+  // Goes on drawing behind the tokens that are there.
+  void DrawTurn(Task& task) {
+    task.version = version_;
+    GenerateRequest request = task.request;
+    for (size_t i = request.prompt.size(); i < task.sample.tokens.size(); ++i) {
+      request.generated.push_back(task.sample.tokens[i].id);
+    }
     model_->engine().Add(std::move(request));
+  }
+
+  // Hands the call with which the sample ends to its environment; false when it ends with none. A
+  // call for which there is no room or turn left ends the sample.
+  bool AskEnvironment(Task& task) {
+    if (!task.environment.defined()) return false;
+    std::optional<std::string> call = CallIn(task.environment, model_->LastTurn(task.sample));
+    if (!call) return false;
+    if (task.sample.completion_tokens() >= Room(task) ||
+        task.Answers() >= task.environment.max_calls) {
+      Conclude(task, FinishReason::kLength);
+      return true;
+    }
+    RewardRequest request;
+    request.environment = task.environment.name;
+    request.completion = *call;
+    verifiers_.Submit(task.request.id, request);
+    task.asked = true;
+    return true;
+  }
+
+  // Tokens that the completion may have.
+  int64_t Room(const Task& task) const {
+    return std::min(task.request.max_new_tokens,
+                    model_->max_tokens() - task.sample.prompt_tokens());
+  }
+
+  // The environment's tokens, and the model's next turn; or the end, where no token of it would
+  // fit.
+  void Answer(Task& task, const RewardReply& reply) {
+    task.asked = false;
+    bool answered = reply.outcome == Outcome::kCorrect;
+    std::vector<int32_t> ids =
+        model_->Encode(WithMarks(task.environment, answered ? reply.detail : "error"));
+    int64_t length = task.sample.completion_tokens() + static_cast<int64_t>(ids.size());
+    if (length >= Room(task)) return Conclude(task, FinishReason::kLength);
+    for (int32_t id : ids) task.sample.tokens.push_back({id, TokenSource::kEnvironment, 0, 0});
+    DrawTurn(task);
   }
 
   void Drawn(GenerateResult result) {
     Task& task = tasks_.at(result.id);
     Append(result, &task);
-    task.drawn = true;
-    task.sample.finish = result.finish;
     task.sample.routing_TLK = std::move(result.routing_TLK);
-    model_->Describe(&task.sample);
+    bool asked = result.finish == FinishReason::kStop && AskEnvironment(task);
+    if (!asked) Conclude(task, result.finish);
+  }
+
+  // Nothing more is drawn: the sample is to be judged.
+  void Conclude(Task& task, FinishReason finish) {
+    task.drawn = true;
+    task.sample.finish = finish;
+    model_->Describe(&task.sample, task.request.stop_ids);
+    if (task.environment.defined()) {
+      task.sample.rewards["tool_calls"] = static_cast<double>(task.Answers());
+    }
     task.reward.completion = task.sample.text;
     task.reward.completion_tokens = task.sample.completion_tokens();
-    task.reward.finished = result.finish == FinishReason::kStop;
-    verifiers_.Submit(result.id, task.reward);
+    task.reward.finished = finish == FinishReason::kStop;
+    verifiers_.Submit(task.request.id, task.reward);
   }
 
   static void Append(const GenerateResult& result, Task* task) {
@@ -382,8 +353,12 @@ class Worker {
     for (auto& scored : verifiers_.Poll(milliseconds(nothing_else_to_do ? 50 : 0))) {
       auto it = tasks_.find(scored.id);
       if (it == tasks_.end()) continue;  // its lease was cancelled
-      Sample& sample = it->second.sample;
       ++scored_;
+      if (it->second.asked) {
+        Answer(it->second, scored.reply);
+        continue;
+      }
+      Sample& sample = it->second.sample;
       sample.outcome = scored.reply.outcome;
       for (auto& [name, value] : scored.reply.rewards) sample.rewards[name] = value;
       *finished_.add_finished() = ToProto(sample);
@@ -393,13 +368,14 @@ class Worker {
 
   void SubmitIfDue(Session& session) {
     if (finished_.finished_size() == 0) return;
-    if (!tasks_.empty() && Clock::now() - last_submit_ < kSubmitEvery) return;
+    if (Working() && Clock::now() - last_submit_ < kSubmitEvery) return;
     session.Submit(finished_);
     finished_.Clear();
     last_submit_ = Clock::now();
   }
 
   void Drop(int64_t lease) {
+    readings_.erase(lease);
     for (auto it = tasks_.begin(); it != tasks_.end();) {
       if (it->second.lease != lease) {
         ++it;
@@ -442,8 +418,9 @@ class Worker {
   std::string weight_digest_;
   std::map<uint64_t, Task> tasks_;
   uint64_t next_task_ = 1;
+  std::map<int64_t, Reading> readings_;  // by lease, so the oldest first
   proto::SubmitRequest finished_;
-  int64_t scored_ = 0;
+  int64_t scored_ = 0, read_ = 0;
   Clock::time_point last_submit_, next_lease_;
 };
 

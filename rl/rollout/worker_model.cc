@@ -1,5 +1,6 @@
 #include "rl/rollout/worker_model.h"
 
+#include <algorithm>
 #include <nlohmann/json.hpp>
 
 #include "rl/rollout/worker_config.h"
@@ -12,20 +13,20 @@ const std::string kReplacement = "\xEF\xBF\xBD";  // U+FFFD
 
 }  // namespace
 
-WorkerModel::WorkerModel(const std::string& text, int threads) {
-  WorkerConfig config = ReadWorkerConfig(text);
+WorkerModel::WorkerModel(const std::string& text, int threads, Device device)
+    : config_(ReadWorkerConfig(text)), threads_(threads) {
+  const WorkerConfig& config = config_;
   tokenizer_ = data::LoadTokenizer(config.tokenizer, config.special_tokens);
   digest_ = ModelDigest(config.model, tokenizer_->Digest());
-  ctx_ = std::make_unique<Context>(Device::Cpu(), threads);
+  ctx_ = std::make_unique<Context>(device, threads);
   model::StageOptions options;
   options.end_layer = config.model.num_hidden_layers;
   options.dtype = config.dtype;
   options.with_gradients = false;
   options.mla_decode = config.engine.mla_decode;
   model_ = std::make_unique<model::TransformerStage>(*ctx_, config.model, options);
-  engine_config_ = config.engine;
   engine_ = std::make_unique<InferenceEngine>(
-      *ctx_, *model_, engine_config_, [tokenizer = tokenizer_.get()](int32_t id) {
+      *ctx_, *model_, config.engine, [tokenizer = tokenizer_.get()](int32_t id) {
         return id < tokenizer->vocab_size() ? tokenizer->TokenBytes(id) : kReplacement;
       });
   think_ = tokenizer_->SpecialId("<think>");
@@ -34,30 +35,51 @@ WorkerModel::WorkerModel(const std::string& text, int threads) {
 
 WorkerModel::~WorkerModel() = default;
 
-void WorkerModel::Describe(Sample* sample) const {
-  std::vector<int32_t> completion;
-  for (const SampleToken& t : sample->tokens) {
-    if (t.source != TokenSource::kPrompt) completion.push_back(t.id);
+SequenceReader& WorkerModel::Reader(LeaseKind kind) {
+  auto& reader = readers_[kind];
+  if (!reader) {
+    reader = std::make_unique<SequenceReader>(kind, config_.model, config_.dtype, threads_,
+                                              ctx_->device());
   }
-  bool ended = !completion.empty() && completion.back() == tokenizer_->eos_id();
-  if (ended) completion.pop_back();
-  // A model's vocabulary may be padded beyond its tokenizer's: such a token is drawn, but spells
-  // nothing.
+  return *reader;
+}
+
+std::string WorkerModel::Spell(const std::vector<int32_t>& ids) const {
+  std::string text;
   std::vector<int32_t> spelled;
   auto flush = [&] {
-    sample->text += tokenizer_->Decode(spelled);
+    text += tokenizer_->Decode(spelled);
     spelled.clear();
   };
-  sample->text.clear();
-  for (int32_t id : completion) {
+  for (int32_t id : ids) {
     if (id < tokenizer_->vocab_size()) {
       spelled.push_back(id);
     } else {
       flush();
-      sample->text += kReplacement;
+      text += kReplacement;
     }
   }
   flush();
+  return text;
+}
+
+std::string WorkerModel::LastTurn(const Sample& sample) const {
+  size_t begin = sample.tokens.size();
+  while (begin > 0 && sample.tokens[begin - 1].source == TokenSource::kModel) --begin;
+  std::vector<int32_t> ids;
+  for (size_t i = begin; i < sample.tokens.size(); ++i) ids.push_back(sample.tokens[i].id);
+  return Spell(ids);
+}
+
+void WorkerModel::Describe(Sample* sample, const std::vector<int32_t>& stop_ids) const {
+  std::vector<int32_t> completion;
+  for (const SampleToken& t : sample->tokens) {
+    if (t.source != TokenSource::kPrompt) completion.push_back(t.id);
+  }
+  bool ended = !completion.empty() &&
+               std::find(stop_ids.begin(), stop_ids.end(), completion.back()) != stop_ids.end();
+  if (ended) completion.pop_back();
+  sample->text = Spell(completion);
   int64_t thinking = 0;
   bool inside = false;
   for (int32_t id : completion) {

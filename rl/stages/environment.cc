@@ -5,6 +5,7 @@
 #include <nlohmann/json.hpp>
 
 #include "parallel/comm/process_group.h"
+#include "rl/loaded_model.h"
 
 namespace hone::rl {
 
@@ -51,12 +52,14 @@ std::string ResolveFrom(const Environment& env, const std::string& from) {
         stage->kind != StageKind::kRejectionSampling && stage->kind != StageKind::kEvaluate;
     return trains ? FinalCheckpoint(env.directory, from) : ResolveFrom(env, stage->from);
   }
-  return from;
+  return FolderOfPolicy(from);
 }
 
 TrainingLoop::TrainingLoop(Environment& env, const StageConfig& stage, int64_t total_steps)
     : env_(env), stage_(stage), total_(total_steps), resumed_(std::make_shared<json>()) {
-  env_.learner.BeginStage(stage.optimizer);
+  bool other_loss = stage.kind == StageKind::kGrpo || stage.kind == StageKind::kRewardModel;
+  env_.learner.BeginStage(stage.optimizer,
+                          other_loss ? Learner::Mtp::kFrozen : Learner::Mtp::kTrained);
   std::string dir = env_.directory.checkpoints(stage.name);
   // Rank 0 looks, so that all ranks resume from the same place.
   auto steps = runtime::ListCheckpointSteps(env_.directory.fs(), dir);
@@ -163,8 +166,9 @@ void TrainingLoop::Save(const json& cursor) {
   auto& fs = env_.directory.fs();
   std::function<void()> prune;
   if (env_.root()) {
-    prune = [&fs, dir, train = env_.config.train] {
+    prune = [&fs, dir, train = env_.config.train, on_pruned = on_pruned_] {
       runtime::PruneCheckpoints(fs, dir, train.keep_last, train.keep_every);
+      if (on_pruned) on_pruned();
     };
   }
   env_.learner.Save(dir + "/" + runtime::CheckpointStepName(step_), metadata.dump(), prune);

@@ -65,6 +65,9 @@ class TrainingLoop {
   bool SaveDue() const;
   // Saves now unless this step was just saved.
   void Save(const nlohmann::json& cursor);
+  // Called on rank 0 when a checkpoint was committed and old ones are gone, from the thread that
+  // writes; so with copies of what it needs.
+  void set_on_pruned(std::function<void()> on_pruned) { on_pruned_ = std::move(on_pruned); }
   // The last checkpoint, the stage's record, everything on disk.
   void Complete(const nlohmann::json& cursor);
 
@@ -81,11 +84,13 @@ class TrainingLoop {
   double seconds_ = 0;
   std::chrono::steady_clock::time_point last_;
   std::shared_ptr<nlohmann::json> resumed_;
+  std::function<void()> on_pruned_;
 };
 
 // Where a finished stage's weights are: its last checkpoint.
 std::string FinalCheckpoint(const RunDirectory& directory, const std::string& stage);
-// What `from` names: a stage's final checkpoint, "" for "init", or the path itself.
+// What `from` names: a stage's final checkpoint, "" for "init", or what a path leads to
+// (FolderOfPolicy).
 std::string ResolveFrom(const Environment& env, const std::string& from);
 
 }  // namespace hone::rl

@@ -20,6 +20,7 @@ RolloutPlan MakePlan(const Environment& env, const EvaluationSuite& suite, const
   plan.max_new_tokens = suite.sampling.max_new_tokens;
   plan.stop_strings = suite.sampling.stop_strings;
   plan.stop_ids = {env.tokenizer->eos_id()};
+  plan.environment = suite.sampling.environment;
   int64_t count =
       suite.problems->size() < 0 ? suite.count : std::min(suite.count, suite.problems->size());
   for (int64_t i = 0; i < count; ++i) {

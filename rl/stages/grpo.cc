@@ -1,13 +1,14 @@
 // Reinforcement learning: publish, sample, score, estimate advantages, a few optimizer steps;
 // again.
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <nlohmann/json.hpp>
 #include <optional>
 
 #include "data/permutation.h"
-#include "model/families/hugging_face.h"
-#include "parallel/comm/process_group.h"
+#include "rl/stages/logprobs.h"
+#include "rl/stages/reference_policy.h"
 #include "rl/stages/reward_model.h"
 #include "rl/stages/rollout_batch.h"
 #include "rl/stages/sample_pool.h"
@@ -17,36 +18,6 @@ namespace hone::rl {
 namespace {
 
 using nlohmann::json;
-
-// The reference policy: frozen chunks of the learner's layout, and forward passes over them.
-class ReferencePolicy {
- public:
-  explicit ReferencePolicy(Learner& learner)
-      : learner_(learner), chunks_(learner.MakeFrozenChunks()) {
-    std::vector<parallel::PipelineStage*> stages;
-    for (auto& chunk : chunks_) stages.push_back(chunk.get());
-    parallel::TrainEngine::Options options;
-    options.pipeline = learner.config().pipeline;
-    engine_ =
-        std::make_unique<parallel::TrainEngine>(learner.ctx(), learner.mesh(), stages, options);
-  }
-  void Initialize(uint64_t seed) {
-    for (auto& chunk : chunks_) chunk->Initialize(seed);
-  }
-  // From a checkpoint or a Hugging Face folder.
-  void Load(FileSystem& fs, const std::string& path) {
-    if (fs.Exists(path + "/index.h5")) return learner_.LoadSlabs(path, State("model/"));
-    for (auto& chunk : chunks_) model::LoadHuggingFace(path, *chunk);
-  }
-  void Refresh() { runtime::CopySlabs(learner_.Weights(), Learner::StateOf(chunks_, "")); }
-  parallel::TrainEngine& engine() { return *engine_; }
-  SlabIndex State(const std::string& prefix) { return Learner::StateOf(chunks_, prefix); }
-
- private:
-  Learner& learner_;
-  std::vector<std::unique_ptr<model::TransformerStage>> chunks_;
-  std::unique_ptr<parallel::TrainEngine> engine_;
-};
 
 class GrpoStage {
  public:
@@ -61,14 +32,17 @@ class GrpoStage {
                        "rollout.workers, or start some with `hone worker`",
                        stage.where, stage.name);
     if (config_.loss.kl_coefficient > 0) {
-      reference_ = std::make_unique<ReferencePolicy>(env.learner);
+      reference_ = std::make_unique<ReferencePolicy>(env, stage);
+      loop_.set_on_pruned([&fs = env.directory.fs(), dir = env.directory.checkpoints(stage.name)] {
+        ReferencePolicy::Prune(fs, dir);
+      });
     }
     if (!config_.reward_models.empty()) reward_models_.emplace(env, config_);
     if (!loop_.resumed().is_null()) {
       rollout_ = loop_.resumed().at("rollout");
-      RestoreReference(loop_.resumed().at("reference_step"));
+      if (reference_) reference_->Restore(loop_.resumed().at("reference_step"));
     } else if (reference_) {
-      reference_->Refresh();
+      reference_->Refresh(0);
     }
     begun_ = rollout_;
   }
@@ -164,6 +138,7 @@ class GrpoStage {
     plan.stop_strings = config_.sampling.stop_strings;
     plan.stop_ids = {env_.tokenizer->eos_id()};
     plan.record_routing = config_.replay_routing;
+    plan.environment = config_.sampling.environment;
     for (int64_t i = 0; i < config_.prompts_per_rollout; ++i) {
       RolloutPrompt prompt;
       prompt.index = round * config_.prompts_per_rollout + i;
@@ -194,6 +169,7 @@ class GrpoStage {
 
   // What was drawn, with the prompts that are learned from chosen; fills summary_.
   RolloutBatch FinishRollout() {
+    const auto begun = std::chrono::steady_clock::now();
     std::vector<Sample> drawn = FinishRound(0);
     int64_t rounds = 1;
     while (rounds < Rounds() && InformativePrompts(drawn, config_) < config_.prompts_per_rollout) {
@@ -201,8 +177,10 @@ class GrpoStage {
       for (Sample& sample : FinishRound(rounds)) drawn.push_back(std::move(sample));
       ++rounds;
     }
+    const std::chrono::duration<double> waited = std::chrono::steady_clock::now() - begun;
     CheckUsable(drawn);
     summary_ = Summarize(drawn);
+    summary_["waiting_seconds"] = std::round(waited.count() * 1e4) / 1e4;
     if (config_.dynamic_sampling) {
       summary_["rounds"] = rounds;
       summary_["informative_prompts"] = InformativePrompts(drawn, config_);
@@ -222,11 +200,11 @@ class GrpoStage {
       samples =
           env_.pool->Finish(RoundName(round), rollout_,
                             OneBehind() ? SamplePool::Stop::kWhenStuck : SamplePool::Stop::kAtOnce);
+      AddModelRewards(&samples);
     } catch (const StoppedEarly&) {
       if (OneBehind()) throw;  // the last checkpoint stands
       loop_.StopHere(Cursor());
     }
-    AddModelRewards(&samples);
     return samples;
   }
 
@@ -262,16 +240,16 @@ class GrpoStage {
     // it: of the first minibatch, whose forward is that very policy.
     std::optional<double> gap;
     for (auto& which : minibatches) {
-      LearnerBatches data = MakeLearnerBatches(batch, which, config_, stage_.batch,
-                                               env_.config.mesh.dp, env_.learner.mesh().dp_index());
+      LearnerBatches data =
+          MakeLearnerBatches(batch, which, config_, stage_.batch, env_.config.mesh.dp,
+                             env_.learner.mesh().dp_index(), env_.learner.pipeline_shape());
       auto result = env_.learner.engine().Step(data.microbatches, loss, loop_.lr());
       json extra = summary_;
       AddLossMetrics(result.metrics, &gap, &extra);
       loop_.FinishStep(result, data.tokens, extra, nullptr);
       if (reference_ && config_.reference_every > 0 &&
           loop_.step() % config_.reference_every == 0) {
-        reference_->Refresh();
-        reference_step_ = loop_.step();
+        reference_->Refresh(loop_.step());
       }
       if (loop_.step() == loop_.total_steps()) break;
     }
@@ -280,61 +258,17 @@ class GrpoStage {
   // Log-probabilities of the reference and, where the samples are older than the learner, of the
   // policy as it stands now. With fresh samples the workers' own are the policy's, to the bit.
   void AddLogprobs(RolloutBatch* batch) {
-    if (reference_) batch->reference_logp = Logprobs(*batch, reference_->engine());
+    if (reference_) batch->reference_logp = ReferenceLogprobs(*batch);
     bool stale = env_.config.rollout.lag > 0 || env_.config.rollout.max_staleness > 0;
-    if (stale) batch->old_logp = Logprobs(*batch, env_.learner.engine());
+    if (stale) batch->old_logp = LearnerLogprobs(env_, stage_, *batch, env_.learner.engine());
   }
 
-  std::vector<std::vector<float>> Logprobs(const RolloutBatch& batch,
-                                           parallel::TrainEngine& engine) {
-    std::vector<int64_t> all(batch.samples.size());
-    for (size_t i = 0; i < all.size(); ++i) all[i] = static_cast<int64_t>(i);
-    LearnerBatches data = MakeLearnerBatches(batch, all, config_, stage_.batch, env_.config.mesh.dp,
-                                             env_.learner.mesh().dp_index());
-    std::vector<std::vector<float>> logp(all.size());
-    PolicyLossConfig plain;
-    plain.temperature = config_.loss.temperature;
-    plain.kl_coefficient = 0;
-    auto outcomes = engine.Evaluate(data.microbatches, PolicyLoss(plain), true);
-    std::string mine;
-    for (size_t m = 0; m < outcomes.size(); ++m) {
-      Collect(batch, data, m, outcomes[m], &mine);
-    }
-    // Every rank needs its own samples in every later minibatch, so all get all.
-    Distribute(env_.world().AllGatherBytes(mine), &logp);
-    return logp;
-  }
-
-  static void Collect(const RolloutBatch& batch, const LearnerBatches& data, size_t m,
-                      const parallel::PipelineStage::Outcome& outcome, std::string* out) {
-    std::vector<double> values = runtime::ToDoubles(outcome.head.logp_T);
-    for (size_t s = 0; s < data.samples[m].size(); ++s) {
-      int64_t index = data.samples[m][s];
-      int64_t begin = data.microbatches[m].cu_seqlens[s] + batch.samples[index].prompt_tokens() - 1;
-      int64_t count = batch.samples[index].completion_tokens();
-      out->append(reinterpret_cast<const char*>(&index), sizeof index);
-      out->append(reinterpret_cast<const char*>(&count), sizeof count);
-      for (int64_t j = 0; j < count; ++j) {
-        float value = static_cast<float>(values[begin + j]);
-        out->append(reinterpret_cast<const char*>(&value), sizeof value);
-      }
-    }
-  }
-
-  static void Distribute(const std::vector<std::string>& gathered,
-                         std::vector<std::vector<float>>* logp) {
-    for (const std::string& bytes : gathered) {
-      size_t at = 0;
-      while (at < bytes.size()) {
-        int64_t header[2];
-        std::copy_n(bytes.data() + at, sizeof header, reinterpret_cast<char*>(header));
-        at += sizeof header;
-        auto& values = (*logp)[header[0]];
-        values.resize(header[1]);
-        std::copy_n(bytes.data() + at, values.size() * sizeof(float),
-                    reinterpret_cast<char*>(values.data()));
-        at += values.size() * sizeof(float);
-      }
+  std::vector<std::vector<float>> ReferenceLogprobs(const RolloutBatch& batch) {
+    try {
+      return reference_->Logprobs(batch, rollout_);
+    } catch (const StoppedEarly&) {
+      if (OneBehind()) throw;  // the last checkpoint stands
+      loop_.StopHere(Cursor());
     }
   }
 
@@ -371,45 +305,19 @@ class GrpoStage {
   }
 
   json Cursor() const {
-    return {
-        {"rollout", rollout_}, {"reference_step", reference_step_}, {"sampled_by", sampled_by_}};
+    return {{"rollout", rollout_},
+            {"reference_step", reference_ ? reference_->step() : 0},
+            {"sampled_by", sampled_by_}};
   }
 
   void SaveIfDue() {
     if (env_.AgreeToStop()) {
-      SaveReference();
+      if (reference_) reference_->Save();
       loop_.StopHere(Cursor());
     }
     if (loop_.SaveDue()) {
-      SaveReference();
+      if (reference_) reference_->Save();
       loop_.Save(Cursor());
-    }
-  }
-
-  // The reference moves seldom: its weights have a checkpoint of their own, named by the step it
-  // was taken at.
-  std::string ReferencePath(int64_t step) const {
-    return env_.directory.checkpoints(stage_.name) + "-reference/" +
-           runtime::CheckpointStepName(step);
-  }
-  void SaveReference() {
-    if (!reference_ || reference_step_ == 0 || saved_reference_ == reference_step_) return;
-    env_.learner.SaveSlabs(ReferencePath(reference_step_), reference_->State("model/"));
-    saved_reference_ = reference_step_;
-  }
-  void RestoreReference(int64_t step) {
-    if (!reference_) return;
-    reference_step_ = step;
-    if (step == 0) {
-      std::string from = ResolveFrom(env_, stage_.from);
-      if (from.empty()) {
-        reference_->Initialize(env_.config.seed);
-      } else {
-        reference_->Load(env_.directory.fs(), from);
-      }
-    } else {
-      env_.learner.LoadSlabs(ReferencePath(step), reference_->State("model/"));
-      saved_reference_ = step;
     }
   }
 
@@ -421,7 +329,6 @@ class GrpoStage {
   std::unique_ptr<ReferencePolicy> reference_;
   std::optional<RewardModels> reward_models_;
   int64_t rollout_ = 0, begun_ = 0;  // the one to learn from; the first not yet begun
-  int64_t reference_step_ = 0, saved_reference_ = 0;
   bool resumed_weights_used_ = false;
   WeightVersion sampling_weights_;  // of the rollout begun last
   std::string sampled_by_;

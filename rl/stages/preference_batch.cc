@@ -4,6 +4,7 @@
 
 #include "data/permutation.h"
 #include "rl/reward/verifier.h"
+#include "rl/stages/rollout_batch.h"
 #include "runtime/error.h"
 #include "runtime/philox.h"
 
@@ -108,27 +109,18 @@ PreferenceItem MakeScoredItem(const data::Tokenizer& tokenizer, const std::strin
 }
 
 PreferenceBatches MakePreferenceBatches(const std::vector<PreferenceItem>& items,
-                                        int64_t pack_tokens, int dp, int dp_rank) {
+                                        int64_t pack_tokens, int dp, int dp_rank,
+                                        const parallel::PipelineShape& pipeline) {
   PreferenceBatches out;
   std::vector<int64_t> lengths;
   for (const PreferenceItem& item : items) {
     lengths.push_back(item.tokens());
     out.tokens += lengths.back();
   }
-  auto packs = data::BestFitPack(lengths, pack_tokens);
-  std::vector<int64_t> sizes;
-  for (auto& pack : packs) {
-    std::sort(pack.begin(), pack.end());
-    int64_t size = 0;
-    for (int64_t i : pack) size += lengths[static_cast<size_t>(i)];
-    sizes.push_back(size);
-  }
   float weight = 1.0f / static_cast<float>(std::max<size_t>(1, items.size()));
-  const auto assigned = data::BalancePacks(sizes, dp);
-  const std::vector<int64_t> none;
-  for (int64_t p : assigned[static_cast<size_t>(dp_rank)]) {
-    out.microbatches.push_back(
-        MakePack(items, p < 0 ? none : packs[static_cast<size_t>(p)], weight));
+  const auto ranks = PackMicrobatches(lengths, pack_tokens, dp, pipeline);
+  for (const std::vector<int64_t>& members : ranks[static_cast<size_t>(dp_rank)]) {
+    out.microbatches.push_back(MakePack(items, members, weight));
   }
   return out;
 }

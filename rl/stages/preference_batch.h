@@ -8,6 +8,7 @@
 #include "data/packing.h"
 #include "data/task.h"
 #include "data/tokenizer.h"
+#include "parallel/pipeline_schedule.h"
 #include "rl/run_config.h"
 #include "runtime/token_batch.h"
 
@@ -35,13 +36,15 @@ PreferenceItem MakeScoredItem(const data::Tokenizer& tokenizer, const std::strin
                               const BatchConfig& batch);
 
 // This dp rank's packs of a step's items, each item in one pack (see RewardModelLoss), and
-// everyone's tokens. The weights of all ranks sum to 1.
+// everyone's tokens; as many packs as the schedule `pipeline` asks for (rollout_batch.h). The
+// weights of all ranks sum to 1.
 struct PreferenceBatches {
   std::vector<TokenBatch> microbatches;
   int64_t tokens = 0;
 };
 PreferenceBatches MakePreferenceBatches(const std::vector<PreferenceItem>& items,
-                                        int64_t pack_tokens, int dp, int dp_rank);
+                                        int64_t pack_tokens, int dp, int dp_rank,
+                                        const parallel::PipelineShape& pipeline = {});
 
 // Which items step `step` (from 0) of a stage trains on, as indices of the source: an endless one
 // is taken as it comes, a finite one is shuffled anew each epoch.

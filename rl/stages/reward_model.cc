@@ -5,6 +5,7 @@
 #include <nlohmann/json.hpp>
 
 #include "parallel/comm/process_group.h"
+#include "rl/stages/sample_pool.h"
 #include "rl/stages/stages.h"
 #include "runtime/philox.h"
 
@@ -14,6 +15,8 @@ namespace {
 using nlohmann::json;
 
 constexpr int64_t kHeldoutOfEndless = 256;  // pairs measured where the source has no end
+constexpr int64_t kItemsALease = 16;        // of those that the pool scores
+constexpr char kPinnedPrefix[] = "reward/";
 
 class RewardModelStage {
  public:
@@ -67,7 +70,7 @@ class RewardModelStage {
 
   PreferenceBatches Batches(const std::vector<PreferenceItem>& items) const {
     return MakePreferenceBatches(items, stage_.batch.pack_tokens, env_.config.mesh.dp,
-                                 env_.learner.mesh().dp_index());
+                                 env_.learner.mesh().dp_index(), env_.learner.pipeline_shape());
   }
 
   void MeasureHeldout(json* extra) {
@@ -117,11 +120,17 @@ void RunRewardModel(Environment& env, const StageConfig& stage) {
   RewardModelStage(own, stage).Run();
 }
 
-FrozenRewardModel::FrozenRewardModel(Environment& env, const std::string& name)
+FrozenRewardModel::FrozenRewardModel(Environment& env, const std::string& name,
+                                     GrpoConfig::Place place)
     : env_(env),
       stage_(*env.config.FindStage(name)),
       chunks_(env.learner.MakeFrozenChunks(WithValueHead(env.config.model))) {
   env.learner.LoadSlabs(FinalCheckpoint(env.directory, name), Learner::StateOf(chunks_, "model/"));
+  if (place == GrpoConfig::Place::kPool) {
+    pinned_ = env.pool->Pin(kPinnedPrefix + name, Learner::StateOf(chunks_, ""));
+    chunks_.clear();
+    return;
+  }
   std::vector<parallel::PipelineStage*> stages;
   for (auto& chunk : chunks_) stages.push_back(chunk.get());
   parallel::TrainEngine::Options options;
@@ -130,14 +139,27 @@ FrozenRewardModel::FrozenRewardModel(Environment& env, const std::string& name)
                                                     options);
 }
 
+FrozenRewardModel::~FrozenRewardModel() {
+  if (!engine_) env_.pool->Release(kPinnedPrefix + stage_.name);
+}
+
 std::vector<double> FrozenRewardModel::Score(const std::vector<std::string>& prompts,
-                                             const std::vector<std::string>& completions) {
+                                             const std::vector<std::string>& completions,
+                                             const ReadingName& name) {
   const RewardModelConfig& config = stage_.reward_model;
   std::vector<PreferenceItem> items;
   for (size_t i = 0; i < prompts.size(); ++i) {
     items.push_back(
         MakeScoredItem(*env_.tokenizer, prompts[i], completions[i], config, stage_.batch));
   }
+  std::vector<double> scores = engine_ ? ValuesHere(items) : ValuesFromPool(items, name);
+  if (config.mode == PreferenceMode::kPointwise) {
+    for (double& score : scores) score = 1 / (1 + std::exp(-score));
+  }
+  return scores;
+}
+
+std::vector<double> FrozenRewardModel::ValuesHere(const std::vector<PreferenceItem>& items) {
   PreferenceBatches data = MakePreferenceBatches(
       items, stage_.batch.pack_tokens, env_.config.mesh.dp, env_.learner.mesh().dp_index());
   // Pointwise takes sequences one by one, whatever the model was trained with.
@@ -147,21 +169,42 @@ std::vector<double> FrozenRewardModel::Score(const std::vector<std::string>& pro
   for (size_t m = 0; m < outcomes.size(); ++m) {
     AppendScores(data.microbatches[m], outcomes[m], &mine);
   }
-  std::vector<double> scores(items.size(), 0.0);
+  std::vector<double> values(items.size(), 0.0);
   for (const std::string& bytes : env_.world().AllGatherBytes(mine)) {
     for (size_t at = 0; at < bytes.size(); at += 2 * sizeof(double)) {
       double row[2];
       std::memcpy(row, bytes.data() + at, sizeof row);
-      bool pointwise = config.mode == PreferenceMode::kPointwise;
-      scores[static_cast<size_t>(row[0])] = pointwise ? 1 / (1 + std::exp(-row[1])) : row[1];
+      values[static_cast<size_t>(row[0])] = row[1];
     }
   }
-  return scores;
+  return values;
+}
+
+std::vector<double> FrozenRewardModel::ValuesFromPool(const std::vector<PreferenceItem>& items,
+                                                      const ReadingName& name) {
+  std::vector<Sample> given;
+  for (const PreferenceItem& item : items) {
+    Sample& sample = given.emplace_back();
+    const auto i = static_cast<int64_t>(given.size()) - 1;
+    sample.key = {name.stage, name.rollout, i / kItemsALease, i % kItemsALease};
+    for (int32_t id : item.sequences.front().tokens) {
+      sample.tokens.push_back({id, TokenSource::kPrompt, 0, 0});
+    }
+  }
+  SamplePool::Reading reading;
+  reading.kind = LeaseKind::kScore;
+  reading.stage = name.stage;
+  reading.rollout = name.rollout;
+  reading.weights = pinned_;
+  std::vector<double> values;
+  // (prompt, sample) is the items' order.
+  for (const Sample& s : env_.pool->Read(reading, given)) values.push_back(s.rewards.at("value"));
+  return values;
 }
 
 RewardModels::RewardModels(Environment& env, const GrpoConfig& config) {
   for (const auto& [reward, stage] : config.reward_models) {
-    models_.try_emplace(reward, env, stage);
+    models_.try_emplace(reward, env, stage, config.scoring);
   }
 }
 
@@ -177,7 +220,9 @@ void RewardModels::AddRewards(const std::vector<data::Problem>& problems,
   }
   if (general.empty()) return;
   for (auto& [reward, model] : models_) {
-    std::vector<double> scores = model.Score(prompts, completions);
+    const SampleKey& key = (*samples)[general.front()].key;
+    std::vector<double> scores =
+        model.Score(prompts, completions, {key.stage + "/score/" + reward, key.rollout});
     for (size_t k = 0; k < general.size(); ++k) (*samples)[general[k]].rewards[reward] = scores[k];
   }
 }

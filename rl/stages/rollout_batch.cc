@@ -188,9 +188,39 @@ std::vector<std::vector<int64_t>> SplitMinibatches(int64_t samples, int64_t mini
   return split;
 }
 
+std::vector<std::vector<std::vector<int64_t>>> PackMicrobatches(
+    const std::vector<int64_t>& lengths, int64_t pack_tokens, int dp,
+    const parallel::PipelineShape& pipeline) {
+  auto of_a_rank = [&](size_t packs) { return (static_cast<int64_t>(packs) + dp - 1) / dp; };
+  auto packs = data::BestFitPack(lengths, pack_tokens);
+  int64_t wanted = pipeline.FittingMicrobatches(of_a_rank(packs.size()));
+  if (wanted > of_a_rank(packs.size()) && !lengths.empty()) {
+    int64_t longest = *std::max_element(lengths.begin(), lengths.end());
+    int64_t total = std::accumulate(lengths.begin(), lengths.end(), int64_t{0});
+    packs = data::BestFitPack(lengths, std::max(longest, total / (wanted * dp)));
+    wanted = pipeline.FittingMicrobatches(of_a_rank(packs.size()));
+  }
+  std::vector<int64_t> tokens;
+  for (auto& pack : packs) {
+    std::sort(pack.begin(), pack.end());
+    int64_t sum = 0;
+    for (int64_t i : pack) sum += lengths[static_cast<size_t>(i)];
+    tokens.push_back(sum);
+  }
+  std::vector<std::vector<std::vector<int64_t>>> ranks;
+  for (const std::vector<int64_t>& assigned : data::BalancePacks(tokens, dp)) {
+    auto& microbatches = ranks.emplace_back();
+    for (int64_t p : assigned) {
+      microbatches.push_back(p < 0 ? std::vector<int64_t>() : packs[static_cast<size_t>(p)]);
+    }
+    microbatches.resize(static_cast<size_t>(wanted));
+  }
+  return ranks;
+}
+
 LearnerBatches MakeLearnerBatches(const RolloutBatch& rollout, const std::vector<int64_t>& which,
                                   const GrpoConfig& config, const BatchConfig& batch, int dp,
-                                  int dp_rank) {
+                                  int dp_rank, const parallel::PipelineShape& pipeline) {
   LearnerBatches out;
   std::vector<int64_t> lengths;
   double drawn = 0;
@@ -200,20 +230,10 @@ LearnerBatches MakeLearnerBatches(const RolloutBatch& rollout, const std::vector
     for (const SampleToken& t : sample.tokens) drawn += t.source == TokenSource::kModel;
     out.tokens += lengths.back();
   }
-  auto packs = data::BestFitPack(lengths, batch.pack_tokens);
-  std::vector<int64_t> pack_tokens;
-  for (auto& pack : packs) {
-    std::sort(pack.begin(), pack.end());
-    int64_t tokens = 0;
-    for (int64_t i : pack) tokens += lengths[i];
-    pack_tokens.push_back(tokens);
-  }
-  auto assignment = data::BalancePacks(pack_tokens, dp);
-  for (int64_t p : assignment[dp_rank]) {
+  const auto ranks = PackMicrobatches(lengths, batch.pack_tokens, dp, pipeline);
+  for (const std::vector<int64_t>& pack : ranks[static_cast<size_t>(dp_rank)]) {
     std::vector<int64_t> members;
-    if (p >= 0) {
-      for (int64_t i : packs[p]) members.push_back(which[i]);
-    }
+    for (int64_t i : pack) members.push_back(which[static_cast<size_t>(i)]);
     out.microbatches.push_back(MakeRlBatch(
         rollout, members, config, static_cast<double>(which.size()), std::max(1.0, drawn)));
     out.samples.push_back(std::move(members));

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "parallel/pipeline_schedule.h"
 #include "rl/rollout/sample.h"
 #include "rl/run_config.h"
 #include "runtime/token_batch.h"
@@ -42,8 +43,16 @@ struct LearnerBatches {
   std::vector<std::vector<int64_t>> samples;  // which samples each microbatch holds, in order
   int64_t tokens = 0;
 };
+// `pipeline`: the schedule that is to run them. Where it wants more microbatches than whole packs
+// make, packs are smaller, and what is still missing is empty.
 LearnerBatches MakeLearnerBatches(const RolloutBatch& rollout, const std::vector<int64_t>& which,
                                   const GrpoConfig& config, const BatchConfig& batch, int dp,
-                                  int dp_rank);
+                                  int dp_rank, const parallel::PipelineShape& pipeline = {});
+
+// Which sequences of these lengths share a microbatch of each dp rank: [rank][microbatch] → members
+// in order, as many for each rank and as `pipeline` asks for.
+std::vector<std::vector<std::vector<int64_t>>> PackMicrobatches(
+    const std::vector<int64_t>& lengths, int64_t pack_tokens, int dp,
+    const parallel::PipelineShape& pipeline);
 
 }  // namespace hone::rl

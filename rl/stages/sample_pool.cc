@@ -91,18 +91,58 @@ SamplePool::~SamplePool() {
   if (coordinator_) coordinator_->Shutdown();
 }
 
-WeightVersion SamplePool::Publish() {
-  // Ascending over restarts, since the incarnation is.
+// Ascending over restarts, since the incarnation is.
+int64_t SamplePool::NextVersion() {
   int64_t incarnation = std::stoll(
       learner_.mesh().world()->AllGatherBytes(std::to_string(directory_.incarnation()))[0]);
-  WeightVersion version = publisher_->Publish(
-      *learner_.mesh().world(), incarnation * 1'000'000'000 + ++versions_, learner_.Weights());
+  return incarnation * 1'000'000'000 + ++versions_;
+}
+
+WeightVersion SamplePool::Publish() {
+  WeightVersion version =
+      publisher_->Publish(*learner_.mesh().world(), NextVersion(), learner_.Weights());
   if (coordinator_) coordinator_->Publish(version);
   return version;
 }
 
+WeightVersion SamplePool::Pin(const std::string& name, const SlabIndex& slabs) {
+  WeightVersion version = publisher_->Publish(*learner_.mesh().world(), NextVersion(), slabs, name);
+  if (coordinator_) coordinator_->Publish(version, name);
+  return version;
+}
+
+SlabIndex SamplePool::Pinned(const std::string& name) const { return publisher_->Pinned(name); }
+
+void SamplePool::Release(const std::string& name) {
+  if (coordinator_) coordinator_->Release(name);
+  publisher_->Release(name);
+}
+
 void SamplePool::Begin(RolloutPlan plan) {
+  const RolloutConfig& rollout = learner_.config().rollout;
+  for (const RolloutPrompt& prompt : plan.prompts) {
+    rollout.CheckCache(static_cast<int64_t>(prompt.tokens.size()) + plan.max_new_tokens,
+                       learner_.config().model.max_position_embeddings,
+                       fmt::format("stage '{}': problem {}", plan.stage, prompt.problem.id));
+  }
   if (coordinator_) coordinator_->Begin(plan);
+}
+
+std::vector<Sample> SamplePool::Read(const Reading& reading, const std::vector<Sample>& samples) {
+  RolloutPlan plan;
+  plan.kind = reading.kind;
+  plan.stage = reading.stage;
+  plan.rollout = reading.rollout;
+  plan.weight_version = reading.weights.version;
+  plan.weight_digest = reading.weights.digest;
+  plan.sampling.temperature = reading.temperature;
+  for (const Sample& sample : samples) {
+    Sample& bare = plan.given.emplace_back();
+    bare.key = sample.key;
+    for (const SampleToken& t : sample.tokens) bare.tokens.push_back({t.id, t.source, 0, 0});
+  }
+  Begin(std::move(plan));
+  return Finish(reading.stage, reading.rollout, Stop::kWhenStuck);
 }
 
 bool SamplePool::GoOn(const Coordinator::Progress& progress, bool stopping, Stop when) {

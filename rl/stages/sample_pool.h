@@ -26,14 +26,31 @@ class SamplePool {
 
   // Makes the learner's present weights available to workers.
   WeightVersion Publish();
+  // Makes weights available under a name, beside the present ones, until the name is pinned anew or
+  // released: the reference, a reward model. What this rank serves of them.
+  WeightVersion Pin(const std::string& name, const SlabIndex& slabs);
+  SlabIndex Pinned(const std::string& name) const;
+  void Release(const std::string& name);
+  // ConfigError for a prompt that no worker's cache can hold.
   void Begin(RolloutPlan plan);
   // What a signal does to a wait: ends it, or does so once no sample has come for a few seconds.
   enum class Stop { kAtOnce, kWhenStuck };
   // Samples in (prompt, sample) order. Throws StoppedEarly on every rank when a signal ends the
   // wait.
   std::vector<Sample> Finish(const std::string& stage, int64_t rollout, Stop when = Stop::kAtOnce);
+  // Has workers read samples with pinned weights; see LeaseKind. The same samples, in
+  // (prompt, sample) order; a signal ends the wait once nothing has come for a few seconds.
+  struct Reading {
+    LeaseKind kind = LeaseKind::kLogprob;
+    std::string stage;  // "reasoning_rl/reference": names the journal
+    int64_t rollout = 0;
+    WeightVersion weights;
+    double temperature = 1;
+  };
+  std::vector<Sample> Read(const Reading& reading, const std::vector<Sample>& samples);
 
  private:
+  int64_t NextVersion();
   bool GoOn(const Coordinator::Progress& progress, bool stopping, Stop when);
 
   Learner& learner_;

@@ -446,6 +446,29 @@ TEST_F(EngineLimitsTest, APreemptedLeaderBeginsAgain) {
   EXPECT_GT(engine.stats().preemptions, 0);
 }
 
+// What the refusal asks for is enough, to the page.
+TEST_F(EngineLimitsTest, RunsInThePagesThatItAsksFor) {
+  for (int64_t length : {7, 8, 9}) {
+    GenerateRequest r = Request(length);
+    r.max_new_tokens = 24;
+    GenerateResult want = One(r);
+    EngineConfig tight{.page_size = 4, .max_tokens = kContext};
+    tight.cache_pages = PagesForSequence(length + 24, 4);
+    InferenceEngine engine(ctx_, *model_, tight);
+    for (uint64_t id : {1, 2, 3}) {
+      r.id = id;
+      r.group = 5;
+      engine.Add(r);
+    }
+    std::vector<GenerateResult> done;
+    for (int i = 0; i < 2000 && engine.pending() > 0; ++i) {
+      for (GenerateResult& result : engine.Step()) done.push_back(std::move(result));
+    }
+    ASSERT_EQ(done.size(), 3u) << "it stalls";
+    for (const GenerateResult& result : done) EXPECT_EQ(result.tokens, want.tokens);
+  }
+}
+
 TEST_F(EngineLimitsTest, RefusesWhatCannotRun) {
   InferenceEngine engine(ctx_, *model_, {.page_size = 4, .cache_pages = 6, .max_tokens = kContext});
   auto refuses = [&](GenerateRequest r, const std::string& why) {
@@ -458,7 +481,10 @@ TEST_F(EngineLimitsTest, RefusesWhatCannotRun) {
   };
   refuses(Request(0), "empty prompt");
   refuses(Request(kContext), "leaves no room");
-  refuses(Request(20), "could need more than the cache's 6 pages");
+  GenerateRequest long_one = Request(20);
+  long_one.max_new_tokens = 40;
+  refuses(long_one, "could need 16 pages of 4 tokens, and the cache has 6");
+  refuses(long_one, "rollout.cache_pages to at least 16");
   GenerateRequest r = Request(4);
   r.max_new_tokens = 8;
   r.prompt[2] = kVocabulary;

@@ -275,6 +275,44 @@ TEST(LearnerBatches, TheSplitOverRanksChangesNothing) {
   }
 }
 
+// Few long packs, and schedules that want more microbatches: smaller packs, and at last empty ones;
+// always the same tokens with the same weights.
+TEST(LearnerBatches, SchedulesGetTheMicrobatchesThatTheyWant) {
+  RolloutBatch rollout = MakeRollout();
+  GrpoConfig config = MakeConfig();
+  AssignAdvantages(&rollout, config, 1);
+  BatchConfig batch;
+  batch.pack_tokens = 1024;
+  const std::vector<int64_t> which = {0, 2, 3, 4, 5};
+  auto whole = MakeLearnerBatches(rollout, which, config, batch, 1, 0);
+  ASSERT_EQ(whole.microbatches.size(), 1u);
+  using Kind = parallel::ScheduleKind;
+  for (Kind kind : {Kind::kGPipe, Kind::k1F1B, Kind::kInterleaved, Kind::kZbH1, Kind::kDualPipeV}) {
+    for (int ranks : {1, 2, 3, 4}) {
+      for (int dp : {1, 2}) {
+        parallel::PipelineShape shape{
+            kind, ranks, kind == Kind::kDualPipeV || kind == Kind::kInterleaved ? 2 : 1, 1};
+        std::vector<TokenBatch> together;
+        for (int rank = 0; rank < dp; ++rank) {
+          auto part = MakeLearnerBatches(rollout, which, config, batch, dp, rank, shape);
+          shape.microbatches = static_cast<int>(part.microbatches.size());
+          EXPECT_NO_THROW(shape.Validate());
+          EXPECT_EQ(part.samples.size(), part.microbatches.size());
+          for (auto& b : part.microbatches) {
+            EXPECT_NO_THROW(b.Validate(10000, 1024, "pack"));
+            together.push_back(std::move(b));
+          }
+        }
+        EXPECT_EQ(Rows(together), Rows(whole.microbatches));
+        if (kind == Kind::kDualPipeV && ranks == 2 && dp == 1) {
+          // Four are wanted, five sequences are there: none stands idle.
+          for (auto& b : together) EXPECT_GT(b.tokens(), 0);
+        }
+      }
+    }
+  }
+}
+
 TEST(SplitMinibatches, IsAPartitionBySeed) {
   auto split = SplitMinibatches(100, 7, 3);
   ASSERT_EQ(split.size(), 7u);

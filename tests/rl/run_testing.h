@@ -126,6 +126,7 @@ inline RunTrace ReadTrace(const std::string& dir, const std::vector<std::string>
   for (std::string line; std::getline(lines, line);) {
     trace.metrics.push_back(nlohmann::json::parse(line));
     trace.metrics.back().erase("seconds");
+    trace.metrics.back().erase("waiting_seconds");
   }
   return trace;
 }

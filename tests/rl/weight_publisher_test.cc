@@ -128,6 +128,51 @@ TEST_F(WeightPublisherTest, APublishedVersionDoesNotChangeAndOldOnesAreGone) {
   EXPECT_TRUE(Fetched(two, true) == second);
 }
 
+TEST_F(WeightPublisherTest, PinnedVersionsStayUntilPinnedAnewOrReleased) {
+  WeightPublisher publisher(options_);
+  const std::string first = BytesOf(source_->State());
+  WeightVersion reference = publisher.Publish(*alone_, 1, source_->State(), "reference");
+  source_->Initialize(4);
+  const std::string second = BytesOf(source_->State());
+  WeightVersion policy;
+  for (int64_t v : {2, 3, 4}) policy = publisher.Publish(*alone_, v, source_->State());
+  for (bool shared : {true, false}) {
+    EXPECT_TRUE(Fetched(reference, shared) == first);
+    EXPECT_TRUE(Fetched(policy, shared) == second);
+  }
+  EXPECT_TRUE(BytesOf(publisher.Pinned("reference")) == first);
+  auto target = MakeModel(ctx_, MoeModel());
+  WeightSync sync(sync_options_);
+  // Pinned anew: the policy's two are untouched.
+  WeightVersion later = publisher.Publish(*alone_, 5, source_->State(), "reference");
+  ExpectFetchFails(sync, reference, target->State(), "weights 1 are gone");
+  EXPECT_TRUE(Fetched(later, true) == second);
+  EXPECT_TRUE(Fetched(policy, true) == second);
+  publisher.Release("reference");
+  ExpectFetchFails(sync, later, target->State(), "weights 5 are gone");
+  EXPECT_TRUE(publisher.Pinned("reference").empty());
+}
+
+// A model with slabs on one rank only that the policy has not, as a reward model's value head:
+// every rank takes part in saying who serves what.
+TEST_F(WeightPublisherTest, PinnedWeightsMayHaveOtherSlabsOnOneRankOnly) {
+  const SlabIndex policy = source_->State();
+  parallel::RunThreadRanks(2, [&](const parallel::GroupPtr& world) {
+    WeightPublisher publisher(options_);
+    publisher.Publish(*world, 1, policy);
+    Context ctx;
+    SlabIndex mine = policy;
+    if (world->rank() == 1) {
+      mine.push_back({Slab::Whole("value_head.weight", {1, 8}), ctx.Zeros({1, 8}, DType::kF32)});
+    }
+    WeightVersion pinned = publisher.Publish(*world, 2, mine, "reward/helpful");
+    WeightVersion again = publisher.Publish(*world, 3, policy);
+    EXPECT_EQ(pinned.endpoints.size(), 2u);
+    EXPECT_NE(pinned.digest, again.digest);
+    world->Barrier();
+  });
+}
+
 // The digest, the bytes and the weights that arrive do not depend on how the learner is laid out.
 TEST_F(WeightPublisherTest, TheLayoutLeavesTheDigest) {
   std::string expected = BytesOf(source_->State());

@@ -1,0 +1,147 @@
+#include "rl/rollout/worker_session.h"
+
+#include <utility>
+
+namespace hone::rl {
+namespace {
+
+using std::chrono::milliseconds;
+
+constexpr auto kCallDeadline = std::chrono::seconds(20);
+constexpr size_t kSubmitBytes = 16 << 20;  // of one message, unless a sample alone is larger
+constexpr int64_t kMaxMessageBytes = 64 << 20;
+
+}  // namespace
+
+Session::Session(std::string worker_name, Security security, const std::string& address)
+    : name_(std::move(worker_name)),
+      security_(std::move(security)),
+      stub_(proto::RolloutPool::NewStub(Connect(address, security_, kMaxMessageBytes))) {}
+
+template <class Fn>
+void Session::Call(const char* what, Fn fn) {
+  grpc::ClientContext context;
+  Prepare(context, security_, std::chrono::duration_cast<milliseconds>(kCallDeadline));
+  grpc::Status status = fn(&context);
+  if (status.ok()) return;
+  std::string message = fmt::format("[worker] {}: {}", what, status.error_message());
+  switch (status.error_code()) {
+    case grpc::StatusCode::UNAUTHENTICATED:
+    case grpc::StatusCode::FAILED_PRECONDITION:
+      throw RefusedError(message);
+    case grpc::StatusCode::INVALID_ARGUMENT:
+      // Samples of a plan that ended meanwhile; nobody needs them.
+      fmt::print(stderr, "{}\n", message);
+      return;
+    default:
+      throw CommError(message);
+  }
+}
+
+proto::RegisterReply Session::Register(const std::string& model_digest) {
+  proto::RegisterRequest request;
+  request.set_protocol(kProtocolVersion);
+  request.set_name(name_);
+  request.set_build(BuildId());
+  request.set_model_digest(model_digest);
+  proto::RegisterReply reply;
+  Call("register", [&](grpc::ClientContext* c) { return stub_->Register(c, request, &reply); });
+  worker_ = reply.worker();
+  return reply;
+}
+
+proto::HeartbeatReply Session::Heartbeat(int64_t progress) {
+  proto::HeartbeatRequest request;
+  request.set_worker(worker_);
+  request.set_progress(progress);
+  proto::HeartbeatReply reply;
+  Call("heartbeat", [&](grpc::ClientContext* c) { return stub_->Heartbeat(c, request, &reply); });
+  return reply;
+}
+
+proto::LeaseReply Session::TakeLeases(int64_t max_samples, int64_t max_readings, int64_t wait_ms) {
+  proto::LeaseRequest request;
+  request.set_worker(worker_);
+  request.set_wait_ms(wait_ms);
+  request.set_max_samples(max_samples);
+  request.set_max_readings(max_readings);
+  proto::LeaseReply reply;
+  Call("lease", [&](grpc::ClientContext* c) { return stub_->TakeLeases(c, request, &reply); });
+  return reply;
+}
+
+void Session::Submit(proto::SubmitRequest request) {
+  proto::SubmitRequest part;
+  size_t bytes = 0;
+  auto make_room = [&](const proto::Sample& next) {
+    size_t size = next.ByteSizeLong();
+    if (bytes > 0 && bytes + size > kSubmitBytes) {
+      SubmitOne(part);
+      part.Clear();
+      bytes = 0;
+    }
+    bytes += size;
+  };
+  for (proto::Sample& m : *request.mutable_finished()) {
+    make_room(m);
+    part.add_finished()->Swap(&m);
+  }
+  for (proto::Sample& m : *request.mutable_continued()) {
+    make_room(m);
+    part.add_continued()->Swap(&m);
+  }
+  part.mutable_returned_leases()->Swap(request.mutable_returned_leases());
+  part.set_error(request.error());
+  SubmitOne(part);
+}
+
+void Session::SubmitOne(proto::SubmitRequest& request) {
+  request.set_worker(worker_);
+  proto::SubmitReply reply;
+  Call("submit", [&](grpc::ClientContext* c) { return stub_->Submit(c, request, &reply); });
+}
+
+// ---- Heartbeats ---------------------------------------------------------------------------------
+
+Heartbeats::Heartbeats(Session& session, milliseconds every)
+    : session_(session), every_(every), thread_([this] { Run(); }) {}
+
+Heartbeats::~Heartbeats() {
+  {
+    std::lock_guard lock(mutex_);
+    ending_ = true;
+  }
+  changed_.notify_all();
+  thread_.join();
+}
+
+Heartbeats::News Heartbeats::Exchange(int64_t progress) {
+  std::lock_guard lock(mutex_);
+  progress_ = progress;
+  Check<CommError>(error_.empty(), "{}", error_);
+  return std::exchange(news_, {});
+}
+
+void Heartbeats::Run() {
+  std::unique_lock lock(mutex_);
+  while (!changed_.wait_for(lock, every_, [this] { return ending_; })) {
+    int64_t progress = progress_;
+    lock.unlock();
+    proto::HeartbeatReply reply;
+    std::string error;
+    try {
+      reply = session_.Heartbeat(progress);
+    } catch (const Error& e) {
+      error = e.what();
+    }
+    lock.lock();
+    if (!error.empty()) {
+      error_ = error;
+      return;
+    }
+    news_.shutdown = news_.shutdown || reply.shutdown();
+    for (int64_t lease : reply.cancelled_leases()) news_.cancelled_leases.push_back(lease);
+  }
+}
+
+}  // namespace hone::rl

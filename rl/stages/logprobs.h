@@ -1,0 +1,17 @@
+// Log-probabilities of a rollout's tokens under the learner's own models.
+#pragma once
+
+#include <vector>
+
+#include "rl/stages/environment.h"
+#include "rl/stages/rollout_batch.h"
+
+namespace hone::rl {
+
+// Of each sample's completion tokens, by the model that `engine` holds: its forward pass, at the
+// temperature of the stage's loss. Collective; the same on every rank.
+std::vector<std::vector<float>> LearnerLogprobs(Environment& env, const StageConfig& stage,
+                                                const RolloutBatch& batch,
+                                                parallel::TrainEngine& engine);
+
+}  // namespace hone::rl

@@ -1,0 +1,137 @@
+// What is wrong with a run of reinforcement learning, found before anything starts. `hone check`
+// and `hone run` both read and check as here; tests/launcher/bad_input_test.cc starts them.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <fstream>
+
+#include "rl/run_config.h"
+#include "runtime/error.h"
+#include "tests/runtime/runtime_test_util.h"
+
+namespace hone::rl {
+namespace {
+
+using testing::AllOf;
+using testing::HasSubstr;
+
+constexpr char kRun[] = R"(run: {name: tiny, seed: 3}
+tokenizer: byte
+model: {family: llama, hidden_size: 16, intermediate_size: 20, num_hidden_layers: 4,
+  num_attention_heads: 2, vocab_size: 263, max_position_embeddings: 128}
+rollout: {workers: 1}
+stages:
+  - {name: base, kind: pretrain, steps: 6, lr: {peak: 0.003}, batch: {packs: 4, pack_tokens: 48},
+     data: {family: chain, text: answer}}
+  - {name: rl, kind: grpo, from: base, steps: 4, lr: {peak: 0.001}, batch: {pack_tokens: 256},
+     prompts: {family: chain}, prompts_per_rollout: 4, group_size: 4, reward: {accuracy: 1},
+     sampling: {max_new_tokens: 40}}
+  - {name: samples, kind: rejection_sampling, from: rl, prompts: {family: chain}, problems: 8,
+     sampling: {max_new_tokens: 40}}
+  - {name: sft, kind: sft, from: base, epochs: 1, lr: {peak: 0.001}, samples: [samples],
+     batch: {packs: 1, pack_tokens: 128}}
+evaluate:
+  suites:
+    - {name: heldout, problems: {family: chain, split: heldout}, sampling: {max_new_tokens: 40}}
+)";
+
+// The error of reading and checking; "" when there is none.
+std::string ErrorOf(const std::vector<std::string>& overrides) {
+  try {
+    Config file = Config::FromString(kRun, "run.yaml");
+    for (const std::string& assignment : overrides) file.Override(assignment);
+    CheckRun(ReadRunConfig(file));
+    return "";
+  } catch (const Error& e) {
+    return e.what();
+  }
+}
+
+TEST(RunChecks, TheRunItselfIsSound) { EXPECT_EQ(ErrorOf({}), ""); }
+
+TEST(RunChecks, StagesThatThereAreNotOrThatComeLater) {
+  EXPECT_THAT(ErrorOf({"stages.rl.from=bas"}),
+              AllOf(HasSubstr("stage 'rl'"), HasSubstr("'bas' is no stage"),
+                    HasSubstr("did you mean 'base'")));
+  for (const char* cycle : {"stages.base.from=rl", "stages.rl.from=rl", "stages.rl.from=sft",
+                            "stages.sft.samples=[sft]"}) {
+    EXPECT_THAT(ErrorOf({cycle}), HasSubstr("this would be a cycle")) << cycle;
+  }
+  EXPECT_THAT(ErrorOf({"stages.sft.samples=[sample]"}), HasSubstr("did you mean 'samples'"));
+}
+
+TEST(RunChecks, PathsThatLeadNowhere) {
+  EXPECT_THAT(ErrorOf({"stages.base.data={jsonl: /nowhere/x.jsonl}"}),
+              HasSubstr("/nowhere/x.jsonl"));
+  EXPECT_THAT(ErrorOf({"stages.rl.prompts={jsonl: /nowhere/x.jsonl}"}),
+              HasSubstr("/nowhere/x.jsonl"));
+  EXPECT_THAT(ErrorOf({"stages.sft.samples=[/nowhere/x.jsonl]"}),
+              AllOf(HasSubstr("stage 'sft'"), HasSubstr("/nowhere/x.jsonl")));
+  EXPECT_THAT(ErrorOf({"stages.rl.from=/nowhere/run"}),
+              AllOf(HasSubstr("stage 'rl'"), HasSubstr("/nowhere/run"), HasSubstr("index.h5")));
+  EXPECT_THAT(ErrorOf({"stages.base.data={jsonl: '${HONE_NOT_SET}/x.jsonl'}"}),
+              HasSubstr("HONE_NOT_SET"));
+}
+
+TEST(RunChecks, PromptsThatDoNotFit) {
+  EXPECT_THAT(ErrorOf({"stages.rl.sampling.max_new_tokens=120"}),
+              AllOf(HasSubstr("stage 'rl'"), HasSubstr("max_new_tokens = 120"),
+                    HasSubstr("context of 128")));
+  EXPECT_THAT(ErrorOf({"evaluate.suites.heldout.sampling.max_new_tokens=120"}),
+              AllOf(HasSubstr("suite 'heldout'"), HasSubstr("context of 128")));
+  runtime::TemporaryFolder folder;
+  const std::string path = folder / "long.jsonl";
+  std::ofstream(path) << R"({"prompt": "short", "answer": "1"})"
+                      << "\n{\"prompt\": \"" << std::string(150, 'x') << "\", \"answer\": \"1\"}\n";
+  EXPECT_THAT(ErrorOf({"stages.rl.prompts={jsonl: " + path + "}"}),
+              AllOf(HasSubstr("long.jsonl:2"), HasSubstr("150 tokens")));
+}
+
+TEST(RunChecks, CachesThatAreTooSmallNameTheNumber) {
+  // Prompts of up to 15 tokens and 40 drawn: within 64, so 4 pages of 16 and one for a copy.
+  std::string error = ErrorOf({"rollout.page_size=16", "rollout.cache_pages=3"});
+  EXPECT_THAT(error, AllOf(HasSubstr("stage 'rl'"), HasSubstr("rollout.cache_pages is 3"),
+                           HasSubstr("at least 5, or to 0")));
+  EXPECT_EQ(ErrorOf({"rollout.page_size=16", "rollout.cache_pages=5"}), "");
+  EXPECT_THAT(ErrorOf({"rollout.page_size=16", "rollout.cache_pages=5",
+                       "evaluate.suites.heldout.sampling.max_new_tokens=100"}),
+              AllOf(HasSubstr("suite 'heldout'"), HasSubstr("at least 9")));
+  EXPECT_THAT(ErrorOf({"rollout.cache_pages=-1"}), HasSubstr("must not be negative"));
+}
+
+TEST(RunChecks, TasksWithoutAVerifierAndRewardsWithoutARule) {
+  runtime::TemporaryFolder folder;
+  const std::string path = folder / "tasks.jsonl";
+  std::ofstream(path) << R"({"prompt": "say", "answer": "1"})"
+                      << "\n";
+  EXPECT_THAT(ErrorOf({"stages.rl.prompts={jsonl: " + path + ", verifier: oracle}"}),
+              AllOf(HasSubstr("oracle"), HasSubstr("math")));
+  EXPECT_THAT(ErrorOf({"stages.rl.reward={acuracy: 1}"}),
+              AllOf(HasSubstr("acuracy"), HasSubstr("did you mean 'accuracy'")));
+  EXPECT_THAT(ErrorOf({"stages.rl.reward={}"}), HasSubstr("name at least one reward"));
+  EXPECT_THAT(ErrorOf({"stages.rl.reward_models={kind: base}", "stages.rl.reward={kind: 1}"}),
+              HasSubstr("stage 'base' trains no reward model"));
+  EXPECT_THAT(ErrorOf({"stages.rl.sampling.environment={name: oracle}"}),
+              AllOf(HasSubstr("oracle"), HasSubstr("calculator")));
+  EXPECT_THAT(ErrorOf({"stages.rl.reference=workers"}),
+              AllOf(HasSubstr("workers"), HasSubstr("pool")));
+}
+
+TEST(RunChecks, SamplingWithoutWorkers) {
+  EXPECT_THAT(ErrorOf({"rollout.workers=0"}),
+              AllOf(HasSubstr("stage 'rl'"), HasSubstr("rollout.workers is 0")));
+}
+
+// Whatever a rollout's lengths turn out to be, its minibatches are cut to fit the schedule.
+TEST(RunChecks, EverySchedulePassesWithFewPacks) {
+  for (const char* schedule : {"interleaved", "zb_h1", "dualpipe_v"}) {
+    EXPECT_EQ(
+        ErrorOf({"mesh.pp=2", "pipeline.schedule=" + std::string(schedule),
+                 fmt::format("pipeline.chunks={}", schedule == std::string("interleaved") ? 2 : 1),
+                 "stages.sft.batch.packs=4"}),
+        "");
+  }
+}
+
+}  // namespace
+}  // namespace hone::rl
