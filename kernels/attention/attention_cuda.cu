@@ -80,6 +80,7 @@ __device__ void SoftmaxTile(const Shared<T, kRows>& shared, int64_t rows, Acc<T>
     low = Exp(low - greatest);
     high = Exp(high - greatest);
     A shrink = Exp(before - greatest), tile = WarpSum(low + high);
+    __syncwarp();  // all lanes have read the row
     score[Lane()] = low;
     score[Lane() + kWarpSize] = high;
     if (Lane() == 0) {

@@ -2,7 +2,8 @@
 //
 // The recorded log-probability is always of softmax(z / temperature) untruncated (temperature 1
 // where decoding is greedy), with the same bits as token_logprob. Top-k, then top-p, restrict what
-// can be drawn.
+// can be drawn. A token less likely than 2^−40 of the likeliest is never drawn. The same logits give
+// the same token on every device.
 #pragma once
 
 #include <cstdint>

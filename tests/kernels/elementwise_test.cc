@@ -1,6 +1,9 @@
+// emulated: all
 #include "kernels/elementwise/elementwise.h"
 
 #include <gtest/gtest.h>
+
+#include <array>
 
 #include "tests/kernels/tensors.h"
 
@@ -24,14 +27,17 @@ TEST(Elementwise, AddsEveryPairOfDtypesAndStrides) {
     Context ctx(TestDevice(), threads);
     for (DType dx : kFloats) {
       for (DType dy : kFloats) {
-        Tensor x = Random(ctx, {300, 131}, dx, 1).Columns(3, 120);
-        Tensor y = Random(ctx, {300, 117}, dy, 2);
-        std::vector<double> ys = ToDoubles(y);
-        Tensor expected = Expected(ctx, x, [&](int64_t i, double v) { return v + ys[i]; });
-        AddInPlace(ctx, x, y);
-        EXPECT_LT(Gap(x, expected), dx == DType::kF64 ? 1e-15 : dx == DType::kF32 ? 1e-7 : 1e-2);
-        if (dy != DType::kF64) {
-          EXPECT_TRUE(SameBits(x, expected));
+        for (auto [rows, first, last] :
+             {std::array<int64_t, 3>{300, 3, 120}, {30, 16, 96}, {3, 1, 4507}, {2, 0, 4112}}) {
+          Tensor x = Random(ctx, {rows, last + 16}, dx, 1).Columns(first, last);
+          Tensor y = Random(ctx, {rows, last - first}, dy, 2);
+          std::vector<double> ys = ToDoubles(y);
+          Tensor expected = Expected(ctx, x, [&](int64_t i, double v) { return v + ys[i]; });
+          AddInPlace(ctx, x, y);
+          EXPECT_LT(Gap(x, expected), dx == DType::kF64 ? 1e-15 : dx == DType::kF32 ? 1e-7 : 1e-2);
+          if (dy != DType::kF64) {
+            EXPECT_TRUE(SameBits(x, expected));
+          }
         }
       }
     }
@@ -53,6 +59,11 @@ TEST(Elementwise, AddScaleAndRowFactors) {
     MultiplyRowsInPlace(ctx, rows, factor);
     EXPECT_TRUE(
         SameBits(rows, Expected(ctx, x, [&](int64_t i, double v) { return v * factors[i / 33]; })));
+    Tensor wide = Random(ctx, {3, 4500}, dtype, 4), before = ctx.Clone(wide);
+    MultiplyRowsInPlace(ctx, wide, factor.Slice(5, 8));
+    EXPECT_TRUE(SameBits(wide, Expected(ctx, before, [&](int64_t i, double v) {
+                           return v * factors[5 + i / 4500];
+                         })));
   }
 }
 

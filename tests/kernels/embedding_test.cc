@@ -1,3 +1,4 @@
+// emulated: all
 #include "kernels/embedding/embedding.h"
 
 #include "kernels/elementwise/elementwise.h"
@@ -10,11 +11,13 @@ TEST(Embedding, LooksUpRows) {
   Context ctx(TestDevice());
   std::vector<int32_t> token = {4, 0, 4, 2};
   for (DType dtype : {DType::kF32, DType::kBF16, DType::kF64}) {
-    Tensor table = Random(ctx, {5, 7}, dtype, 1);
-    Tensor y = Embedding(ctx, table, token);
-    ASSERT_EQ(y.shape(), (Shape{4, 7}));
-    for (int64_t t = 0; t < 4; ++t) {
-      ExpectSameBits(y.Slice(t, t + 1), table.Slice(token[t], token[t] + 1), "row");
+    for (int64_t dim : {7, 64, 4500}) {
+      Tensor table = Random(ctx, {5, dim}, dtype, 1);
+      Tensor y = Embedding(ctx, table, token);
+      ASSERT_EQ(y.shape(), (Shape{4, dim}));
+      for (int64_t t = 0; t < 4; ++t) {
+        ExpectSameBits(y.Slice(t, t + 1), table.Slice(token[t], token[t] + 1), "row");
+      }
     }
   }
 }
@@ -30,6 +33,22 @@ TEST(Embedding, BackwardAddsEveryUseOfAToken) {
   EmbeddingBackward(ctx, dy, token, dtable);
   ScaleInPlace(ctx, dtable, 0.5);
   ExpectClose(dtable, NumericGradient(table, loss), 1e-8, "dtable is added to");
+}
+
+TEST(Embedding, BackwardOfWideRowsMatchesDouble) {
+  Context ctx(TestDevice());
+  std::vector<int32_t> token = {3, 1, 1, 0, 3, 3, 1};
+  for (DType dtype : {DType::kF32, DType::kBF16}) {
+    for (int64_t dim : {100, 1304}) {
+      Tensor dy = Random(ctx, {7, dim}, dtype, 1), dtable = Random(ctx, {5, dim}, DType::kF32, 2);
+      std::vector<double> want = runtime::ToDoubles(dtable), g = runtime::ToDoubles(dy);
+      for (int64_t t = 0; t < 7; ++t) {
+        for (int64_t i = 0; i < dim; ++i) want[token[t] * dim + i] += g[t * dim + i];
+      }
+      EmbeddingBackward(ctx, dy, token, dtable);
+      ExpectClose(dtable, want, 1e-6, "dtable");
+    }
+  }
 }
 
 TEST(Embedding, BackwardOfBf16AddsInF32) {

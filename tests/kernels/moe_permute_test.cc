@@ -1,3 +1,4 @@
+// emulated: all
 #include "kernels/moe_permute/moe_permute.h"
 
 #include "tests/kernels/row_ops.h"
@@ -24,6 +25,39 @@ TEST(MoePermute, SortsByExpertThenToken) {
     EXPECT_EQ(p.token_R[r], static_cast<int32_t>(i / kTopK));
     EXPECT_GE(r, p.offset_E[kIndex[i]]);
     EXPECT_LT(r, p.offset_E[kIndex[i] + 1]);
+  }
+}
+
+TEST(MoePermute, RowsOfAnyLengthMatchDouble) {
+  Context ctx(TestDevice());
+  Permutation p = MakePermutation(kIndex, kTopK, kExperts);
+  for (auto [dtype, tolerance] : {std::pair{DType::kF32, 1e-6}, std::pair{DType::kBF16, 8e-3}}) {
+    for (int64_t dim : {3, 128, 1030, 4104}) {
+      Tensor rows = Random(ctx, {kTokens * kTopK, dim}, dtype, 1);
+      Tensor weight = Random(ctx, {kTokens, kTopK}, DType::kF32, 2);
+      Tensor dy = Random(ctx, {kTokens, dim}, dtype, 3);
+      std::vector<double> r = runtime::ToDoubles(rows), w = runtime::ToDoubles(weight);
+      std::vector<double> g = runtime::ToDoubles(dy), y(kTokens * dim, 0), sum = y;
+      std::vector<double> drows(r.size()), dweight(w.size(), 0);
+      for (size_t i = 0; i < kIndex.size(); ++i) {
+        for (int64_t d = 0; d < dim; ++d) {
+          size_t row = p.row_TK[i] * dim + d, token = i / kTopK * dim + d;
+          y[token] += w[i] * r[row];
+          sum[token] += r[row];
+          drows[row] = w[i] * g[token];
+          dweight[i] += g[token] * r[row];
+        }
+      }
+      ExpectClose(Unpermute(ctx, rows, weight, p), y, tolerance, "y");
+      ExpectClose(Unpermute(ctx, rows, Tensor(), p), sum, tolerance, "plain sum");
+      UnpermuteGradients gradients = UnpermuteBackward(ctx, dy, rows, weight, p);
+      ExpectClose(gradients.drows_RD, drows, tolerance, "drows");
+      ExpectClose(gradients.dweight_TK, dweight, 2e-6, "dweight");
+      Tensor copied = Permute(ctx, dy, p);
+      for (int64_t n = 0; n < copied.rows(); ++n) {
+        ExpectSameBits(copied.Slice(n, n + 1), dy.Slice(p.token_R[n], p.token_R[n] + 1), "copy");
+      }
+    }
   }
 }
 

@@ -1,3 +1,4 @@
+// emulated: all
 #include "kernels/norm/rms_norm.h"
 
 #include "kernels/elementwise/elementwise.h"
@@ -28,7 +29,7 @@ TEST(RmsNorm, MatchesTheFormula) {
   };
   for (auto [dtype, tolerance] :
        {Case{DType::kF64, 1e-14}, Case{DType::kF32, 5e-7}, Case{DType::kBF16, 4e-3}}) {
-    for (int64_t dim : {1, 7, 16, 75}) {
+    for (int64_t dim : {1, 7, 16, 75, 1024, 1300, 4104}) {
       Tensor x = Random(ctx, {2, 3, dim}, dtype, 1, 3.0), w = Random(ctx, {dim}, dtype, 2);
       Tensor y = RmsNorm(ctx, x, w, kEps);
       EXPECT_EQ(y.dtype(), dtype);
@@ -69,6 +70,51 @@ TEST(RmsNorm, BackwardInLowPrecisionMatchesDouble) {
     Tensor dx64 = RmsNormBackward(ctx, wide(dy), wide(x), wide(w), dw64, kEps);
     ExpectClose(dx, dx64, tolerance, "dx");
     ExpectClose(dw, dw64, 2e-6, "dw");
+  }
+}
+
+// dx and dw by the formula, in double.
+std::pair<std::vector<double>, std::vector<double>> GradientReference(const Tensor& dy,
+                                                                      const Tensor& x,
+                                                                      const Tensor& w) {
+  std::vector<double> g = runtime::ToDoubles(dy), v = runtime::ToDoubles(x);
+  std::vector<double> scale = runtime::ToDoubles(w), dx(v.size()), dw(scale.size(), 0.0);
+  size_t cols = scale.size();
+  for (size_t row = 0; row < v.size(); row += cols) {
+    double squares = 0, dot = 0;
+    for (size_t i = 0; i < cols; ++i) {
+      squares += v[row + i] * v[row + i];
+      dot += g[row + i] * scale[i] * v[row + i];
+    }
+    double inverse = 1 / std::sqrt(squares / static_cast<double>(cols) + kEps);
+    double mean = dot * inverse / static_cast<double>(cols);
+    for (size_t i = 0; i < cols; ++i) {
+      double normed = v[row + i] * inverse;
+      dx[row + i] = inverse * (scale[i] * g[row + i] - normed * mean);
+      dw[i] += g[row + i] * normed;
+    }
+  }
+  return {dx, dw};
+}
+
+TEST(RmsNorm, BackwardOfManyAndOfLongRowsMatchesTheFormula) {
+  Context ctx(TestDevice());
+  struct Case {
+    DType dtype;
+    double dx, dw;
+  };
+  for (auto [dtype, dx_bound, dw_bound] :
+       {Case{DType::kF64, 1e-13, 1e-13}, Case{DType::kF32, 1e-6, 2e-6},
+        Case{DType::kBF16, 8e-3, 2e-6}}) {
+    for (Shape shape : {Shape{50, 64}, Shape{37, 1300}, Shape{18, 2056}, Shape{9000, 3}}) {
+      Tensor x = Random(ctx, shape, dtype, 1, 3.0), w = Random(ctx, {shape[1]}, dtype, 2);
+      Tensor dy = Random(ctx, shape, dtype, 3);
+      Tensor dw = ctx.Zeros({shape[1]}, dtype == DType::kF64 ? dtype : DType::kF32);
+      Tensor dx = RmsNormBackward(ctx, dy, x, w, dw, kEps);
+      auto [want_dx, want_dw] = GradientReference(dy, x, w);
+      ExpectClose(dx, want_dx, dx_bound, "dx " + runtime::ShapeToString(shape));
+      ExpectClose(dw, want_dw, dw_bound, "dw " + runtime::ShapeToString(shape));
+    }
   }
 }
 

@@ -1,3 +1,4 @@
+// emulated: all
 #include "kernels/rope/rope.h"
 
 #include <numeric>
@@ -141,11 +142,13 @@ TEST(Rope, LowPrecisionMatchesDouble) {
   std::vector<int32_t> position = {7, 60};
   for (auto [dtype, tolerance] : {std::pair{DType::kF32, 3e-7}, std::pair{DType::kBF16, 4e-3}}) {
     for (RopeForm form : {RopeForm::kRotateHalf, RopeForm::kInterleaved}) {
-      Tensor x = Random(ctx, {2, 3, 34}, dtype, 1);
-      Tensor wide = Make(ctx, x.shape(), runtime::ToDoubles(x), DType::kF64);
-      Rope(ctx, x, position, SmallTable(ctx, 34, dtype), form);
-      Rope(ctx, wide, position, SmallTable(ctx, 34, DType::kF64), form);
-      ExpectClose(x, wide, tolerance, "x");
+      for (int64_t dim : {34, 64, 128}) {
+        Tensor x = Random(ctx, {2, 3, dim}, dtype, 1);
+        Tensor wide = Make(ctx, x.shape(), runtime::ToDoubles(x), DType::kF64);
+        Rope(ctx, x, position, SmallTable(ctx, dim, dtype), form);
+        Rope(ctx, wide, position, SmallTable(ctx, dim, DType::kF64), form);
+        ExpectClose(x, wide, tolerance, fmt::format("x, dim {}", dim));
+      }
     }
   }
 }

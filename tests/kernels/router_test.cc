@@ -1,5 +1,7 @@
+// emulated: all
 #include "kernels/router/router.h"
 
+#include <algorithm>
 #include <numeric>
 
 #include "tests/kernels/row_ops.h"
@@ -60,6 +62,78 @@ TEST(Router, ChoosesAndWeighsAsThePaperSays) {
       ExpectClose(routing.weight_TK, c["weight"].get<std::vector<double>>(), tolerance, "weight");
       ExpectClose(routing.score_TE, c["score"].get<std::vector<double>>(), tolerance, "score");
     }
+  }
+}
+
+// Chosen experts of one token in double: the largest of s + b among the allowed groups.
+std::vector<int32_t> Chosen(const std::vector<double>& score, const std::vector<double>& bias,
+                            const RouterConfig& c) {
+  auto largest = [](const std::vector<double>& value, int64_t count) {
+    std::vector<int32_t> order(value.size());
+    std::iota(order.begin(), order.end(), 0);
+    std::stable_sort(order.begin(), order.end(),
+                     [&](int32_t a, int32_t b) { return value[a] > value[b]; });
+    order.resize(count);
+    std::sort(order.begin(), order.end());
+    return order;
+  };
+  std::vector<double> choice = score, group(c.groups);
+  int64_t size = c.experts / c.groups;
+  for (size_t e = 0; e < choice.size(); ++e) choice[e] += bias[e];
+  for (int64_t g = 0; g < c.groups; ++g) {
+    std::vector<double> members(choice.begin() + g * size, choice.begin() + (g + 1) * size);
+    std::sort(members.rbegin(), members.rend());
+    group[g] = members[0] + members[1];
+  }
+  std::vector<int32_t> kept = largest(group, c.top_groups);
+  for (int64_t e = 0; e < c.experts; ++e) {
+    if (!std::binary_search(kept.begin(), kept.end(), static_cast<int32_t>(e / size))) {
+      choice[e] = -1e300;
+    }
+  }
+  return largest(choice, c.top_k);
+}
+
+TEST(Router, ManyExpertsMatchDouble) {
+  Context ctx(TestDevice());
+  int64_t tokens = 30;
+  RouterConfig softmax = Softmax(100, 40), groups = Groups(72, 8, 8, 3),
+               many = Groups(160, 6, 80, 9);
+  for (const RouterConfig& c : {softmax, groups, many}) {
+    bool sigmoid = c.kind == Kind::kSigmoidGroups;
+    for (auto [dtype, tolerance] : {std::pair{DType::kF64, 1e-12}, std::pair{DType::kF32, 3e-6}}) {
+      Tensor logits = Random(ctx, {tokens, c.experts}, dtype, 1, 2.0);
+      Tensor bias = Random(ctx, {c.experts}, DType::kF32, 2, 0.1);
+      std::vector<double> z = runtime::ToDoubles(logits), b(c.experts, 0.0), weights, scores;
+      if (sigmoid) b = runtime::ToDoubles(bias);
+      std::vector<int32_t> want;
+      for (int64_t t = 0; t < tokens; ++t) {
+        std::vector<double> s;
+        double total = 0, chosen = 0;
+        for (int64_t e = 0; e < c.experts; ++e) {
+          double x = z[t * c.experts + e];
+          total += s.emplace_back(sigmoid ? 1 / (1 + std::exp(-x)) : std::exp(x));
+        }
+        for (double& v : s) v /= sigmoid ? 1 : total;
+        scores.insert(scores.end(), s.begin(), s.end());
+        std::vector<int32_t> index = Chosen(s, b, c);
+        for (int32_t e : index) chosen += s[e];
+        for (int32_t e : index) weights.push_back(s[e] / chosen * c.scale);
+        want.insert(want.end(), index.begin(), index.end());
+      }
+      Routing routing = Route(ctx, logits, sigmoid ? &bias : nullptr, c);
+      EXPECT_EQ(routing.index_TK, want);
+      ExpectClose(routing.weight_TK, weights, tolerance, "weight");
+      ExpectClose(routing.score_TE, scores, tolerance, "score");
+    }
+    Tensor logits = Random(ctx, {3, c.experts}, DType::kF64, 4);
+    Routing routing = Route(ctx, logits, nullptr, c);
+    Tensor dweight = Random(ctx, routing.weight_TK.shape(), DType::kF64, 5);
+    auto loss = [&] {
+      return WeightedSum(Route(ctx, logits, nullptr, c, routing.index_TK).weight_TK, dweight);
+    };
+    ExpectClose(RouteBackward(ctx, dweight, nullptr, routing, c), NumericGradient(logits, loss),
+                1e-7, "dlogits");
   }
 }
 

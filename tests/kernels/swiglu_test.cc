@@ -1,3 +1,4 @@
+// emulated: all
 #include "kernels/swiglu/swiglu.h"
 
 #include "tests/kernels/row_ops.h"
@@ -15,8 +16,12 @@ TEST(SwiGlu, MatchesTheFormula) {
   Context ctx(TestDevice());
   for (auto [dtype, tolerance] : {std::pair{DType::kF64, 1e-14}, std::pair{DType::kF32, 5e-7},
                                   std::pair{DType::kBF16, 4e-3}}) {
-    Tensor gate = Random(ctx, {5, 37}, dtype, 1, 4.0), up = Random(ctx, {5, 37}, dtype, 2);
-    ExpectClose(SwiGlu(ctx, gate, up), Reference(gate, up), tolerance, "h");
+    for (Shape shape : {Shape{5, 37}, Shape{3, 4104}}) {
+      Tensor gate = Random(ctx, shape, dtype, 1, 4.0), up = Random(ctx, shape, dtype, 2);
+      ExpectClose(SwiGlu(ctx, gate, up), Reference(gate, up), tolerance, "h");
+      Tensor part = gate.Columns(3, 30), rest = up.Columns(8, 35);
+      ExpectClose(SwiGlu(ctx, part, rest), Reference(part, rest), tolerance, "h of views");
+    }
   }
 }
 
@@ -49,8 +54,8 @@ TEST(SwiGlu, BackwardMatchesFiniteDifferences) {
 TEST(SwiGlu, BackwardInLowPrecisionMatchesDouble) {
   Context ctx(TestDevice());
   for (auto [dtype, tolerance] : {std::pair{DType::kF32, 1e-6}, std::pair{DType::kBF16, 8e-3}}) {
-    Tensor gate = Random(ctx, {4, 50}, dtype, 1), up = Random(ctx, {4, 50}, dtype, 2);
-    Tensor dh = Random(ctx, {4, 50}, dtype, 3);
+    Tensor gate = Random(ctx, {4, 650}, dtype, 1), up = Random(ctx, {4, 650}, dtype, 2);
+    Tensor dh = Random(ctx, {4, 650}, dtype, 3);
     auto wide = [&](const Tensor& t) {
       return Make(ctx, t.shape(), runtime::ToDoubles(t), DType::kF64);
     };
