@@ -5,6 +5,8 @@
 #include <atomic>
 #include <string>
 
+#include "runtime/device.h"
+
 namespace hone::rl {
 
 struct WorkerOptions {
@@ -17,6 +19,7 @@ struct WorkerOptions {
   std::string tls_certificate, tls_key, tls_ca;
   std::string name;  // for logs; "" = host:pid
   int threads = 1;
+  Device device;  // of the model, its keys and values
   int verifier_helpers = 1;
   // Seconds without a coordinator before giving up (it may be restarting).
   int patience_seconds = 60;
