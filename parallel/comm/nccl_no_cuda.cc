@@ -1,4 +1,5 @@
-// Linked where CUDA is not built. No context can be on a GPU then, so nobody gets here.
+// Linked where CUDA is not built. No context can be on a GPU then, unless the GPU is emulated:
+// ranks share that one.
 #include "parallel/comm/nccl_process_group.h"
 #include "runtime/error.h"
 
@@ -7,7 +8,7 @@ namespace hone::parallel {
 GroupPtr MakeNcclGroup(const Context&, GroupPtr, GroupOptions) {
   throw DeviceError("[nccl] this build of hone has no CUDA");
 }
-std::string GpuIdentity(Device) { throw DeviceError("[nccl] this build of hone has no CUDA"); }
+std::string GpuIdentity(Device device) { return device.ToString(); }
 std::string NcclVersion() { return ""; }
 
 }  // namespace hone::parallel

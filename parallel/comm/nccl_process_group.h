@@ -1,4 +1,4 @@
-// Ranks with a GPU each, over NCCL. Made by MakeDeviceGroup; without CUDA the first two throw.
+// Ranks with a GPU each, over NCCL. Made by MakeDeviceGroup; without CUDA it throws.
 #pragma once
 
 #include <string>
