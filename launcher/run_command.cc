@@ -150,12 +150,18 @@ class Supervisor {
     return true;
   }
 
+  // Workers take this machine's GPUs in turn.
+  std::string WorkerDevice(int index) const {
+    if (config_.rollout.device == Device::Type::kCpu) return "cpu";
+    return Device::Cuda(index % std::max(1, runtime::CudaDeviceCount())).ToString();
+  }
+
   void StartWorker(int index) {
     std::string name = fmt::format("worker-{}", index);
     workers_[index].process = std::make_unique<ChildProcess>(ChildProcess::Options{
         {ThisProgram(), "worker", "--run-dir", options_.run_dir, "--name", name, "--threads",
-         std::to_string(config_.rollout.threads), "--verifier-helpers",
-         std::to_string(config_.rollout.verifier_helpers)},
+         std::to_string(config_.rollout.threads), "--device", WorkerDevice(index),
+         "--verifier-helpers", std::to_string(config_.rollout.verifier_helpers)},
         Environment(),
         options_.run_dir + "/logs/" + name + ".log",
         false});

@@ -1,6 +1,8 @@
 // `hone worker`: one rollout worker.
 #include <CLI/CLI.hpp>
+#include <charconv>
 #include <iostream>
+#include <string_view>
 
 #include "launcher/command_line.h"
 #include "launcher/commands.h"
@@ -9,10 +11,29 @@
 #include "runtime/error.h"
 
 namespace hone::launcher {
+namespace {
+
+// "cpu", "cuda" (the first GPU) or "cuda:1".
+Device ReadDevice(const std::string& name) {
+  if (name == "cpu") return Device::Cpu();
+  if (name == "cuda") return Device::Cuda(0);
+  constexpr std::string_view kPrefix = "cuda:";
+  int index = -1;
+  bool read = false;
+  if (name.starts_with(kPrefix)) {
+    const char* end = name.data() + name.size();
+    auto [stop, error] = std::from_chars(name.data() + kPrefix.size(), end, index);
+    read = error == std::errc() && stop == end;
+  }
+  Check<ConfigError>(read && index >= 0, "--device {}: is cpu, cuda or cuda:N", name);
+  return Device::Cuda(index);
+}
+
+}  // namespace
 
 int WorkerCommand(const Arguments& args) {
   rl::WorkerOptions options;
-  std::string run_dir;
+  std::string run_dir, device = "cpu";
   CLI::App app("One rollout worker", "hone worker");
   app.add_option("--coordinator", options.coordinator, "HOST:PORT of the coordinator");
   app.add_option("--run-dir", run_dir, "read coordinator and secret from this run directory");
@@ -22,6 +43,7 @@ int WorkerCommand(const Arguments& args) {
   app.add_option("--tls-ca", options.tls_ca, "for mutual TLS");
   app.add_option("--name", options.name, "for logs; host:pid unless told");
   app.add_option("--threads", options.threads, "threads of the model")->capture_default_str();
+  app.add_option("--device", device, "cpu, cuda or cuda:N")->capture_default_str();
   app.add_option("--verifier-helpers", options.verifier_helpers, "processes that check answers")
       ->capture_default_str();
   app.add_option("--patience", options.patience_seconds,
@@ -37,6 +59,7 @@ int WorkerCommand(const Arguments& args) {
     return 2;
   }
   try {
+    options.device = ReadDevice(device);
     return rl::RunWorker(options, StopFlag());
   } catch (const Error& e) {
     std::cerr << "hone: " << e.what() << "\n";

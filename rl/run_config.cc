@@ -68,6 +68,7 @@ void SamplingConfig::Read(ConfigReader& r) {
 void RolloutConfig::Read(ConfigReader& r) {
   r.Optional("workers", &workers);
   r.Optional("threads", &threads);
+  device = static_cast<Device::Type>(r.OneOf("device", {"cpu", "cuda"}, 0));
   r.Optional("verifier_helpers", &verifier_helpers);
   r.Optional("lag", &lag);
   r.Optional("max_staleness", &max_staleness);

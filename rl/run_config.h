@@ -134,6 +134,7 @@ struct StageConfig {
 struct RolloutConfig {
   int workers = 0;           // that `hone run` starts
   int threads = 1;           // of each
+  Device::Type device = Device::Type::kCpu;
   int verifier_helpers = 1;  // of each
   int64_t lag = 0, max_staleness = 0;
   int64_t max_batch = 64, page_size = 64, cache_pages = 0, prefill_chunk = 256;

@@ -31,8 +31,13 @@ struct DigestSum {
 void AddRows(const SlabTensor& s, DigestSum* sum) {
   int64_t rows = s.slab.extent.empty() ? 1 : s.slab.extent[0];
   if (rows == 0 || s.tensor.size() == 0) return;
-  Check<ShapeError>(s.tensor.contiguous() && s.tensor.device().is_cpu(),
-                    "[digest] {} is not contiguous host memory", s.slab.ToString());
+  if (!s.tensor.device().is_cpu()) {
+    static const std::shared_ptr<Allocator> host = runtime::MakeAllocator(Device::Cpu());
+    Tensor copy(host, s.tensor.shape(), s.tensor.dtype(), MemoryCategory::kCommunication);
+    CopyTo(s.tensor, copy);
+    return AddRows({s.slab, copy}, sum);
+  }
+  Check<ShapeError>(s.tensor.contiguous(), "[digest] {} is not contiguous", s.slab.ToString());
   int64_t row_bytes = s.tensor.bytes() / rows;
   uint64_t seed = HashName(s.slab.name);
   for (size_t d = 1; d < s.slab.offset.size(); ++d) {
