@@ -39,7 +39,8 @@ const std::vector<Library> kLibraries = {
     {"gRPC and protobuf", std::regex("grpc.*|google/protobuf/.*|.*\\.pb\\.h"),
      std::regex("rl/rollout/.*|launcher/.*\\.cc")},
     {"CUDA", std::regex("cuda.*|cublas.*|cudnn.*|driver_types\\.h|cuda/.*"),
-     std::regex("runtime/device.*|(.*/)?[a-z0-9_]*cuda\\.(cu|cuh|cc|h)|parallel/comm/nccl.*")},
+     std::regex("runtime/(device|cuda_check).*|(.*/)?[a-z0-9_]*cuda\\.(cu|cuh|cc|h)|"
+                "kernels/cuda/.*|parallel/comm/nccl.*")},
     {"yaml-cpp", std::regex("yaml-cpp/.*"), std::regex("runtime/config.*\\.cc")},
 };
 
@@ -124,6 +125,8 @@ TEST(IncludeDirectionTest, TheRulesCatchWhatTheyShould) {
   EXPECT_TRUE(refused("rl/reward/math.cc", "grpcpp/grpcpp.h"));
   EXPECT_TRUE(refused("kernels/linear/linear_cpu.cc", "cuda_runtime.h"));
   EXPECT_FALSE(refused("kernels/linear/linear_cuda.cu", "cublasLt.h"));
+  EXPECT_FALSE(refused("kernels/cuda/launch.h", "cuda_runtime.h"));
+  EXPECT_TRUE(refused("kernels/dispatch.h", "cuda_runtime.h"));
   EXPECT_TRUE(refused("runtime/config.h", "yaml-cpp/yaml.h"));
 }
 
