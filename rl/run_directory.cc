@@ -32,6 +32,7 @@ json ToJson(const StageRecord& s) {
           {"seconds", s.seconds},
           {"total_steps", s.steps},
           {"eval", evaluations},
+          {"peak_bytes", s.peak_bytes},
           {"metrics_begin", s.metrics_begin}};
 }
 
@@ -46,6 +47,7 @@ StageRecord FromJson(const json& j) {
   j.at("tokens").get_to(s.tokens);
   j.at("seconds").get_to(s.seconds);
   s.metrics_begin = j.value("metrics_begin", int64_t{-1});
+  s.peak_bytes = j.value("peak_bytes", decltype(s.peak_bytes)());
   for (const auto& [suite, scores] : j.at("eval").items()) {
     s.evaluations[suite] = scores.get<EvaluationScores>();
   }

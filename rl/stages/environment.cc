@@ -5,6 +5,7 @@
 #include <nlohmann/json.hpp>
 
 #include "parallel/comm/process_group.h"
+#include "rl/stages/peak_memory.h"
 #include "rl/loaded_model.h"
 
 namespace hone::rl {
@@ -57,6 +58,7 @@ std::string ResolveFrom(const Environment& env, const std::string& from) {
 
 TrainingLoop::TrainingLoop(Environment& env, const StageConfig& stage, int64_t total_steps)
     : env_(env), stage_(stage), total_(total_steps), resumed_(std::make_shared<json>()) {
+  env_.learner.ctx().allocator()->ResetPeaks();
   bool other_loss = stage.kind == StageKind::kGrpo || stage.kind == StageKind::kRewardModel;
   env_.learner.BeginStage(stage.optimizer,
                           other_loss ? Learner::Mtp::kFrozen : Learner::Mtp::kTrained);
@@ -179,6 +181,7 @@ void TrainingLoop::Save(const json& cursor) {
 void TrainingLoop::Complete(const json& cursor) {
   Save(cursor);
   env_.learner.WaitForSave();
+  env_.state.Find(stage_.name)->peak_bytes = GatherPeakBytes(env_.learner);
   if (env_.root()) WriteRecord("done");
 }
 
