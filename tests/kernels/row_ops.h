@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <cstdlib>
 #include <cstring>
 #include <fstream>
 #include <functional>
@@ -19,7 +20,9 @@ namespace hone::kernels::testing {
 using runtime::Shape;
 
 inline nlohmann::json Fixture(const std::string& key) {
-  std::ifstream in(std::string(HONE_SOURCE_DIR) + "/tests/fixtures/kernels/row_ops.json");
+  const char* elsewhere = std::getenv("HONE_SOURCE_DIR");  // in a bundle
+  std::ifstream in(std::string(elsewhere ? elsewhere : HONE_SOURCE_DIR) +
+                   "/tests/fixtures/kernels/row_ops.json");
   return nlohmann::json::parse(in).at(key);
 }
 
