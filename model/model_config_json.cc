@@ -235,7 +235,7 @@ ModelConfig ModelConfig::FromHuggingFaceText(const std::string& text, const std:
   ordered_json json;
   try {
     json = ordered_json::parse(text);
-  } catch (const ordered_json::parse_error& e) {
+  } catch (const ordered_json::exception& e) {  // a number may be out of range, too
     throw ConfigError(fmt::format("{}: not JSON: {}", where, e.what()));
   }
   Check<ConfigError>(json.is_object(), "{}: not a JSON object", where);

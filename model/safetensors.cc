@@ -14,6 +14,7 @@
 #include <set>
 
 #include "model/stored_float.h"
+#include "model/strict_json.h"
 
 namespace hone::model {
 namespace {
@@ -71,25 +72,6 @@ const StoredType* FindStoredType(const std::string& name) {
     if (type.name == name) return &type;
   }
   return nullptr;
-}
-
-// JSON no deeper than headers are; CheckpointError on what is none, and on a key given twice in one
-// object, of which a parser would drop one.
-json ParseStrictly(const char* begin, const char* end, const std::string& path) {
-  constexpr int kDeepest = 4;
-  std::vector<std::set<std::string>> keys;
-  auto watch = [&](int depth, json::parse_event_t event, json& value) {
-    Check<CheckpointError>(depth <= kDeepest, "{}: the header is nested too deeply", path);
-    if (event == json::parse_event_t::object_start) keys.emplace_back();
-    if (event == json::parse_event_t::object_end) keys.pop_back();
-    if (event == json::parse_event_t::key) {
-      const std::string name = value.get<std::string>();
-      Check<CheckpointError>(keys.back().insert(name).second, "{}: '{}' is there twice", path,
-                             name);
-    }
-    return true;
-  };
-  return json::parse(begin, end, watch, /*allow_exceptions=*/false);
 }
 
 // What a tensor is in its file, before anything is decoded.

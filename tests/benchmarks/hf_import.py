@@ -106,15 +106,17 @@ def write_shard(path, entries, noise):
 
 def make_folder(folder, gigabytes, fp8):
     os.makedirs(folder)
-    layers = 2
-    while sum(t[3] for t in tensors(layers + 1, fp8)) <= gigabytes * 1e9:
-        layers += 1
+    def size(n):
+        return sum(t[3] for t in tensors(n, fp8))
+    layers = max(2, 2 + int((gigabytes * 1e9 - size(2)) // (size(3) - size(2))))
     noise = memoryview(os.urandom(CHUNK))
-    shards, total = [[]], 0
+    shards, total, in_shard = [[]], 0, 0
     for t in tensors(layers, fp8):
-        if sum(x[3] for x in shards[-1]) + t[3] > SHARD:
+        if in_shard + t[3] > SHARD:
             shards.append([])
+            in_shard = 0
         shards[-1].append(t)
+        in_shard += t[3]
         total += t[3]
     weight_map = {}
     for i, entries in enumerate(shards):

@@ -167,6 +167,25 @@ TEST_F(ImportExportTest, StoredFormatsLoadForInference) {
   for (const auto& [name, bytes] : checkpoint) EXPECT_EQ(folder.at(name), bytes) << name;
 }
 
+TEST_F(ImportExportTest, Fp8WithoutItsFactorsIsNamed) {
+  const std::string original = Folder(Fixture("deepseek_v3_fp8"));
+  const std::string name = "model.layers.0.mlp.down_proj.weight";
+  auto& files = runtime::LocalFileSystem();
+  for (const char* file : {"model-00001-of-000002.safetensors", "model.safetensors.index.json"}) {
+    std::string bytes = files.ReadAll(original + "/" + file);
+    const size_t at = bytes.find(name + "_scale_inv");
+    ASSERT_NE(at, bytes.npos);
+    bytes.replace(at, name.size() + 10, name + "_scale_xyz");
+    files.WriteAtomically(original + "/" + file, bytes);
+  }
+  try {
+    ImportCommand({original, root_ + "/imported"});
+    FAIL() << "it was imported";
+  } catch (const CheckpointError& e) {
+    EXPECT_THAT(e.what(), HasSubstr("'" + name + "' is stored as F8_E4M3 without its factors"));
+  }
+}
+
 TEST_F(ImportExportTest, OtherQuantisationsAreRefused) {
   const std::string original = Folder(Fixture("deepseek_v3_fp8"));
   auto& files = runtime::LocalFileSystem();
