@@ -208,8 +208,10 @@ TEST_F(CoordinatorTest, RefusesWithAReasonAndGoesOn) {
   Client other(coordinator->address());
   auto precondition = grpc::StatusCode::FAILED_PRECONDITION;
   ExpectRefused(other.Register("x"), precondition, "model x where the run trains m");
-  ExpectRefused(other.Register("m", 99), precondition, "protocol 99 where 1 is spoken");
-  ExpectRefused(other.Register("m", 1, "pdp11"), precondition, "build 'pdp11' where the learner");
+  ExpectRefused(other.Register("m", 99), precondition,
+                fmt::format("protocol 99 where {} is spoken", kProtocolVersion));
+  ExpectRefused(other.Register("m", kProtocolVersion, "pdp11"), precondition,
+                "build 'pdp11' where the learner");
   other.worker = 77;
   ExpectRefused(other.Submit({}), grpc::StatusCode::NOT_FOUND, "worker 77 is not registered");
   EXPECT_EQ(coordinator->stats().workers, 0);
