@@ -10,11 +10,13 @@ using rl::GigaBytes;
 using rl::RankMemory;
 
 std::string WithCommas(int64_t n) {
-  std::string digits = std::to_string(n);
-  for (int64_t at = static_cast<int64_t>(digits.size()) - 3; at > 0; at -= 3) {
-    digits.insert(static_cast<size_t>(at), ",");
+  const std::string digits = std::to_string(n);
+  std::string text;
+  for (size_t i = 0; i < digits.size(); ++i) {
+    if (i > 0 && (digits.size() - i) % 3 == 0) text += ',';
+    text += digits[i];
   }
-  return digits;
+  return text;
 }
 
 // "37.55B", "411.14K"
@@ -64,7 +66,8 @@ std::string MemoryTable(const std::vector<RankMemory>& ranks, const rl::Layout& 
     text += fmt::format("{:>12}", GigaBytes(ranks[r].total));
     if (rank_bytes > 0) {
       const int64_t left = rank_bytes - ranks[r].total;
-      text += fmt::format("{:>12}", left < 0 ? "-" + GigaBytes(-left) : GigaBytes(left));
+      text +=
+          fmt::format("{:>12}", left < 0 ? fmt::format("-{}", GigaBytes(-left)) : GigaBytes(left));
     }
     text += fmt::format("{:>11}\n", ranks[r].in_flight);
   }
