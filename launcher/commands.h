@@ -15,6 +15,7 @@ int WorkerCommand(const Arguments& args);
 int CheckpointCommand(const Arguments& args);
 int CheckCommand(const Arguments& args);
 int PlanCommand(const Arguments& args);
+int SubmitCommand(const Arguments& args);
 int StatusCommand(const Arguments& args);
 int GenerateCommand(const Arguments& args);
 int ImportCommand(const Arguments& args);

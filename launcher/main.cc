@@ -30,6 +30,7 @@ const std::vector<Command>& Commands() {
        hone::launcher::CheckCommand},
       {"plan", "memory, speed and layouts that fit, from the config alone",
        hone::launcher::PlanCommand},
+      {"submit", "the run as a SLURM job", hone::launcher::SubmitCommand},
       {"status", "the stage pipeline in the terminal", hone::launcher::StatusCommand},
       {"generate", "one completion of one prompt", hone::launcher::GenerateCommand},
       {"serve", "an OpenAI-compatible endpoint", hone::launcher::ServeCommand},

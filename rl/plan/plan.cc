@@ -54,23 +54,6 @@ stages:
                             folder);
 }
 
-// What the schedule asks for, where the number of microbatches follows from lengths that nobody
-// knows yet.
-int64_t EnoughMicrobatches(const RunConfig& config, int64_t microbatches) {
-  using parallel::ScheduleKind;
-  const int64_t pp = config.mesh.pp;
-  switch (config.pipeline.schedule) {
-    case ScheduleKind::kInterleaved:
-      return (microbatches + pp - 1) / pp * pp;
-    case ScheduleKind::kZbH1:
-      return std::max(microbatches, pp);
-    case ScheduleKind::kDualPipeV:
-      return std::max(microbatches, 2 * pp);
-    default:
-      return std::max<int64_t>(1, microbatches);
-  }
-}
-
 // Microbatches of a replica that hold `sequences` of `length` tokens.
 int64_t MicrobatchesFor(int64_t sequences, int64_t length, int64_t pack_tokens, int dp) {
   const int64_t per_pack = std::max<int64_t>(1, pack_tokens / length);
@@ -101,8 +84,11 @@ StepShape StepOf(const RunConfig& config, const StageConfig& stage, int dp) {
     const GrpoConfig& g = stage.grpo;
     sequences = g.prompts_per_rollout * g.group_size / g.minibatches;
     step.loss = Loss::kPolicy;
-    step.frozen_models =
-        (g.loss.kl_coefficient > 0 ? 1 : 0) + static_cast<int64_t>(g.reward_models.size());
+    using Place = GrpoConfig::Place;
+    if (g.reference == Place::kLearner && g.loss.kl_coefficient > 0) ++step.frozen_models;
+    if (g.scoring == Place::kLearner) {
+      step.frozen_models += static_cast<int64_t>(g.reward_models.size());
+    }
   } else if (stage.kind == StageKind::kRewardModel) {
     const bool pairs = stage.reward_model.mode == PreferenceMode::kPairwise;
     sequences = stage.reward_model.pairs_per_step * (pairs ? 2 : 1);
@@ -116,8 +102,12 @@ StepShape StepOf(const RunConfig& config, const StageConfig& stage, int dp) {
     step.microbatches = batch.packs / dp;
     return step;
   }
+  parallel::PipelineShape shape;
+  shape.kind = config.pipeline.schedule;
+  shape.ranks = config.mesh.pp;
+  shape.chunks = config.pipeline.chunks_per_rank();
   step.microbatches =
-      EnoughMicrobatches(config, MicrobatchesFor(sequences, length, batch.pack_tokens, dp));
+      shape.FittingMicrobatches(MicrobatchesFor(sequences, length, batch.pack_tokens, dp));
   return step;
 }
 

@@ -1,0 +1,212 @@
+// timeout: 300
+// The batch script of `hone submit`: what it does when ranks end, die or are stopped, with
+// stand-ins for SLURM's programs; and, where there is a SLURM, whole runs as jobs.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <sys/stat.h>
+
+#include <nlohmann/json.hpp>
+
+#include "launcher/slurm_job.h"
+#include "tests/launcher/program.h"
+#include "tests/runtime/runtime_test_util.h"
+
+namespace hone::launcher {
+namespace {
+
+using ::testing::HasSubstr;
+using ::testing::Not;
+
+void WriteProgram(const std::string& path, const std::string& text) {
+  std::ofstream(path) << "#!/bin/bash\n" << text;
+  chmod(path.c_str(), 0755);
+}
+
+// A folder with an `mpirun` that acts out a list of codes, a `srun` that waits, and a `scontrol`;
+// each notes what it was called with.
+class StandIns {
+ public:
+  explicit StandIns(const std::string& mpirun) {
+    std::filesystem::create_directories(folder_ / "bin");
+    std::filesystem::create_directories(folder_ / "run/logs");
+    const std::string note =
+        "echo \"$(basename $0) $*\" >> " + std::string(folder_ / "calls") + "\n";
+    WriteProgram(folder_ / "bin/mpirun", note + "calls=$(grep -c ^mpirun " +
+                                             std::string(folder_ / "calls") + ")\n" + mpirun);
+    WriteProgram(folder_ / "bin/srun", note + "exec sleep 20\n");
+    WriteProgram(folder_ / "bin/scontrol", note);
+  }
+  SlurmJob Job() const {
+    SlurmJob job;
+    job.name = "trial";
+    job.program = "/opt/with space/hone";
+    job.work_dir = folder_ / "";
+    job.run_dir = folder_ / "run";
+    job.config = folder_ / "run/submitted.yaml";
+    return job;
+  }
+  // Runs the script as SLURM's batch step.
+  std::unique_ptr<Program> Start(const SlurmJob& job) const {
+    WriteProgram(folder_ / "script", SlurmScript(job));
+    return std::make_unique<Program>(
+        Words{"env", "PATH=" + std::string(folder_ / "bin") + ":" + std::getenv("PATH"),
+              "SLURM_JOB_ID=7", "SLURMD_NODENAME=n1", "bash", folder_ / "script"},
+        folder_ / "output");
+  }
+  std::string calls() const { return ReadFile(folder_ / "calls"); }
+
+ private:
+  runtime::TemporaryFolder folder_;
+};
+
+int Count(const std::string& text, const std::string& what) {
+  int count = 0;
+  for (size_t at = 0; (at = text.find(what, at)) != std::string::npos; at += what.size()) ++count;
+  return count;
+}
+
+TEST(SlurmScript, StartsRanksAndWorkers) {
+  StandIns slurm("exit 0\n");
+  SlurmJob job = slurm.Job();
+  job.nodes = 2;
+  job.ranks = 8;
+  job.threads = 2;
+  job.workers = 3;
+  job.until = "base";
+  job.sbatch = {"--partition=gpu"};
+  const std::string script = SlurmScript(job);
+  for (const char* line :
+       {"#SBATCH --nodes=2\n", "#SBATCH --ntasks-per-node=4\n", "#SBATCH --cpus-per-task=3\n",
+        "#SBATCH --requeue\n", "#SBATCH --signal=B:USR1@300\n", "#SBATCH --partition=gpu\n"}) {
+    EXPECT_THAT(script, HasSubstr(line));
+  }
+  auto program = slurm.Start(job);
+  EXPECT_EQ(program->Wait(std::chrono::seconds(30)), 0) << program->output();
+  EXPECT_THAT(slurm.calls(), HasSubstr("-n 8 /opt/with space/hone train"));
+  EXPECT_THAT(slurm.calls(), HasSubstr("--map-by ppr:4:node"));
+  EXPECT_THAT(slurm.calls(), HasSubstr("--until base"));
+  EXPECT_THAT(slurm.calls(), HasSubstr("srun --mpi=none --nodes=1 --nodelist=n1 --ntasks=3"));
+  EXPECT_THAT(slurm.calls(), Not(HasSubstr("scontrol")));
+}
+
+TEST(SlurmScript, LearnersThatDiedAreStartedAgainAFewTimes) {
+  StandIns once("[ $calls = 1 ] && exit 137; exit 0\n");
+  auto program = once.Start(once.Job());
+  EXPECT_EQ(program->Wait(std::chrono::seconds(30)), 0) << program->output();
+  EXPECT_EQ(Count(once.calls(), "mpirun"), 2);
+  EXPECT_THAT(program->output(), HasSubstr("ended with 137"));
+  StandIns bad_config("exit 2\n");
+  EXPECT_EQ(bad_config.Start(bad_config.Job())->Wait(std::chrono::seconds(30)), 2);
+  EXPECT_EQ(Count(bad_config.calls(), "mpirun"), 1) << "there is nothing to try again";
+}
+
+constexpr char kStopsWhenAsked[] =
+    "trap 'exit 75' USR1\nfor i in $(seq 200); do sleep 0.1 & wait $!; done\nexit 1\n";
+
+void WaitForRanks(const StandIns& slurm) {
+  const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(20);
+  while (Count(slurm.calls(), "mpirun") == 0) {
+    ASSERT_LT(std::chrono::steady_clock::now(), deadline) << "no ranks were started";
+    std::this_thread::sleep_for(std::chrono::milliseconds(20));
+  }
+  std::this_thread::sleep_for(std::chrono::milliseconds(300));  // the stand-in sets its trap
+}
+
+TEST(SlurmScript, NearTheTimeLimitTheJobIsStoppedAndRequeued) {
+  StandIns slurm(kStopsWhenAsked);
+  auto program = slurm.Start(slurm.Job());
+  WaitForRanks(slurm);
+  program->Signal(SIGUSR1);
+  EXPECT_EQ(program->Wait(std::chrono::seconds(30)), 75) << program->output();
+  EXPECT_EQ(Count(slurm.calls(), "mpirun"), 1);
+  EXPECT_THAT(slurm.calls(), HasSubstr("scontrol requeue 7"));
+}
+
+TEST(SlurmScript, AStoppedJobIsNotRequeued) {
+  StandIns slurm(kStopsWhenAsked);
+  auto program = slurm.Start(slurm.Job());
+  WaitForRanks(slurm);
+  program->Signal(SIGTERM);
+  EXPECT_EQ(program->Wait(std::chrono::seconds(30)), 75) << program->output();
+  EXPECT_THAT(slurm.calls(), Not(HasSubstr("scontrol")));
+}
+
+// Jobs of a real SLURM with two idle nodes.
+class SubmitTest : public testing::Test {
+ protected:
+  void SetUp() override {
+    if (std::system("sinfo -h -t idle -o %D > /dev/null 2>&1") != 0) {
+      GTEST_SKIP() << "there is no SLURM here (SLURM_CONF)";
+    }
+    std::ofstream(folder_ / "run.yaml") << R"(run: {name: job, seed: 3}
+tokenizer: byte
+model: {family: llama, hidden_size: 32, intermediate_size: 64, num_hidden_layers: 2,
+  num_attention_heads: 2, vocab_size: 263, max_position_embeddings: 128}
+mesh: {dp: 2}
+stages:
+  - {name: base, kind: pretrain, steps: 40, save_every: 10, lr: {peak: 0.001},
+     batch: {packs: 2, pack_tokens: 128}, data: {family: chain, text: answer}}
+)";
+  }
+  // The job's number.
+  std::string Submit(const Words& more) {
+    Words words = {
+        "submit", folder_ / "run.yaml", "--run-dir", folder_ / "run", "--nodes", "2", "--time",
+        "10"};
+    words.insert(words.end(), more.begin(), more.end());
+    Program program(HoneCommand(0, words), folder_ / "output");
+    EXPECT_EQ(program.Wait(std::chrono::seconds(60)), 0) << program.output();
+    const std::string said = program.output();
+    EXPECT_THAT(said, HasSubstr("job "));
+    return said.substr(said.find("job ") + 4, said.find(';') - said.find("job ") - 4);
+  }
+  std::string StageState() const {
+    const std::string text = ReadFile(folder_ / "run/state.json");
+    if (!nlohmann::json::accept(text)) return "";
+    const auto stage = nlohmann::json::parse(text)["stages"][0];
+    return fmt::format("{} {}", stage["state"].get<std::string>(), stage["step"].get<int64_t>());
+  }
+  void WaitFor(const std::string& state) const {
+    const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(100);
+    while (StageState() != state) {
+      ASSERT_LT(std::chrono::steady_clock::now(), deadline) << StageState() << "\n" << Log();
+      std::this_thread::sleep_for(std::chrono::milliseconds(100));
+    }
+  }
+  std::string Log() const {
+    std::string all;
+    for (const auto& entry : std::filesystem::directory_iterator(folder_ / "run/logs")) {
+      all += ReadFile(entry.path());
+    }
+    return all;
+  }
+  static void Cancel(const std::string& job) {
+    ASSERT_EQ(std::system(("scancel " + job).c_str()), 0);
+  }
+  runtime::TemporaryFolder folder_;
+};
+
+TEST_F(SubmitTest, AJobTrainsOnTwoNodes) {
+  for (const char* launcher : {"mpirun", "tcp"}) {
+    SCOPED_TRACE(launcher);
+    std::filesystem::remove_all(folder_ / "run");
+    Submit({"--launcher", launcher});
+    WaitFor("done 40");
+  }
+}
+
+TEST_F(SubmitTest, AJobGoesOnAfterItsTimeLimit) {
+  const std::string job = Submit({"--set", "stages.base.steps=4000"});
+  WaitFor("running 10");
+  ASSERT_EQ(std::system(("scancel --batch --signal=USR1 " + job).c_str()), 0);
+  const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(60);
+  while (Log().find("goes on when it is its turn again") == std::string::npos) {
+    ASSERT_LT(std::chrono::steady_clock::now(), deadline) << Log();
+    std::this_thread::sleep_for(std::chrono::milliseconds(100));
+  }
+  EXPECT_THAT(Log(), HasSubstr("the same command goes on"));
+  Cancel(job);
+}
+
+}  // namespace
+}  // namespace hone::launcher
