@@ -75,7 +75,9 @@ TEST_F(DeepSeekV3PlanTest, SuggestionsFitAndTheFastestIsFirst) {
     EXPECT_LE(s.peak_bytes, kGpu);
     EXPECT_EQ(s.layout.mesh.ranks(), 2048);
     EXPECT_EQ(PlanRun(config, s.layout, MachineModel()).PeakBytes(), s.peak_bytes);
-    if (i > 0) EXPECT_GE(s.step_seconds, suggestions[i - 1].step_seconds);
+    if (i > 0) {
+      EXPECT_GE(s.step_seconds, suggestions[i - 1].step_seconds);
+    }
     published = published || (s.layout.mesh.pp == 16 && s.layout.mesh.ep == 64);
   }
   EXPECT_TRUE(published);
