@@ -17,6 +17,7 @@ namespace {
 
 constexpr int64_t kBlockM = 12 * kTileRows;
 constexpr int64_t kBlockN = 1024;
+constexpr int64_t kWorthWaking = 1500000;  // multiply-adds; less is not worth a thread's wake-up
 
 // Rows [0, rows) and k in [0, kc) of A, kPackedStride apart.
 template <class T>
@@ -110,16 +111,15 @@ void FillRows(int64_t M, int64_t N, A* c, int64_t c_stride) {
   for (int64_t m = 0; m < M; ++m) std::fill_n(c + m * c_stride, N, A(0));
 }
 
-}  // namespace
-
-template <class T>
-void GemmSerial(int64_t M, int64_t N, int64_t K, MatrixView<T> a_MK, MatrixView<T> b_KN,
-                Acc<T>* c_MN, int64_t c_stride, bool accumulate) {
+// Walks C in blocks. `panel_at(m0, n0, k0, n, cols, kc)` gives rows [k0, k0 + kc) and columns [n, n
+// + cols) of B, packed.
+template <class T, class PanelAt>
+void ForEachTile(int64_t M, int64_t N, int64_t K, MatrixView<T> a_MK, Acc<T>* c_MN,
+                 int64_t c_stride, bool accumulate, PanelAt panel_at) {
   using A = Acc<T>;
   constexpr int64_t kP = kTileCols<A>;
   if (K == 0 && !accumulate) FillRows(M, N, c_MN, c_stride);
   A* a_packed = Scratch<A, 0>(kBlockM * kPackedStride);
-  A* b_packed = Scratch<A, 1>(kBlockN * kPackedK);
   for (int64_t n0 = 0; n0 < N; n0 += kBlockN) {
     int64_t n1 = std::min(N, n0 + kBlockN);
     for (int64_t k0 = 0; k0 < K; k0 += kPackedK) {
@@ -130,9 +130,8 @@ void GemmSerial(int64_t M, int64_t N, int64_t K, MatrixView<T> a_MK, MatrixView<
         MatrixView<T> a = From(a_MK, m0, k0);
         a.transposed ? PackColumns(a, m1 - m0, kc, a_packed) : PackRows(a, m1 - m0, kc, a_packed);
         for (int64_t n = n0; n < n1; n += kP) {
-          A* panel = b_packed + (M > kBlockM ? (n - n0) * kPackedK : 0);
           int64_t cols = std::min(kP, n1 - n);
-          if (m0 == 0) PackPanel(From(b_KN, k0, n), kc, cols, panel);
+          const A* panel = panel_at(m0, n0, k0, n, cols, kc);
           for (int64_t m = m0; m < m1; m += kTileRows) {
             MultiplyTile<A>(std::min<int64_t>(kTileRows, m1 - m), cols, kc,
                             a_packed + (m - m0) * kPackedStride, a.transposed, panel, kP,
@@ -144,12 +143,27 @@ void GemmSerial(int64_t M, int64_t N, int64_t K, MatrixView<T> a_MK, MatrixView<
   }
 }
 
+}  // namespace
+
+template <class T>
+void GemmSerial(int64_t M, int64_t N, int64_t K, MatrixView<T> a_MK, MatrixView<T> b_KN,
+                Acc<T>* c_MN, int64_t c_stride, bool accumulate) {
+  using A = Acc<T>;
+  A* b_packed = Scratch<A, 1>(kBlockN * kPackedK);
+  ForEachTile<T>(M, N, K, a_MK, c_MN, c_stride, accumulate,
+                 [&](int64_t m0, int64_t n0, int64_t k0, int64_t n, int64_t cols, int64_t kc) {
+                   A* panel = b_packed + (M > kBlockM ? (n - n0) * kPackedK : 0);
+                   if (m0 == 0) PackPanel(From(b_KN, k0, n), kc, cols, panel);
+                   return panel;
+                 });
+}
+
 template <class T>
 void Gemm(ThreadPool& pool, int64_t M, int64_t N, int64_t K, MatrixView<T> a_MK, MatrixView<T> b_KN,
           Acc<T>* c_MN, int64_t c_stride, bool accumulate) {
   int64_t threads = pool.threads();
-  // Too little to wake a thread for. Packing an element of B costs about what 12 rows of A cost.
-  if (threads == 1 || (M + 12) * N * K < 1500000) {
+  // Packing an element of B costs about what 12 rows of A cost.
+  if (threads == 1 || (M + 12) * N * K < kWorthWaking) {
     return GemmSerial(M, N, K, a_MK, b_KN, c_MN, c_stride, accumulate);
   }
   if (M >= threads * 2 * kBlockM) {
@@ -188,12 +202,8 @@ RightOperand<Acc<T>> PackRight(int64_t M, int64_t K, int64_t N, MatrixView<T> b_
     bool in_place = M <= kTileRows && !b_KN.transposed && N % Simd<A>::kWidth == 0;
     if (in_place) return {b_KN.data, b_KN.stride, false};
   }
-  A* next = to;
-  for (int64_t k0 = 0; k0 < K; k0 += kPackedK) {
-    int64_t kc = std::min(kPackedK, K - k0);
-    for (int64_t n = 0; n < N; n += kP, next += kc * kP) {
-      PackPanel(From(b_KN, k0, n), kc, std::min(kP, N - n), next);
-    }
+  for (int64_t n = 0; n < N; n += kP) {
+    PackPanel(From(b_KN, 0, n), K, std::min(kP, N - n), to + n * K);
   }
   return {to, kP, true};
 }
@@ -203,11 +213,11 @@ void GemmPacked(int64_t M, int64_t N, int64_t K, LeftOperand<A> left_MK, RightOp
                 A* c_MN, int64_t c_stride, bool accumulate) {
   constexpr int64_t kP = kTileCols<A>;
   if (K == 0 && !accumulate) FillRows(M, N, c_MN, c_stride);
-  int64_t next_k = right_KN.packed ? RoundUp(N, kP) : right_KN.step;
+  int64_t next_k = right_KN.step, next_n = right_KN.packed ? K : 1;
   for (int64_t k0 = 0; k0 < K; k0 += kPackedK, left_MK.data += left_MK.chunk) {
     int64_t kc = std::min(kPackedK, K - k0);
     for (int64_t n = 0; n < N; n += kP) {
-      const A* panel = right_KN.data + k0 * next_k + n * (right_KN.packed ? kc : 1);
+      const A* panel = right_KN.data + k0 * next_k + n * next_n;
       for (int64_t m = 0; m < M; m += kTileRows) {
         MultiplyTile<A>(std::min<int64_t>(kTileRows, M - m), std::min(kP, N - n), kc,
                         left_MK.data + m * kPackedStride, false, panel, right_KN.step,
@@ -217,13 +227,31 @@ void GemmPacked(int64_t M, int64_t N, int64_t K, LeftOperand<A> left_MK, RightOp
   }
 }
 
-#define HONE_GEMM(T)                                                                            \
-  template void Gemm<T>(ThreadPool&, int64_t, int64_t, int64_t, MatrixView<T>, MatrixView<T>,   \
-                        Acc<T>*, int64_t, bool);                                                \
-  template void GemmSerial<T>(int64_t, int64_t, int64_t, MatrixView<T>, MatrixView<T>, Acc<T>*, \
-                              int64_t, bool);                                                   \
-  template void PackLeft<T>(int64_t, int64_t, MatrixView<T>, Acc<T>*);                          \
-  template RightOperand<Acc<T>> PackRight<T>(int64_t, int64_t, int64_t, MatrixView<T>, Acc<T>*);
+template <class T>
+void GemmWithPacked(ThreadPool& pool, int64_t M, int64_t N, int64_t K, MatrixView<T> a_MK,
+                    const Acc<T>* packed_KN, Acc<T>* c_MN, int64_t c_stride, bool accumulate) {
+  constexpr int64_t kP = kTileCols<Acc<T>>;
+  auto columns = [&](int64_t n_begin, int64_t n_end) {
+    ForEachTile<T>(M, n_end - n_begin, K, a_MK, c_MN + n_begin, c_stride, accumulate,
+                   [&](int64_t, int64_t, int64_t k0, int64_t n, int64_t, int64_t) {
+                     return packed_KN + (n_begin + n) * K + k0 * kP;
+                   });
+  };
+  int64_t threads = pool.threads(), panels = (N + kP - 1) / kP;
+  if (threads == 1 || M * N * K < kWorthWaking) return columns(0, N);
+  pool.ParallelFor(panels, (panels + threads - 1) / threads,
+                   [&](int64_t begin, int64_t end) { columns(begin * kP, std::min(N, end * kP)); });
+}
+
+#define HONE_GEMM(T)                                                                             \
+  template void Gemm<T>(ThreadPool&, int64_t, int64_t, int64_t, MatrixView<T>, MatrixView<T>,    \
+                        Acc<T>*, int64_t, bool);                                                 \
+  template void GemmSerial<T>(int64_t, int64_t, int64_t, MatrixView<T>, MatrixView<T>, Acc<T>*,  \
+                              int64_t, bool);                                                    \
+  template void PackLeft<T>(int64_t, int64_t, MatrixView<T>, Acc<T>*);                           \
+  template RightOperand<Acc<T>> PackRight<T>(int64_t, int64_t, int64_t, MatrixView<T>, Acc<T>*); \
+  template void GemmWithPacked<T>(ThreadPool&, int64_t, int64_t, int64_t, MatrixView<T>,         \
+                                  const Acc<T>*, Acc<T>*, int64_t, bool);
 #define HONE_GEMM_PACKED(A)                                                                   \
   template int64_t PackedRightSize<A>(int64_t, int64_t);                                      \
   template void GemmPacked<A>(int64_t, int64_t, int64_t, LeftOperand<A>, RightOperand<A>, A*, \

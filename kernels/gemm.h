@@ -49,8 +49,9 @@ struct LeftOperand {
   int64_t chunk;
 };
 
-// A right operand [K, N]: packed; or where it stands when it is not transposed, needs no widening,
-// and meets so few rows (`M`) that packing would not pay.
+// A right operand [K, N]: packed, in panels of kTileCols columns and all of K; or where it stands
+// when it is not transposed, needs no widening, and meets so few rows (`M`) that packing would not
+// pay.
 template <class A>
 struct RightOperand {
   const A* data;
@@ -64,5 +65,11 @@ RightOperand<Acc<T>> PackRight(int64_t M, int64_t K, int64_t N, MatrixView<T> b_
 template <class A>
 void GemmPacked(int64_t M, int64_t N, int64_t K, LeftOperand<A> left_MK, RightOperand<A> right_KN,
                 A* c_MN, int64_t c_stride, bool accumulate);
+
+// c(m, n) = (accumulate ? c(m, n) : 0) + Σ_k a(m, k) b(k, n) with a right operand that was packed
+// before, as weights are that meet many left operands. Shared among the pool's threads.
+template <class T>
+void GemmWithPacked(ThreadPool& pool, int64_t M, int64_t N, int64_t K, MatrixView<T> a_MK,
+                    const Acc<T>* packed_KN, Acc<T>* c_MN, int64_t c_stride, bool accumulate);
 
 }  // namespace hone::kernels

@@ -3,8 +3,9 @@
 #pragma once
 
 #include <functional>
+#include <map>
 #include <mutex>
-#include <unordered_map>
+#include <tuple>
 
 #include "runtime/tensor.h"
 
@@ -12,14 +13,18 @@ namespace hone::runtime {
 
 class PackedWeights {
  public:
-  // The packed form of the weights that begin at `weights`; `pack` makes it at the first call.
-  Tensor Get(const void* weights, const std::function<Tensor()>& pack);
-  // To be called when weights change or move.
+  // From now on `weights`, and any matrix inside it, may be kept packed.
+  void Register(const Tensor& weights);
+  // The packed form of `matrix`, which `pack` makes at the first call; or an undefined tensor where
+  // `matrix` is no weight but something that was computed.
+  Tensor Get(const Tensor& matrix, const std::function<Tensor()>& pack);
+  // Forgets the packed forms: to be called when weights changed.
   void Clear();
 
  private:
   std::mutex mutex_;
-  std::unordered_map<const void*, Tensor> packed_;
+  std::map<const char*, Tensor> weights_;  // registered, by where they begin
+  std::map<std::tuple<const void*, int64_t, int64_t>, Tensor> packed_;  // by place, rows, columns
 };
 
 }  // namespace hone::runtime

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <exception>
 #include <mutex>
@@ -25,9 +26,19 @@ struct ThreadPool::Impl {
     for (auto& worker : workers) worker.join();
   }
 
+  // A kernel's loops follow each other within microseconds, and a sleeping thread takes longer than
+  // that to wake: whoever waits looks again for a moment before it sleeps.
+  template <class Condition>
+  static void Spin(Condition&& holds) {
+    auto until = std::chrono::steady_clock::now() + std::chrono::microseconds(20);
+    while (!holds() && std::chrono::steady_clock::now() < until) {
+    }
+  }
+
   void Serve() {
     uint64_t seen = 0;
     for (;;) {
+      Spin([&] { return generation != seen; });
       {
         std::unique_lock lock(mutex);
         wake.wait(lock, [&] { return stopping || generation != seen; });
@@ -63,8 +74,8 @@ struct ThreadPool::Impl {
   std::mutex mutex;
   std::condition_variable wake, done;
   bool stopping = false;
-  uint64_t generation = 0;
-  int active = 0;
+  std::atomic<uint64_t> generation = 0;
+  std::atomic<int> active = 0;
 
   const std::function<void(int64_t, int64_t)>* fn = nullptr;
   int64_t n = 0, step = 1;
@@ -99,6 +110,7 @@ void ThreadPool::ParallelFor(int64_t n, int64_t grain,
   }
   impl_->wake.notify_all();
   impl_->Drain();
+  Impl::Spin([&] { return impl_->active == 0; });
   std::unique_lock lock(impl_->mutex);
   impl_->done.wait(lock, [&] { return impl_->active == 0; });
   if (impl_->error) std::rethrow_exception(impl_->error);

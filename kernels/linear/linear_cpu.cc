@@ -5,6 +5,7 @@
 #include "kernels/dispatch.h"
 #include "kernels/gemm.h"
 #include "kernels/vec_math.h"
+#include "runtime/packed_weights.h"
 
 namespace hone::kernels::cpu {
 namespace {
@@ -27,6 +28,21 @@ void RoundInto(Context& ctx, const Tensor& sum, const Tensor& t) {
   });
 }
 
+constexpr int64_t kManyRows = 1024;  // that a kept weight will meet
+
+// w in panels, packed once and kept; undefined where nothing is kept (PackedWeights).
+template <class T>
+Tensor Packed(Context& ctx, const Tensor& w_NK) {
+  if (ctx.packed_weights == nullptr) return {};
+  return ctx.packed_weights->Get(w_NK, [&] {
+    int64_t N = w_NK.rows(), K = w_NK.cols();
+    Tensor packed = ctx.Empty({PackedRightSize<Acc<T>>(K, N)}, DTypeOf<Acc<T>>::value,
+                              MemoryCategory::kWeights);
+    PackRight(kManyRows, K, N, View<T>(w_NK, true), packed.data<Acc<T>>());
+    return packed;
+  });
+}
+
 }  // namespace
 
 template <class T>
@@ -39,8 +55,14 @@ void Linear(Context& ctx, const Tensor& x_TK, const Tensor& w_NK, const Tensor* 
     const T* bias = bias_N->data<T>();
     for (int64_t t = 0; t < M; ++t) LoadRow(bias, sum[t], N);
   }
-  Gemm<T>(ctx.pool(), M, N, K, View<T>(x_TK, false), View<T>(w_NK, true), sum.data, sum.stride,
-          bias_N != nullptr);
+  MatrixView<T> x = View<T>(x_TK, false);
+  bool accumulate = bias_N != nullptr;
+  if (Tensor packed = Packed<T>(ctx, w_NK); packed.defined()) {
+    GemmWithPacked<T>(ctx.pool(), M, N, K, x, packed.data<Acc<T>>(), sum.data, sum.stride,
+                      accumulate);
+  } else {
+    Gemm<T>(ctx.pool(), M, N, K, x, View<T>(w_NK, true), sum.data, sum.stride, accumulate);
+  }
   RoundInto(ctx, sum_TN, y_TN);
 }
 
