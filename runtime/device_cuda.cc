@@ -210,8 +210,8 @@ void CopyRows(void* dst, Device dst_device, int64_t dst_pitch, const void* src, 
     return;
   }
   Use(device, "copy");
-  if (!stream) WaitForDevice(device);
   auto* cuda = dynamic_cast<CudaStream*>(stream);
+  if (!cuda) WaitForDevice(device);  // a CPU's stream orders nothing here
   auto handle = cuda ? static_cast<cudaStream_t>(cuda->handle()) : nullptr;
   bool whole = rows == 1 || (dst_pitch == row_bytes && src_pitch == row_bytes);
   if (whole && cuda && src_device.is_cpu()) {
@@ -235,10 +235,10 @@ void FillZero(void* dst, Device device, int64_t bytes, Stream* stream) {
     return;
   }
   Use(device, "fill");
-  if (!stream) WaitForDevice(device);
   auto handle = stream ? static_cast<cudaStream_t>(stream->handle()) : nullptr;
+  if (!handle) WaitForDevice(device);
   CheckCuda(cudaMemsetAsync(dst, 0, bytes, handle), "fill", "cudaMemsetAsync", device.index);
-  if (!stream) WaitForDevice(device);
+  if (!handle) WaitForDevice(device);
 }
 
 }  // namespace hone::runtime

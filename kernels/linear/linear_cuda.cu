@@ -1,4 +1,6 @@
 // Products by cuBLASLt; the gradient of the bias by a kernel of our own.
+#include <type_traits>
+
 #include "kernels/cuda/cublaslt.h"
 #include "kernels/cuda/element.h"
 #include "kernels/linear/linear_cuda.h"
@@ -9,19 +11,27 @@ namespace {
 Product::Operand Plain(const Tensor& t) { return {t.raw(), t.row_stride(), false}; }
 Product::Operand Transposed(const Tensor& t) { return {t.raw(), t.row_stride(), true}; }
 
-// c = a · b, for every c that is not empty; a product over nothing is zero.
+// Every row becomes `first_row`, or zero without one.
+template <class T>
+__global__ void FillRowsKernel(Rows<T> c, int64_t cols, const T* first_row) {
+  for (int64_t i = threadIdx.x; i < cols; i += blockDim.x) {
+    c[blockIdx.x][i] = first_row ? first_row[i] : Store<T>(0);
+  }
+}
+
+// c = a · b (+ bias), or +=. A product over nothing is zero. cuBLASLt promises no epilogue for f64:
+// there the product is added to rows that begin as the bias.
+template <class T>
 void MultiplyInto(Context& ctx, std::string_view op, const Tensor& c, Product product) {
   if (product.rows == 0 || product.cols == 0) return;
-  if (product.inner == 0) {
-    for (int64_t r = 0; r < product.rows && !product.accumulate; ++r) {
-      Tensor row = c.Slice(r, r + 1);
-      runtime::FillZero(row.raw(), ctx.device(), row.bytes(), &ctx.stream());
-      if (!product.bias) continue;
-      runtime::CopyBytes(row.raw(), ctx.device(), product.bias, ctx.device(), row.bytes(),
-                         &ctx.stream());
-    }
-    return;
+  constexpr bool kNoEpilogue = std::is_same_v<T, double>;
+  if (!product.accumulate && (product.inner == 0 || (kNoEpilogue && product.bias))) {
+    Launch(ctx, op, FillRowsKernel<T>, {static_cast<unsigned>(product.rows), 256}, Rows<T>(c),
+           product.cols, static_cast<const T*>(product.bias));
+    product.bias = nullptr;
+    product.accumulate = true;
   }
+  if (product.inner == 0) return;
   product.c = c.raw();
   product.c_stride = c.row_stride();
   product.output = c.dtype();
@@ -61,7 +71,7 @@ void Linear(Context& ctx, const Tensor& x_TK, const Tensor& w_NK, const Tensor* 
                      .b = Transposed(w_NK)};
   if (bias_N) product.bias = bias_N->raw();
   product.row_invariant = ctx.numerics == Numerics::kBatchInvariant;
-  MultiplyInto(ctx, "linear", y_TN, product);
+  MultiplyInto<T>(ctx, "linear", y_TN, product);
 }
 
 template <class T>
@@ -74,7 +84,7 @@ void LinearInputGradient(Context& ctx, const Tensor& dy_TN, const Tensor& w_NK,
                      .a = Plain(dy_TN),
                      .b = Plain(w_NK)};
   product.row_invariant = ctx.numerics == Numerics::kBatchInvariant;
-  MultiplyInto(ctx, "linear_input_gradient", dx_TK, product);
+  MultiplyInto<T>(ctx, "linear_input_gradient", dx_TK, product);
 }
 
 template <class T>
@@ -89,7 +99,7 @@ void LinearWeightGradient(Context& ctx, const Tensor& dy_TN, const Tensor& x_TK,
                      .b = Plain(x_TK)};
   product.accumulate = true;
   product.row_invariant = false;  // the tokens are summed over
-  MultiplyInto(ctx, kOp, dw_NK, product);
+  MultiplyInto<Acc<T>>(ctx, kOp, dw_NK, product);
   if (!dbias_N) return;
   auto blocks = static_cast<unsigned>(CeilDiv(dy_TN.cols(), kLanes));
   Launch(ctx, kOp, BiasGradientKernel<T>, {blocks, dim3(kLanes, kLanes)}, Rows<T>(dy_TN),
