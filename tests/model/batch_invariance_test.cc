@@ -2,7 +2,7 @@
 // forward, prefill in chunks and decoding token by token; batches of 1, 7 and 64; 1 and 2 threads;
 // experts on 1 and 2 ranks. Dims are no multiples of a vector's width and the vocabulary is odd.
 // emulated: descending
-// timeout: 300
+// timeout: 600
 #include <gtest/gtest.h>
 
 #include "kernels/sampling/sampling.h"

@@ -1,5 +1,5 @@
 // emulated: random:1
-// timeout: 300
+// timeout: 600
 // Whole models on the device under test against the same models on the CPU: losses, gradients,
 // logits of decoding, and training steps on one rank and on ranks that share the device.
 #include "tests/device.h"

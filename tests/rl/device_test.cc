@@ -1,5 +1,5 @@
 // emulated: random:2
-// timeout: 300
+// timeout: 600
 // Whole runs, pretraining and fine-tuning with checkpoints, on the device under test and on the
 // CPU.
 #include <gtest/gtest.h>

@@ -1,5 +1,5 @@
 // emulated: random:3
-// timeout: 300
+// timeout: 600
 // The engine against itself under every way of batching, and against the training forward: tokens
 // and log-probabilities are the same to the bit.
 #include "rl/rollout/inference_engine.h"
