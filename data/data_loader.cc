@@ -63,8 +63,10 @@ struct DataLoader::Impl {
   TokenSequence Load(int64_t index) const { return Load(*source, index); }
   TokenSequence Load(const ExampleSource& from, int64_t index) const {
     std::string where = from.Where(index);
-    if (!options.drop_too_long) return Tokenize(*tokenizer, from.At(index), limit(), where);
-    TokenSequence sequence = Tokenize(*tokenizer, from.At(index), INT64_MAX, where);
+    if (!options.drop_too_long)
+      return Tokenize(*tokenizer, from.At(index), limit(), where, options.with_end);
+    TokenSequence sequence =
+        Tokenize(*tokenizer, from.At(index), INT64_MAX, where, options.with_end);
     return static_cast<int64_t>(sequence.tokens.size()) <= limit() ? sequence : TokenSequence{};
   }
 

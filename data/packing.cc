@@ -22,8 +22,8 @@ std::vector<int64_t> Decreasing(const std::vector<int64_t>& values) {
 }  // namespace
 
 TokenSequence Tokenize(const Tokenizer& tokenizer, const Example& example, int64_t max_length,
-                       const std::string& where) {
-  Check<ConfigError>(tokenizer.eos_id() >= 0,
+                       const std::string& where, bool with_end) {
+  Check<ConfigError>(!with_end || tokenizer.eos_id() >= 0,
                      "[tokenize] the tokenizer names no end-of-text token; give eos_token in "
                      "tokenizer_config.json");
   TokenSequence sequence;
@@ -31,7 +31,7 @@ TokenSequence Tokenize(const Tokenizer& tokenizer, const Example& example, int64
   size_t prompt = sequence.tokens.size();
   std::vector<int32_t> completion = tokenizer.Encode(example.completion);
   sequence.tokens.insert(sequence.tokens.end(), completion.begin(), completion.end());
-  sequence.tokens.push_back(tokenizer.eos_id());
+  if (with_end) sequence.tokens.push_back(tokenizer.eos_id());
   int64_t length = static_cast<int64_t>(sequence.tokens.size());
   Check<DataError>(length >= 2, "[tokenize] {}: the example is empty", where);
   Check<DataError>(

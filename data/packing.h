@@ -19,10 +19,10 @@ struct TokenSequence {
   std::vector<int32_t> tokens;
   std::vector<float> weight;
 };
-// prompt, completion, eos; weight 1 on completion and eos. DataError when there are more than
-// `max_length` tokens, eos included; `where` begins its message.
+// prompt, completion, eos unless `with_end` is false; weight 1 on completion and eos. DataError
+// when there are more than `max_length` tokens, eos included; `where` begins its message.
 TokenSequence Tokenize(const Tokenizer& tokenizer, const Example& example, int64_t max_length,
-                       const std::string& where);
+                       const std::string& where, bool with_end = true);
 
 // Which sequences share a pack: best-fit decreasing into packs of at most `pack_tokens`; the result
 // depends on the lengths only.
@@ -53,6 +53,7 @@ class DataLoader {
     int64_t pack_tokens = 1024;
     int64_t max_length = 1024;   // tokens of a sequence, eos included
     bool drop_too_long = false;  // else a sequence over `max_length` is a DataError
+    bool with_end = true;        // eos behind each example
     uint64_t seed = 0;
     int dp = 1, dp_rank = 0;
     bool repeat = true;  // epochs without end; else stops after `epochs`

@@ -35,7 +35,13 @@ std::string StageTable(const rl::RunState& state) {
                        Pad(std::to_string(s.tokens), 12) + Pad(fmt::format("{:.1f}", s.seconds), 9);
     if (s.evaluations.empty()) out += head + "\n";
     for (const auto& [suite, scores] : s.evaluations) {
-      out += head + Pad(suite, 12) + Pad(WithError(scores, "greedy_accuracy"), 16) +
+      head += Pad(suite, 12);
+      if (scores.count("loss")) {  // of a text
+        out += head + "loss " + Number(scores, "loss", 4) + "\n";
+        head = std::string(56, ' ');
+        continue;
+      }
+      out += head + Pad(WithError(scores, "greedy_accuracy"), 16) +
              Pad(WithError(scores, "sampled_accuracy"), 16) + Pad(Number(scores, "format", 3), 8) +
              Pad(Number(scores, "language", 3), 10) + Number(scores, "thinking_tokens", 1) + "\n";
       head = std::string(56, ' ');

@@ -100,6 +100,9 @@ int Train(const TrainOptions& options, const rl::RunConfig& config,
   learner.engine().SelfCheck(fmt::format("{:016x}", HashName(config.resolved_yaml)));
   rl::RunState state;
   rl::Environment env{config, directory, learner, tokenizer, state, metrics, pool.get(), stop};
+  env.export_model = [](const std::string& from, const std::string& to) {
+    Check(ExportCommand({from, to}) == 0, "[export] {} could not be exported", from);
+  };
   rl::RunStages(env, options.until);
   return 0;
 }

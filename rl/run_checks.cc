@@ -147,6 +147,7 @@ void CheckRun(const RunConfig& c) {
                      c.model.vocab_size, tokenizer->vocab_size());
   for (const StageConfig& s : c.stages) CheckStage(c, s, tokenizer);
   for (const EvaluationSuite& e : c.suites) {
+    if (e.is_text()) continue;
     CheckProblems(c, *e.problems, *tokenizer, e.sampling.max_new_tokens,
                   "evaluate: suite '" + e.name + "'");
   }

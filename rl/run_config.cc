@@ -15,8 +15,14 @@ namespace hone::rl {
 
 const std::vector<std::string>& StageKindNames() {
   static const std::vector<std::string> names = {
-      "pretrain", "sft", "reward_model", "grpo", "rejection_sampling", "distill", "evaluate"};
+      "pretrain",           "sft",     "reward_model", "grpo",
+      "rejection_sampling", "distill", "evaluate",     "export"};
   return names;
+}
+
+bool Trains(StageKind kind) {
+  return kind != StageKind::kRejectionSampling && kind != StageKind::kEvaluate &&
+         kind != StageKind::kExport;
 }
 
 double LearningRate::At(int64_t step, int64_t total) const {
@@ -58,6 +64,7 @@ void SamplingConfig::Read(ConfigReader& r) {
   r.Optional("top_p", &sampling.top_p);
   r.Optional("top_k", &sampling.top_k);
   r.Optional("stop_strings", &stop_strings);
+  r.Optional("stop_tokens", &stop_tokens);
   if (r.Has("environment")) environment.Read(r.Map("environment"));
   if (max_new_tokens < 1) r.Fail("max_new_tokens", "must be at least 1");
   if (sampling.temperature < 0) r.Fail("temperature", "must not be negative");
@@ -257,12 +264,15 @@ void ReadRejection(ConfigReader& r, uint64_t seed, StageConfig* s) {
   r.Optional("problems", &c.problems);
   r.Optional("samples_per_problem", &c.samples_per_problem);
   r.Optional("keep_per_problem", &c.keep_per_problem);
+  r.Optional("keep_unfinished", &c.keep_unfinished);
   r.Optional("drop_mixed_language", &c.drop_mixed_language);
   r.Optional("drop_code_blocks", &c.drop_code_blocks);
   r.Optional("max_paragraph", &c.max_paragraph);
+  r.Optional("story_hindsight", &c.story_hindsight);
   c.sampling.Read(r.Map("sampling"));
   if (c.samples_per_problem < 1) r.Fail("samples_per_problem", "must be at least 1");
   if (c.keep_per_problem < 1) r.Fail("keep_per_problem", "must be at least 1");
+  if (c.story_hindsight < 0) r.Fail("story_hindsight", "must not be negative");
 }
 
 void ReadSupervised(ConfigReader& r, uint64_t seed, StageConfig* s) {
@@ -315,8 +325,7 @@ StageConfig ReadStage(ConfigReader& r, uint64_t seed, const parallel::AdamWConfi
   ReadUntil(r, &s);
   s.optimizer = optimizer;
   if (r.Has("optimizer")) s.optimizer.Read(r.Map("optimizer"));
-  bool trains = s.kind != StageKind::kRejectionSampling && s.kind != StageKind::kEvaluate;
-  if (trains) {
+  if (Trains(s.kind)) {
     s.lr.Read(r.Map("lr"));
     if (r.Has("batch")) s.batch.Read(r.Map("batch"));
     // One token more than the context: a sequence's last token is only predicted.
@@ -334,6 +343,7 @@ StageConfig ReadStage(ConfigReader& r, uint64_t seed, const parallel::AdamWConfi
       ReadRewardModel(r, seed, &s);
       break;
     case StageKind::kEvaluate:
+    case StageKind::kExport:
       break;
     default:
       ReadSupervised(r, seed, &s);
@@ -346,13 +356,27 @@ void ReadEvaluation(ConfigReader& r, RunConfig* c) {
   for (ConfigReader* suite : r.List("suites")) {
     EvaluationSuite e;
     suite->Required("name", &e.name);
-    e.problems = data::MakeProblemSource(suite->Map("problems"),
-                                         SourceSeed(c->seed, "evaluate/" + e.name, "problems"));
-    suite->Optional("count", &e.count);
-    suite->Optional("greedy", &e.greedy);
-    suite->Optional("sampled", &e.sampled);
     suite->Optional("after_stages", &e.after_stages);
-    e.sampling.Read(suite->Map("sampling"));
+    suite->Optional("samples", &e.samples);
+    const std::string stream = "evaluate/" + e.name;
+    if (suite->Has("text") || !e.samples.empty()) {
+      if (suite->Has("text") && !e.samples.empty()) {
+        suite->Fail("samples", "stands beside 'text': a suite has one of them");
+      }
+      if (suite->Has("text")) {
+        e.text = data::MakeExampleSource(suite->Map("text"), SourceSeed(c->seed, stream, "text"));
+      }
+      if (suite->Has("batch")) e.batch.Read(suite->Map("batch"));
+    } else {
+      e.problems =
+          data::MakeProblemSource(suite->Map("problems"), SourceSeed(c->seed, stream, "problems"));
+      suite->Optional("count", &e.count);
+      suite->Optional("greedy", &e.greedy);
+      suite->Optional("sampled", &e.sampled);
+      suite->Optional("samples_per_problem", &e.samples_per_problem);
+      if (e.samples_per_problem < 1) suite->Fail("samples_per_problem", "must be at least 1");
+      e.sampling.Read(suite->Map("sampling"));
+    }
     c->suites.push_back(std::move(e));
   }
 }
@@ -372,6 +396,13 @@ void CheckReferences(const RunConfig& c) {
         later ? "comes later or is the stage itself: stages run in order, so this would be a cycle"
               : "is no stage" + (nearest.empty() ? "" : "; did you mean '" + nearest + "'?")));
   };
+  for (const EvaluationSuite& e : c.suites) {
+    const StageConfig* wrote = e.samples.empty() ? nullptr : c.FindStage(e.samples);
+    Check<ConfigError>(
+        e.samples.empty() || (wrote && wrote->kind == StageKind::kRejectionSampling),
+        "evaluate: suite '{}': samples: no stage of kind rejection_sampling is named '{}'", e.name,
+        e.samples);
+  }
   for (const StageConfig& s : c.stages) {
     Check<ConfigError>(!earlier.count(s.name), "{}: two stages are named '{}'", s.where, s.name);
     if (s.from != "init" && s.from.find('/') == std::string::npos) need(s, "from", s.from);

@@ -30,9 +30,12 @@ enum class StageKind {
   kGrpo,
   kRejectionSampling,
   kDistill,
-  kEvaluate
+  kEvaluate,
+  kExport
 };
 const std::vector<std::string>& StageKindNames();
+// Whether a stage of this kind ends with weights of its own.
+bool Trains(StageKind kind);
 
 struct LearningRate {
   enum class Schedule { kConstant, kCosine, kLinear };
@@ -63,7 +66,8 @@ struct SamplingConfig {
   int64_t max_new_tokens = 256;
   kernels::SamplingParams sampling;
   std::vector<std::string> stop_strings;
-  EnvironmentConfig environment;  // that answers calls in the completion
+  std::vector<std::string> stop_tokens;  // by name, beside the tokenizer's end of text
+  EnvironmentConfig environment;         // that answers calls in the completion
   void Read(ConfigReader& reader);
 };
 
@@ -107,8 +111,12 @@ struct RejectionConfig {
   int64_t problems = 1000;
   int64_t samples_per_problem = 4;
   int64_t keep_per_problem = 1;
+  bool keep_unfinished = false;  // samples that were cut at max_new_tokens
   bool drop_mixed_language = true, drop_code_blocks = true;
   int64_t max_paragraph = 2000;  // characters; longer ones are dropped
+  // Stories that nobody ordered are kept behind an order that their beginning fulfils, of so many
+  // words; 0: as they were drawn.
+  int64_t story_hindsight = 0;
   SamplingConfig sampling;
 };
 
@@ -149,13 +157,19 @@ struct RolloutConfig {
   void CheckCache(int64_t tokens, int64_t context, const std::string& where) const;
 };
 
+// What a policy is measured on: problems that it answers; or texts, of which the loss is measured.
 struct EvaluationSuite {
   std::string name;
   std::shared_ptr<data::ProblemSource> problems;
+  std::shared_ptr<data::ExampleSource> text;
+  std::string samples;  // text that this stage wrote
+  BatchConfig batch;    // of texts: as many as fit are measured
   int64_t count = 200;
   SamplingConfig sampling;  // of the sampled pass; the greedy pass uses temperature 0
+  int64_t samples_per_problem = 1;  // of the sampled pass; above 1 it reports pass_at_k too
   bool greedy = true, sampled = true;
   std::vector<std::string> after_stages;  // measured after these only; empty: after every stage
+  bool is_text() const { return problems == nullptr; }
   bool After(const std::string& stage) const;
 };
 

@@ -45,6 +45,7 @@ class RunDirectory {
   std::string dataset(const std::string& stage) const {
     return root_ + "/datasets/" + stage + ".jsonl";
   }
+  std::string exported(const std::string& stage) const { return root_ + "/export/" + stage; }
   std::string metrics() const { return root_ + "/metrics.jsonl"; }
   std::string secret() const { return root_ + "/secret"; }
   std::string coordinator_address() const { return root_ + "/coordinator"; }

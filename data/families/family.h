@@ -57,6 +57,8 @@ class Family {
   virtual std::string_view verifier() const { return "exact"; }
   virtual std::string_view kind() const { return "reasoning"; }
   virtual std::string Prefix(const std::string& language) const;
+  // Whether its items have an answer to learn from; else they are prompts only.
+  virtual bool solves() const { return true; }
   virtual Item Draw(Draws& draws, int level, const std::string& language) const = 0;
   // One step by itself, for drills.
   virtual std::string Fact(Draws& draws) const = 0;

@@ -3,12 +3,15 @@
 #include <algorithm>
 
 #include "data/families/family.h"
+#include "data/families/story.h"
 #include "data/split.h"
 #include "data/text.h"
 #include "runtime/error.h"
 
 namespace hone::data {
 namespace {
+
+constexpr int kAttempts = 10'000;  // at a problem of the wanted split
 
 // What both kinds of generated source read from the config.
 struct GeneratorOptions {
@@ -42,8 +45,11 @@ struct GeneratorOptions {
       case 2:
         family = MakeLogicFamily();
         break;
-      default:
+      case 3:
         family = MakeGeneralFamily(ReadTasks(config));
+        break;
+      default:
+        ReadStory(config);
     }
     std::vector<int64_t> levels = {std::max(2, family->min_level()),
                                    std::min(5, family->max_level())};
@@ -56,6 +62,12 @@ struct GeneratorOptions {
     low = static_cast<int>(levels[0]);
     high = static_cast<int>(levels[1]);
   }
+  void ReadStory(ConfigReader& config) {
+    bool free = false;
+    config.Optional("free", &free);
+    family = MakeStoryFamily(free);
+    languages = {"en"};
+  }
   static std::vector<std::string> ReadTasks(ConfigReader& config) {
     std::vector<std::string> tasks = GeneralTaskNames();
     config.Optional("tasks", &tasks);
@@ -63,8 +75,9 @@ struct GeneratorOptions {
     return tasks;
   }
   void ReadLanguages(ConfigReader& config) {
+    const std::vector<std::string> known = languages;  // of the family
     config.Optional("languages", &languages);
-    CheckWords(config, "languages", languages, GeneratedLanguages());
+    CheckWords(config, "languages", languages, known);
   }
   static void CheckWords(ConfigReader& config, const std::string& key,
                          const std::vector<std::string>& words,
@@ -86,10 +99,12 @@ struct Drawn {
 Drawn DrawItem(const GeneratorOptions& options, Draws& draws) {
   std::string language = draws.Pick(options.languages);
   int level = draws.Range(options.low, options.high);
-  while (true) {
+  for (int attempt = 0; attempt < kAttempts; ++attempt) {
     Item item = options.family->Draw(draws, level, language);
     if (InSplit(item.expression, options.split)) return {std::move(item), language, level};
   }
+  throw DataError(fmt::format("[data] family {} has no problem of level {} in that split",
+                              options.family->name(), level));
 }
 
 class GeneratedProblems : public ProblemSource {
@@ -252,6 +267,12 @@ class GeneratedPreferences : public PreferenceSource {
   bool pairwise_;
 };
 
+void NeedsSolutions(const ConfigReader& config, const GeneratorOptions& options) {
+  if (options.family->solves()) return;
+  config.Fail("family",
+              fmt::format("{} has prompts, but no texts that answer them", options.family->name()));
+}
+
 }  // namespace
 
 std::string Family::Prefix(const std::string& language) const {
@@ -263,7 +284,8 @@ std::string StepWord(const std::string& language) {
 }
 
 const std::vector<std::string>& FamilyNames() {
-  static const std::vector<std::string> kNames = {"chain", "arithmetic", "logic", "general"};
+  static const std::vector<std::string> kNames = {"chain", "arithmetic", "logic", "general",
+                                                  "story"};
   return kNames;
 }
 const std::vector<std::string>& GeneratedLanguages() {
@@ -280,6 +302,7 @@ std::unique_ptr<ProblemSource> MakeGeneratedProblems(ConfigReader& config, uint6
 std::unique_ptr<ExampleSource> MakeGeneratedExamples(ConfigReader& config, uint64_t seed) {
   GeneratorOptions options;
   options.Read(config, seed);
+  NeedsSolutions(config, options);
   TextOptions text;
   text.Read(config, options.family->kind() == "general");
   return std::make_unique<GeneratedExamples>(std::move(options), text);
@@ -288,6 +311,7 @@ std::unique_ptr<ExampleSource> MakeGeneratedExamples(ConfigReader& config, uint6
 std::unique_ptr<PreferenceSource> MakeGeneratedPreferences(ConfigReader& config, uint64_t seed) {
   GeneratorOptions options;
   options.Read(config, seed);
+  NeedsSolutions(config, options);
   bool pairwise = config.OneOf("preference", {"pairwise", "pointwise"}, 0) == 0;
   return std::make_unique<GeneratedPreferences>(std::move(options), pairwise);
 }

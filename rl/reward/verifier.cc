@@ -5,6 +5,7 @@
 #include <iterator>
 
 #include "rl/reward/shaping.h"
+#include "rl/reward/story_rule.h"
 #include "runtime/error.h"
 
 namespace hone::rl {
@@ -126,6 +127,7 @@ Verdict OfScore(double score, const std::string& answer, const std::string& gold
 
 ParsedCompletion ParseCompletion(std::string_view text) {
   ParsedCompletion p;
+  p.text = text;
   std::string_view body = Trim(text);
   bool has_thinking = Between(body, kThink, kThinkEnd, &p.thinking);
   p.has_answer = Between(body, kAnswer, kAnswerEnd, &p.answer);
@@ -143,14 +145,15 @@ ParsedCompletion ParseCompletion(std::string_view text) {
 }
 
 const std::vector<std::string>& VerifierNames() {
-  static const std::vector<std::string> names = {"math",   "exact",    "text", "f1",
-                                                 "choice", "contains", "none"};
+  static const std::vector<std::string> names = {"math",   "exact",    "text",  "f1",
+                                                 "choice", "contains", "story", "none"};
   return names;
 }
 
 Verdict Verify(const std::string& verifier, const ParsedCompletion& completion,
                const std::string& gold) {
   if (verifier == "none") return {Outcome::kCorrect, 0, "nothing to check"};
+  if (verifier == "story") return VerifyStory(completion.text, gold);
   if (!completion.has_answer) return {Outcome::kUnparseable, 0, "there is no <answer>"};
   std::string answer(Trim(completion.answer));
   if (verifier == "math") return OfMatch(CompareMath(answer, gold), answer, gold);
@@ -173,9 +176,9 @@ Verdict Verify(const std::string& verifier, const ParsedCompletion& completion,
 }
 
 const std::vector<std::string>& RewardNames() {
-  static const std::vector<std::string> names = {"accuracy",  "format",         "language",
-                                                 "length",    "repetition",     "cosine_length",
-                                                 "tag_count", "reasoning_steps"};
+  static const std::vector<std::string> names = {
+      "accuracy",  "format",          "language",    "length",       "repetition",  "cosine_length",
+      "tag_count", "reasoning_steps", "story_words", "story_length", "story_ending"};
   return names;
 }
 
@@ -197,6 +200,7 @@ RewardReply ScoreCompletion(const RewardRequest& request) {
   if (!request.language.empty()) {
     reply.rewards["language"] = LanguageShare(parsed.thinking, request.language);
   }
+  if (request.verifier == "story") AddStoryRewards(request, &reply.rewards);
   return reply;
 }
 

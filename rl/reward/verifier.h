@@ -18,6 +18,7 @@ struct ParsedCompletion {
       false;  // exactly that form, each tag once, in order, nothing but space outside
   std::string thinking, answer;  // best effort when not well formed
   bool has_answer = false;
+  std::string text;  // all of it
 };
 ParsedCompletion ParseCompletion(std::string_view text);
 
@@ -34,6 +35,7 @@ struct Verdict {
 //   f1        as text, but the score is the F1 of the two bags of words; correct from 0.5
 //   choice    the same letter, A to J: "B", "(B)", "B. because …", "the answer is B"
 //   contains  the gold stands somewhere in it
+//   story     the whole completion is a story as the gold orders it (story_rule.h)
 //   none      nothing to check: score 0
 const std::vector<std::string>& VerifierNames();
 // ConfigError on another name.
@@ -67,6 +69,8 @@ const std::vector<std::string>& LanguageNames();
 //   cosine_length    CosineLength by tokens of the limit
 //   tag_count        TagCount
 //   reasoning_steps  ReasoningSteps of the thinking
+//   story_words, story_length, story_ending   how far each demand on a story is kept
+// Of stories `format` is IsStory instead, ended by itself.
 const std::vector<std::string>& RewardNames();
 
 struct RewardRequest {

@@ -23,6 +23,25 @@ std::string Environment::FromRoot(const std::string& bytes) const {
   return world().AllGatherBytes(root() ? bytes : "")[0];
 }
 
+std::vector<int32_t> Environment::StopIds(const SamplingConfig& sampling) const {
+  std::vector<int32_t> ids = {tokenizer->eos_id()};
+  for (const std::string& name : sampling.stop_tokens) {
+    ids.push_back(tokenizer->SpecialId(name));
+    Check<ConfigError>(ids.back() >= 0, "[sampling] stop_tokens: the tokenizer has no token '{}'",
+                       name);
+  }
+  return ids;
+}
+
+void Environment::LoadStart(const std::string& from) const {
+  std::string path = ResolveFrom(*this, from);
+  if (path.empty()) {
+    learner.Initialize();
+  } else {
+    learner.LoadModel(path);
+  }
+}
+
 std::vector<double> Environment::Sum(const std::vector<double>& values) const {
   std::string mine(reinterpret_cast<const char*>(values.data()), values.size() * sizeof(double));
   std::vector<double> total(values.size(), 0.0);
@@ -49,9 +68,8 @@ std::string FinalCheckpoint(const RunDirectory& directory, const std::string& st
 std::string ResolveFrom(const Environment& env, const std::string& from) {
   if (from == "init") return env.config.hf;
   if (const StageConfig* stage = env.config.FindStage(from)) {
-    bool trains =
-        stage->kind != StageKind::kRejectionSampling && stage->kind != StageKind::kEvaluate;
-    return trains ? FinalCheckpoint(env.directory, from) : ResolveFrom(env, stage->from);
+    return Trains(stage->kind) ? FinalCheckpoint(env.directory, from)
+                               : ResolveFrom(env, stage->from);
   }
   return FolderOfPolicy(from);
 }

@@ -31,6 +31,8 @@ struct Environment {
   std::unique_ptr<runtime::MetricsWriter>& metrics;
   SamplePool* pool;               // null when there are no workers
   const std::atomic<bool>& stop;  // set by SIGTERM and SIGINT
+  // Writes a checkpoint as a Hugging Face folder that does not exist yet (rank 0).
+  std::function<void(const std::string& from, const std::string& to)> export_model = {};
 
   parallel::ProcessGroup& world() const { return *learner.mesh().world(); }
   bool root() const { return world().rank() == 0; }
@@ -38,6 +40,10 @@ struct Environment {
   bool AgreeToStop() const;
   // Rank 0's bytes on every rank. Collective.
   std::string FromRoot(const std::string& bytes) const;
+  // What ends a sample: the end of text, and `stop_tokens`. ConfigError names one that is none.
+  std::vector<int32_t> StopIds(const SamplingConfig& sampling) const;
+  // The weights that a stage starts from, in the learner. Collective.
+  void LoadStart(const std::string& from) const;
   // Sums over ranks in rank order. Collective.
   std::vector<double> Sum(const std::vector<double>& values) const;
 };

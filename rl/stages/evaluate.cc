@@ -1,8 +1,10 @@
 // Scores of a policy on held-out problems: greedy, and sampled at the suite's temperature.
-#include <cmath>
-
+#include "data/packing.h"
+#include "rl/policy_loss.h"
+#include "rl/scores.h"
 #include "rl/stages/sample_pool.h"
 #include "rl/stages/stages.h"
+#include "runtime/philox.h"
 
 namespace hone::rl {
 namespace {
@@ -15,11 +17,12 @@ RolloutPlan MakePlan(const Environment& env, const EvaluationSuite& suite, const
   plan.seed = env.config.seed;
   plan.weight_version = version.version;
   plan.weight_digest = version.digest;
+  plan.group_size = greedy ? 1 : suite.samples_per_problem;
   plan.sampling = suite.sampling.sampling;
   if (greedy) plan.sampling = {.temperature = 0, .top_p = 1, .top_k = 0};
   plan.max_new_tokens = suite.sampling.max_new_tokens;
   plan.stop_strings = suite.sampling.stop_strings;
-  plan.stop_ids = {env.tokenizer->eos_id()};
+  plan.stop_ids = env.StopIds(suite.sampling);
   plan.environment = suite.sampling.environment;
   int64_t count =
       suite.problems->size() < 0 ? suite.count : std::min(suite.count, suite.problems->size());
@@ -33,34 +36,33 @@ RolloutPlan MakePlan(const Environment& env, const EvaluationSuite& suite, const
   return plan;
 }
 
-// Means over samples, prefixed; accuracy with the standard error of a proportion.
-void AddScores(const std::vector<Sample>& samples, const std::string& prefix,
-               EvaluationScores* scores) {
-  double n = std::max<double>(1, static_cast<double>(samples.size()));
-  double thinking = 0, tokens = 0, correct = 0;
-  std::map<std::string, double> parts;
-  for (const Sample& s : samples) {
-    correct += s.outcome == Outcome::kCorrect;
-    tokens += static_cast<double>(s.completion_tokens());
-    for (const auto& [name, value] : s.rewards) parts[name] += value;
-  }
-  thinking = parts["thinking_tokens"];
-  parts.erase("thinking_tokens");
-  double accuracy = correct / n;
-  (*scores)[prefix + "accuracy"] = accuracy;
-  (*scores)[prefix + "accuracy_se"] = std::sqrt(accuracy * (1 - accuracy) / n);
-  (*scores)[prefix + "completion_tokens"] = tokens / n;
-  (*scores)[prefix + "thinking_tokens"] = thinking / n;
-  for (const auto& [name, value] : parts) {
-    if (name != "accuracy") (*scores)[prefix + name] = value / n;
-  }
-  (*scores)["problems"] = n;
-}
-
 }  // namespace
+
+// Mean loss over the first batch of a suite's texts, without their ends: a base model may have been
+// trained with another end of text, or none.
+EvaluationScores TextLoss(Environment& env, const EvaluationSuite& suite) {
+  std::shared_ptr<data::ExampleSource> source = suite.text;
+  if (!source) source = ReadSamples(env.directory.dataset(suite.samples));
+  data::DataLoader::Options options;
+  options.packs = suite.batch.packs;
+  options.pack_tokens = suite.batch.pack_tokens;
+  options.max_length = env.config.model.max_position_embeddings + 1;
+  options.drop_too_long = true;
+  options.with_end = false;
+  options.repeat = false;
+  options.seed = RandomStream{env.config.seed, HashName(suite.name), HashName("text")}.Bits(0);
+  options.dp = env.learner.mesh().config().dp;
+  options.dp_rank = env.learner.mesh().dp_index();
+  auto data = data::DataLoader(source, env.tokenizer, options).Next();
+  double loss = 0;
+  for (auto& outcome : env.learner.engine().Evaluate(data.microbatches, CrossEntropyLoss(), false))
+    loss += outcome.loss;
+  return {{"loss", env.Sum({loss})[0]}, {"tokens", static_cast<double>(data.tokens)}};
+}
 
 EvaluationScores RunSuite(Environment& env, const EvaluationSuite& suite,
                           const std::string& label) {
+  if (suite.is_text()) return TextLoss(env, suite);
   Check<ConfigError>(
       env.pool != nullptr,
       "[evaluate] suite '{}' samples, but there are no workers: set rollout.workers, or "

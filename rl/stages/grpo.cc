@@ -136,7 +136,7 @@ class GrpoStage {
     plan.sampling = config_.sampling.sampling;
     plan.max_new_tokens = config_.sampling.max_new_tokens;
     plan.stop_strings = config_.sampling.stop_strings;
-    plan.stop_ids = {env_.tokenizer->eos_id()};
+    plan.stop_ids = env_.StopIds(config_.sampling);
     plan.record_routing = config_.replay_routing;
     plan.environment = config_.sampling.environment;
     for (int64_t i = 0; i < config_.prompts_per_rollout; ++i) {

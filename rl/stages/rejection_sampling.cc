@@ -3,8 +3,10 @@
 // thought dropped]
 #include <algorithm>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <set>
 
+#include "data/families/story.h"
 #include "rl/stages/sample_pool.h"
 #include "rl/stages/stages.h"
 
@@ -45,7 +47,7 @@ double Part(const Sample& sample, const std::string& name) {
 
 // Why a sample is dropped; "" keeps it.
 std::string ReasonToDrop(const Sample& sample, const RejectionConfig& config) {
-  if (sample.finish != FinishReason::kStop) return "unfinished";
+  if (sample.finish != FinishReason::kStop && !config.keep_unfinished) return "unfinished";
   if (sample.outcome != Outcome::kCorrect) return std::string(OutcomeName(sample.outcome));
   if (Part(sample, "format") < 1) return "format";
   if (!IsValidUtf8(sample.text)) return "invalid_utf8";
@@ -70,7 +72,7 @@ RolloutPlan MakePlan(const Environment& env, const StageConfig& stage, int64_t r
   plan.sampling = c.sampling.sampling;
   plan.max_new_tokens = c.sampling.max_new_tokens;
   plan.stop_strings = c.sampling.stop_strings;
-  plan.stop_ids = {env.tokenizer->eos_id()};
+  plan.stop_ids = env.StopIds(c.sampling);
   plan.environment = c.sampling.environment;
   int64_t end = std::min(c.problems, (rollout + 1) * kProblemsPerRollout);
   for (int64_t i = rollout * kProblemsPerRollout; i < end; ++i) {
@@ -90,8 +92,33 @@ struct Kept {
   int64_t tokens = 0;
 };
 
-void Keep(const RolloutPlan& plan, const std::vector<Sample>& samples, const StageConfig& stage,
-          Kept* kept) {
+// Prompt and completion as a learner is to read them.
+struct Lesson {
+  std::string prompt, completion;
+};
+
+// A SentencePiece-like tokenizer puts a space before any text, so one that was drawn comes off.
+std::string WithoutAddedSpace(const data::Tokenizer& tokenizer, const std::string& text) {
+  bool adds = tokenizer.Decode(tokenizer.Encode("a")) == " a";
+  return adds && text.starts_with(' ') ? text.substr(1) : text;
+}
+
+// nullopt: there is no order that the story fulfils.
+std::optional<Lesson> LessonOf(const Environment& env, const RolloutPlan& plan, const Sample& s,
+                               const std::string& prompt, int64_t hindsight) {
+  Lesson lesson{prompt, WithoutAddedSpace(*env.tokenizer, s.text)};
+  if (hindsight == 0) return lesson;
+  data::Draws draws(RandomStream(
+      {plan.seed, HashName(plan.stage), HashName("hindsight"), static_cast<uint64_t>(s.key.rollout),
+       static_cast<uint64_t>(s.key.prompt), static_cast<uint64_t>(s.key.sample)}));
+  int words = draws.Range(1, static_cast<int>(hindsight));
+  auto ordered = data::OrderInHindsight(lesson.completion, words, draws);
+  if (!ordered) return std::nullopt;
+  return Lesson{prompt + data::StoryRequest(ordered->order), ordered->text};
+}
+
+void Keep(const Environment& env, const RolloutPlan& plan, const std::vector<Sample>& samples,
+          const StageConfig& stage, Kept* kept) {
   std::map<int64_t, const RolloutPrompt*> prompts;
   for (const RolloutPrompt& p : plan.prompts) prompts[p.index] = &p;
   std::map<int64_t, int64_t> taken;
@@ -103,13 +130,16 @@ void Keep(const RolloutPlan& plan, const std::vector<Sample>& samples, const Sta
     if (reason.empty() && !seen.insert(prompt + s.text).second) reason = "duplicate";
     if (reason.empty() && taken[s.key.prompt] >= stage.rejection.keep_per_problem)
       reason = "enough";
+    std::optional<Lesson> lesson;
+    if (reason.empty()) lesson = LessonOf(env, plan, s, prompt, stage.rejection.story_hindsight);
+    if (reason.empty() && !lesson) reason = "no_order";
     ++kept->counts[reason.empty() ? "kept" : reason];
     if (!reason.empty()) continue;
     ++taken[s.key.prompt];
-    kept->jsonl += json{{"prompt", prompt},        {"completion", s.text},
-                        {"problem", s.problem_id}, {"stage", stage.name},
-                        {"from", stage.from},      {"rollout", s.key.rollout},
-                        {"sample", s.key.sample},  {"weight_digest", plan.weight_digest}}
+    kept->jsonl += json{{"prompt", lesson->prompt}, {"completion", lesson->completion},
+                        {"problem", s.problem_id},  {"stage", stage.name},
+                        {"from", stage.from},       {"rollout", s.key.rollout},
+                        {"sample", s.key.sample},   {"weight_digest", plan.weight_digest}}
                        .dump() +
                    "\n";
   }
@@ -122,12 +152,7 @@ void RunRejectionSampling(Environment& env, const StageConfig& stage) {
                      "{}: stage '{}' samples, but there are no workers: set "
                      "rollout.workers, or start some with `hone worker`",
                      stage.where, stage.name);
-  std::string from = ResolveFrom(env, stage.from);
-  if (from.empty()) {
-    env.learner.Initialize();
-  } else {
-    env.learner.LoadModel(from);
-  }
+  env.LoadStart(stage.from);
   auto start = std::chrono::steady_clock::now();
   WeightVersion version = env.pool->Publish();
   Kept kept;
@@ -136,7 +161,7 @@ void RunRejectionSampling(Environment& env, const StageConfig& stage) {
     RolloutPlan plan = MakePlan(env, stage, r, version);
     if (plan.prompts.empty()) break;
     env.pool->Begin(plan);
-    Keep(plan, env.pool->Finish(stage.name, r), stage, &kept);
+    Keep(env, plan, env.pool->Finish(stage.name, r), stage, &kept);
   }
   Check<DataError>(kept.counts["kept"] > 0, "[{}] not one sample was kept: see the outcomes in {}",
                    stage.name, env.directory.rollouts(stage.name));

@@ -32,15 +32,10 @@ void RunOne(Environment& env, const StageConfig& stage) {
       return RunGrpo(env, stage);
     case StageKind::kRejectionSampling:
       return RunRejectionSampling(env, stage);
-    case StageKind::kEvaluate: {
-      std::string path = ResolveFrom(env, stage.from);
-      if (path.empty()) {
-        env.learner.Initialize();
-      } else {
-        env.learner.LoadModel(path);
-      }
-      return;
-    }
+    case StageKind::kExport:
+      return RunExport(env, stage);
+    case StageKind::kEvaluate:
+      return env.LoadStart(stage.from);
   }
 }
 
@@ -63,8 +58,8 @@ void RunStages(Environment& env, const std::string& until) {
   for (const StageConfig& stage : env.config.stages) {
     // Every rank asks rank 0, whose view of the shared folder decides.
     bool done = env.FromRoot(env.state.Find(stage.name)->state) == "done";
-    bool no_policy =
-        stage.kind == StageKind::kRejectionSampling || stage.kind == StageKind::kRewardModel;
+    bool no_policy = stage.kind == StageKind::kRejectionSampling ||
+                     stage.kind == StageKind::kRewardModel || stage.kind == StageKind::kExport;
     bool evaluate = env.pool != nullptr && !no_policy &&
                     (env.config.evaluate_after_every_stage || stage.kind == StageKind::kEvaluate);
     if (!done) {
@@ -80,7 +75,7 @@ void RunStages(Environment& env, const std::string& until) {
     }
     evaluated = env.FromRoot(evaluated ? "1" : "0") == "1";
     if (evaluate && !evaluated) {
-      if (done) env.learner.LoadModel(ResolveFrom(env, stage.name));
+      if (done) env.LoadStart(stage.name);
       EvaluateStage(env, stage);
     }
     if (stage.name == until) break;

@@ -13,6 +13,8 @@ void RunRewardModel(Environment& env, const StageConfig& stage);
 void RunGrpo(Environment& env, const StageConfig& stage);
 // Samples from a policy, keeps what is right and readable, writes JSONL.
 void RunRejectionSampling(Environment& env, const StageConfig& stage);
+// The weights of an earlier stage as a Hugging Face folder, RUN/export/NAME.
+void RunExport(Environment& env, const StageConfig& stage);
 // Scores of every suite for the weights that the learner holds. Collective; the same on every rank.
 EvaluationScores RunSuite(Environment& env, const EvaluationSuite& suite, const std::string& label);
 
