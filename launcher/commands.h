@@ -17,6 +17,7 @@ int CheckCommand(const Arguments& args);
 int PlanCommand(const Arguments& args);
 int SubmitCommand(const Arguments& args);
 int StatusCommand(const Arguments& args);
+int EvalCommand(const Arguments& args);
 int GenerateCommand(const Arguments& args);
 int ImportCommand(const Arguments& args);
 int ExportCommand(const Arguments& args);

@@ -60,7 +60,8 @@ int Generate(const GenerateOptions& options) {
     text += piece;
     if (!options.json) std::cout << piece << std::flush;
   };
-  auto on_token = [&](uint64_t, int32_t token, float) {
+  auto on_token = [&](uint64_t, const rl::DrawnToken& drawn) {
+    const int32_t token = drawn.token;
     const auto& stop = model.stop_ids;
     if (std::find(stop.begin(), stop.end(), token) != stop.end()) return;
     show(token < model.tokenizer->vocab_size() ? decoder.Push(token)

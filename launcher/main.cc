@@ -32,6 +32,7 @@ const std::vector<Command>& Commands() {
        hone::launcher::PlanCommand},
       {"submit", "the run as a SLURM job", hone::launcher::SubmitCommand},
       {"status", "the stage pipeline in the terminal", hone::launcher::StatusCommand},
+      {"eval", "scores of a model", hone::launcher::EvalCommand},
       {"generate", "one completion of one prompt", hone::launcher::GenerateCommand},
       {"serve", "an OpenAI-compatible endpoint", hone::launcher::ServeCommand},
       {"import", "a Hugging Face folder as a checkpoint", hone::launcher::ImportCommand},

@@ -7,7 +7,7 @@
 
 #include "launcher/command_line.h"
 #include "launcher/commands.h"
-#include "launcher/serve/api_server.h"
+#include "launcher/serve/live_model.h"
 #include "launcher/signals.h"
 #include "runtime/file_system.h"
 
@@ -16,6 +16,8 @@ namespace {
 
 struct CommandOptions {
   std::string model, api_key_file;
+  bool follow = false;  // the weights of a run that trains
+  LiveModel::Options live;
   rl::LoadOptions load;
   ServeOptions serve;
   double cache_gb = 4;
@@ -54,6 +56,23 @@ void SizeEngine(const CommandOptions& options, const rl::LoadedModel& model, Ser
   engine.cache_pages = std::min(affordable, engine.max_batch * one + 1);
 }
 
+std::string NameOf(const CommandOptions& options) {
+  if (options.model.empty()) return "live";
+  std::filesystem::path path = std::filesystem::absolute(options.model).lexically_normal();
+  return (path.has_filename() ? path : path.parent_path()).filename().string();
+}
+
+LiveModel::Options WhatToFollow(const CommandOptions& options) {
+  LiveModel::Options live = options.live;
+  live.load = options.load;
+  live.run = options.model;
+  if (live.source.coordinator.empty()) {
+    live.source.coordinator_file = options.model + "/coordinator";
+  }
+  if (live.source.secret_file.empty()) live.source.secret_file = options.model + "/secret";
+  return live;
+}
+
 int Serve(CommandOptions options) {
   ServeOptions& serve = options.serve;
   serve.api_key = ApiKey(options.api_key_file);
@@ -63,14 +82,22 @@ int Serve(CommandOptions options) {
                      "[serve] listening on {} without a key would let anyone in: give "
                      "--api-key-file or HONE_API_KEY",
                      serve.host);
-  rl::LoadedModel model = rl::LoadModelForInference(options.model, options.load);
-  SizeEngine(options, model, &serve);
-  if (serve.model_name.empty()) {
-    std::filesystem::path path = std::filesystem::absolute(options.model).lexically_normal();
-    serve.model_name = (path.has_filename() ? path : path.parent_path()).filename().string();
-  }
   const std::atomic<bool>& stop = StopFlag();
+  std::unique_ptr<LiveModel> live;
+  rl::LoadedModel loaded;
+  if (options.follow) {
+    live = std::make_unique<LiveModel>(WhatToFollow(options), stop);
+  } else {
+    loaded = rl::LoadModelForInference(options.model, options.load);
+  }
+  rl::LoadedModel& model = live ? live->model() : loaded;
+  SizeEngine(options, model, &serve);
+  if (serve.model_name.empty()) serve.model_name = NameOf(options);
   ApiServer server(model, serve);
+  if (live) {
+    server.Replace([] {}, live->fingerprint());
+    live->Follow(server);
+  }
   std::cout << fmt::format("serving {} at http://{}:{}/v1\n", serve.model_name, serve.host,
                            server.port())
             << std::flush;
@@ -79,6 +106,7 @@ int Serve(CommandOptions options) {
     server.Stop();
   });
   server.Run();
+  live.reset();
   watch.join();
   return 0;
 }
@@ -89,8 +117,13 @@ int ServeCommand(const Arguments& args) {
   CommandOptions o;
   ServeOptions& s = o.serve;
   CLI::App app("An OpenAI-compatible endpoint", "hone serve");
-  app.add_option("model", o.model, "a Hugging Face folder, a checkpoint folder or a run")
-      ->required();
+  app.add_option("model", o.model, "a Hugging Face folder, a checkpoint folder or a run");
+  app.add_flag("--follow", o.follow, "the weights of the run as it trains, read-only");
+  app.add_option("--coordinator", o.live.source.coordinator, "HOST:PORT of a run to follow");
+  app.add_option("--secret-file", o.live.source.secret_file, "the followed run's secret");
+  app.add_option("--tls-certificate", o.live.source.tls_certificate, "of a run with mutual TLS");
+  app.add_option("--tls-key", o.live.source.tls_key, "of a run with mutual TLS");
+  app.add_option("--tls-ca", o.live.source.tls_ca, "of a run with mutual TLS");
   auto number = [&](const char* name, auto* value, const char* what) {
     app.add_option(name, *value, what)->capture_default_str()->check(CLI::PositiveNumber);
   };
@@ -113,7 +146,14 @@ int ServeCommand(const Arguments& args) {
   number("--connections", &s.connections, "served at once");
   number("--max-body", &s.max_body, "bytes of a request");
   number("--timeout", &s.timeout_seconds, "seconds of one request");
+  number("--patience", &o.live.patience_seconds, "seconds for a followed run's first weights");
   if (int code = 0; !ParseArguments(app, args, &code)) return code;
+  o.follow = o.follow || !o.live.source.coordinator.empty();
+  const bool run = !o.model.empty();
+  if (!run && (!o.follow || o.live.source.secret_file.empty())) {
+    std::cerr << "hone serve: name a model, or --coordinator HOST:PORT --secret-file FILE\n";
+    return 2;
+  }
   return Serve(std::move(o));
 }
 

@@ -190,11 +190,12 @@ std::string LoadedModel::TokenBytes(int32_t id) const {
   return id < tokenizer->vocab_size() ? tokenizer->TokenBytes(id) : "\xEF\xBF\xBD";
 }
 
-LoadedModel LoadModelForInference(const std::string& path, const LoadOptions& options) {
+LoadedModel MakeModel(const ModelFiles& files, const LoadOptions& options) {
   LoadedModel model;
-  model.files = FindModel(path);
-  const std::string spec = options.tokenizer.empty() ? model.files.tokenizer : options.tokenizer;
-  Check<ConfigError>(!spec.empty(), "[model] {} has no tokenizer; name one with --tokenizer", path);
+  model.files = files;
+  const std::string spec = options.tokenizer.empty() ? files.tokenizer : options.tokenizer;
+  Check<ConfigError>(!spec.empty(), "[model] {} has no tokenizer; name one with --tokenizer",
+                     files.weights);
   model.tokenizer = data::LoadTokenizer(spec, model.files.special_tokens);
   model.chat_template = FindTemplate(options.chat_template, model.files.companions);
   model.stop_ids = StopIds(model);
@@ -208,6 +209,11 @@ LoadedModel LoadModelForInference(const std::string& path, const LoadOptions& op
   stage.with_gradients = false;
   if (options.absorb) stage.mla_decode = model::MlaDecode::kAbsorb;
   model.stage = std::make_unique<model::TransformerStage>(*model.ctx, config, stage);
+  return model;
+}
+
+LoadedModel LoadModelForInference(const std::string& path, const LoadOptions& options) {
+  LoadedModel model = MakeModel(FindModel(path), options);
   LoadWeights(&model);
   return model;
 }

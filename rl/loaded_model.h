@@ -48,6 +48,8 @@ struct LoadOptions {
   int threads = 1;
   bool absorb = false;  // MLA decodes with the small cache
 };
+// All of it but the weights, which are whatever memory holds.
+LoadedModel MakeModel(const ModelFiles& files, const LoadOptions& options);
 // The whole model on this process, without value head and multi-token prediction where the source
 // lets them be left out.
 LoadedModel LoadModelForInference(const std::string& path, const LoadOptions& options);

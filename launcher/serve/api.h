@@ -14,6 +14,7 @@ namespace hone::launcher {
 struct ApiError {
   int status = 400;
   std::string message, parameter;
+  std::string code = "";  // for programs, e.g. context_length_exceeded
   std::string ToJson() const;
 };
 
@@ -21,6 +22,7 @@ struct ApiLimits {
   int64_t context = 0;             // prompt and completion of one choice
   int64_t default_max_tokens = 0;  // when the client names none; 0: what the context leaves
   int64_t max_choices = 16;
+  std::string model;  // what requests may ask for; "": anything
 };
 
 // A request, understood.
@@ -39,6 +41,8 @@ ApiRequest ParseApiRequest(bool chat, const std::string& body, const rl::LoadedM
 class ApiResponse {
  public:
   ApiResponse(const ApiRequest& request, const rl::LoadedModel& model, std::string model_name);
+  // Which weights drew it (system_fingerprint); "" where there are no others.
+  void SetFingerprint(const std::string& fingerprint) { fingerprint_ = fingerprint; }
   // New tokens of each choice. Returns what a streaming client is sent: server-sent events, or "".
   std::string Push(const std::vector<Channel::Choice>& news);
   bool done() const;
@@ -58,12 +62,14 @@ class ApiResponse {
   };
   nlohmann::ordered_json Envelope(const char* object) const;
   nlohmann::ordered_json Usage() const;
+  nlohmann::ordered_json TokenEntry(const kernels::SampledToken& token) const;
+  nlohmann::ordered_json ChatLogProbabilities(const std::vector<Channel::Token>& tokens) const;
   nlohmann::ordered_json LogProbabilities(const std::vector<Channel::Token>& tokens) const;
   std::string Event(size_t index, const SplitText& text, const std::vector<Channel::Token>& tokens);
 
   const ApiRequest& request_;
   const rl::LoadedModel& model_;
-  std::string model_name_, id_;
+  std::string model_name_, id_, fingerprint_;
   int64_t created_;
   std::vector<Choice> choices_;
 };

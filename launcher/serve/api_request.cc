@@ -9,6 +9,8 @@ namespace {
 
 using nlohmann::json;
 
+constexpr int64_t kMostLikeliest = 20;  // as OpenAI's
+
 // Fields of a request; null counts as absent.
 class Fields {
  public:
@@ -52,9 +54,6 @@ void RefuseWhatIsMissing(const Fields& f) {
   }
   if (f.Has("suffix")) Fields::Fail("suffix", "is not supported");
   if (f.Bool("echo", false)) Fields::Fail("echo", "is not supported");
-  if (f.Integer("top_logprobs", 0, 0, 20) > 0) {
-    Fields::Fail("top_logprobs", "is not supported: only the drawn token's is known");
-  }
   if (f.Has("best_of") && f.At("best_of") != (f.Has("n") ? f.At("n") : json(1))) {
     Fields::Fail("best_of", "is not supported");
   }
@@ -140,9 +139,10 @@ void SetLengths(const Fields& f, const ApiLimits& limits, rl::GenerateRequest* g
   const int64_t room = limits.context - prompt;
   if (room < 1) {
     throw ApiError{400,
-                   fmt::format("the prompt has {} tokens; this server's context is {}", prompt,
-                               limits.context),
-                   "prompt"};
+                   fmt::format("the prompt has {} tokens; this server's maximum context length is "
+                               "{}, of which at least one is for the completion",
+                               prompt, limits.context),
+                   f.Has("messages") ? "messages" : "prompt", "context_length_exceeded"};
   }
   const char* key = f.Has("max_completion_tokens") ? "max_completion_tokens" : "max_tokens";
   const int64_t otherwise =
@@ -165,9 +165,24 @@ std::vector<RandomStream> Streams(const Fields& f, int64_t n) {
   return streams;
 }
 
-bool WantsLogProbabilities(bool chat, const Fields& f) {
-  if (chat) return f.Bool("logprobs", false);
-  return f.Has("logprobs") && f.Integer("logprobs", 0, 0, 1) >= 0;
+// A chat asks for them with `logprobs: true`, and for the likeliest tokens with `top_logprobs`; a
+// plain completion for both with `logprobs: k`.
+void SetLogProbabilities(bool chat, const Fields& f, ApiRequest* r) {
+  const char* key = chat ? "top_logprobs" : "logprobs";
+  r->generate.likeliest = f.Integer(key, 0, 0, kMostLikeliest);
+  r->logprobs = chat ? f.Bool("logprobs", false) : f.Has("logprobs");
+  if (!r->logprobs && r->generate.likeliest > 0) {
+    Fields::Fail("top_logprobs", "needs logprobs: true");
+  }
+}
+
+void CheckModel(const Fields& f, const ApiLimits& limits) {
+  if (limits.model.empty() || !f.Has("model")) return;
+  const json& model = f.At("model");
+  if (model.is_string() && model.get<std::string>() == limits.model) return;
+  throw ApiError{
+      404, fmt::format("there is no model {}; this server has '{}'", model.dump(), limits.model),
+      "model", "model_not_found"};
 }
 
 }  // namespace
@@ -177,6 +192,7 @@ ApiRequest ParseApiRequest(bool chat, const std::string& body, const rl::LoadedM
   const json parsed = json::parse(body, nullptr, false);
   if (!parsed.is_object()) throw ApiError{400, "the body is not a JSON object", ""};
   const Fields f(parsed);
+  CheckModel(f, limits);
   RefuseWhatIsMissing(f);
   ApiRequest r;
   r.chat = chat;
@@ -184,7 +200,7 @@ ApiRequest ParseApiRequest(bool chat, const std::string& body, const rl::LoadedM
   if (f.Has("stream_options") && f.At("stream_options").is_object()) {
     r.include_usage = Fields(f.At("stream_options")).Bool("include_usage", false);
   }
-  r.logprobs = WantsLogProbabilities(chat, f);
+  SetLogProbabilities(chat, f, &r);
   r.text.stop_ids = model.stop_ids;
   r.text.stop_strings = StopStrings(f);
   rl::GenerateRequest& g = r.generate;

@@ -33,7 +33,7 @@ std::string ApiError::ToJson() const {
                 {{"message", message},
                  {"type", type},
                  {"param", parameter.empty() ? ordered_json() : ordered_json(parameter)},
-                 {"code", nullptr}}}});
+                 {"code", code.empty() ? ordered_json() : ordered_json(code)}}}});
 }
 
 ApiResponse::ApiResponse(const ApiRequest& request, const rl::LoadedModel& model,
@@ -51,7 +51,10 @@ ApiResponse::ApiResponse(const ApiRequest& request, const rl::LoadedModel& model
 }
 
 ordered_json ApiResponse::Envelope(const char* object) const {
-  return {{"id", id_}, {"object", object}, {"created", created_}, {"model", model_name_}};
+  ordered_json envelope = {
+      {"id", id_}, {"object", object}, {"created", created_}, {"model", model_name_}};
+  if (!fingerprint_.empty()) envelope["system_fingerprint"] = fingerprint_;
+  return envelope;
 }
 
 ordered_json ApiResponse::Usage() const {
@@ -63,27 +66,41 @@ ordered_json ApiResponse::Usage() const {
           {"total_tokens", prompt + completion}};
 }
 
+ordered_json ApiResponse::TokenEntry(const kernels::SampledToken& token) const {
+  const std::string bytes = model_.TokenBytes(token.token);
+  ordered_json numbers = ordered_json::array();
+  for (unsigned char byte : bytes) numbers.push_back(static_cast<int>(byte));
+  return {{"token", bytes}, {"logprob", token.logp}, {"bytes", numbers}};
+}
+
+ordered_json ApiResponse::ChatLogProbabilities(const std::vector<Channel::Token>& tokens) const {
+  ordered_json content = ordered_json::array();
+  for (const Channel::Token& t : tokens) {
+    ordered_json entry = TokenEntry({t.token, t.logp});
+    entry["top_logprobs"] = ordered_json::array();
+    for (const auto& likely : t.likeliest) entry["top_logprobs"].push_back(TokenEntry(likely));
+    content.push_back(std::move(entry));
+  }
+  return {{"content", content}};
+}
+
+// Of a plain completion: three lists, of which the last holds maps from texts. Where two tokens
+// have the same text, the likelier is named.
 ordered_json ApiResponse::LogProbabilities(const std::vector<Channel::Token>& tokens) const {
   if (!request_.logprobs) return nullptr;
-  if (request_.chat) {
-    ordered_json content = ordered_json::array();
-    for (const Channel::Token& t : tokens) {
-      const std::string bytes = model_.TokenBytes(t.id);
-      ordered_json numbers = ordered_json::array();
-      for (unsigned char byte : bytes) numbers.push_back(static_cast<int>(byte));
-      content.push_back({{"token", bytes},
-                         {"logprob", t.logp},
-                         {"bytes", numbers},
-                         {"top_logprobs", ordered_json::array()}});
-    }
-    return {{"content", content}};
-  }
+  if (request_.chat) return ChatLogProbabilities(tokens);
   ordered_json names = ordered_json::array(), values = ordered_json::array();
+  ordered_json top = ordered_json::array();
   for (const Channel::Token& t : tokens) {
-    names.push_back(model_.TokenBytes(t.id));
+    names.push_back(model_.TokenBytes(t.token));
     values.push_back(t.logp);
+    top.push_back(ordered_json::object());
+    for (const auto& likely : t.likeliest) {
+      top.back().emplace(model_.TokenBytes(likely.token), likely.logp);
+    }
   }
-  return {{"tokens", names}, {"token_logprobs", values}, {"top_logprobs", nullptr}};
+  if (request_.generate.likeliest == 0) top = nullptr;
+  return {{"tokens", names}, {"token_logprobs", values}, {"top_logprobs", top}};
 }
 
 std::string ApiResponse::Event(size_t index, const SplitText& text,
@@ -116,7 +133,7 @@ std::string ApiResponse::Push(const std::vector<Channel::Choice>& news) {
     if (c.done) continue;
     SplitText text;
     for (const Channel::Token& token : news[i].tokens) {
-      SplitText piece = c.text.Push(token.id);
+      SplitText piece = c.text.Push(token.token);
       text.reasoning += piece.reasoning;
       text.content += piece.content;
       c.tokens.push_back(token);

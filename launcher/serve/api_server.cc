@@ -40,7 +40,9 @@ class Server : public httplib::Server {
 
 struct ApiServer::Impl {
   Impl(rl::LoadedModel& m, const ServeOptions& o)
-      : model(m), options(o), engine(m, o.engine, o.max_waiting) {}
+      : model(m), options(o), engine(m, o.engine, o.max_waiting) {
+    options.limits.model = o.model_name;
+  }
 
   // One request between its admission and its last byte.
   struct Session {
@@ -72,14 +74,16 @@ bool ApiServer::Impl::Authorised(const httplib::Request& request,
   if (SameSecret(request.get_header_value("Authorization"), "Bearer " + options.api_key)) {
     return true;
   }
-  SetError(response, {401, "the API key is missing or wrong", ""});
+  SetError(response, {401, "the API key is missing or wrong", "", "invalid_api_key"});
   return false;
 }
 
 // Writes what is new; false once the client is gone. Called again and again by the HTTP library.
 bool ApiServer::Impl::Provide(Session& session, httplib::DataSink& sink) {
   ApiResponse& out = session.response;
-  std::string events = out.Push(session.channel->Take(kLook));
+  std::vector<Channel::Choice> news = session.channel->Take(kLook);
+  out.SetFingerprint(session.channel->fingerprint());
+  std::string events = out.Push(news);
   const std::string error = session.channel->error();
   if (!error.empty()) {
     events = ApiError{500, error, ""}.ToJson();
@@ -199,6 +203,9 @@ void ApiServer::Stop() {
   if (impl_->phase == Impl::kRunning) impl_->server.stop();
 }
 
+bool ApiServer::Replace(std::function<void()> replace, const std::string& fingerprint) {
+  return impl_->engine.Replace(std::move(replace), fingerprint);
+}
 int64_t ApiServer::under_way() const { return impl_->engine.under_way(); }
 int64_t ApiServer::cancelled() const { return impl_->engine.cancelled(); }
 

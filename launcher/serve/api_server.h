@@ -1,6 +1,7 @@
 // The HTTP side of `hone serve`: one thread a connection, all of them in front of one engine.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <string>
 
@@ -28,8 +29,10 @@ class ApiServer {
   ApiServer(rl::LoadedModel& model, const ServeOptions& options);
   ~ApiServer();
   int port() const;
-  void Run();                 // serves until Stop
-  void Stop();                // from any thread
+  void Run();   // serves until Stop
+  void Stop();  // from any thread
+  // New weights between requests, as EngineThread::Replace.
+  bool Replace(std::function<void()> replace, const std::string& fingerprint);
   int64_t under_way() const;  // sequences
   int64_t cancelled() const;  // sequences whose client left before their end
 

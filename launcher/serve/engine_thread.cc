@@ -18,9 +18,19 @@ std::string Channel::error() {
   return error_;
 }
 
+std::string Channel::fingerprint() {
+  std::lock_guard lock(mutex_);
+  return fingerprint_;
+}
+
+void Channel::Begin(const std::string& fingerprint) {
+  std::lock_guard lock(mutex_);
+  fingerprint_ = fingerprint;
+}
+
 void Channel::Add(size_t choice, Token token) {
   std::lock_guard lock(mutex_);
-  choices_[choice].tokens.push_back(token);
+  choices_[choice].tokens.push_back(std::move(token));
   fresh_ = true;
   changed_.notify_all();
 }
@@ -54,6 +64,7 @@ EngineThread::~EngineThread() {
     stop_ = true;
   }
   ordered_.notify_all();
+  replaced_.notify_all();
   thread_.join();
 }
 
@@ -120,16 +131,44 @@ void EngineThread::TakeOrders(std::vector<rl::GenerateRequest>* added,
                               std::vector<uint64_t>* cancelled) {
   std::unique_lock lock(mutex_);
   if (engine_.pending() == 0) {
-    ordered_.wait(lock, [&] { return stop_ || !added_.empty() || !cancelled_.empty(); });
+    ordered_.wait(lock,
+                  [&] { return stop_ || replace_ || !added_.empty() || !cancelled_.empty(); });
   }
-  added->swap(added_);
+  for (uint64_t id : cancelled_) {
+    std::erase_if(added_, [id](const rl::GenerateRequest& request) { return request.id == id; });
+  }
   cancelled->swap(cancelled_);
+  if (replace_) return;
+  added->swap(added_);
+  for (const rl::GenerateRequest& request : *added) {
+    auto it = places_.find(request.id);
+    if (it != places_.end()) it->second.channel->Begin(fingerprint_);
+  }
+}
+
+bool EngineThread::Replace(std::function<void()> replace, const std::string& fingerprint) {
+  std::unique_lock lock(mutex_);
+  replace_ = std::move(replace);
+  next_fingerprint_ = fingerprint;
+  ordered_.notify_all();
+  replaced_.wait(lock, [&] { return stop_ || !replace_; });
+  return !replace_;
+}
+
+void EngineThread::ReplaceIfIdle() {
+  std::unique_lock lock(mutex_);
+  if (!replace_ || engine_.pending() > 0) return;
+  engine_.Drain();  // no key of the old weights is used with the new
+  replace_();
+  replace_ = nullptr;
+  fingerprint_ = next_fingerprint_;
+  replaced_.notify_all();
 }
 
 void EngineThread::Step() {
-  auto finished = engine_.Step([&](uint64_t id, int32_t token, float logp) {
+  auto finished = engine_.Step([&](uint64_t id, const rl::DrawnToken& drawn) {
     Place place = PlaceOf(id, false);
-    if (place.channel) place.channel->Add(place.choice, {token, logp});
+    if (place.channel) place.channel->Add(place.choice, drawn);
   });
   for (const rl::GenerateResult& result : finished) {
     Place place = PlaceOf(result.id, true);
@@ -150,6 +189,7 @@ void EngineThread::Run() {
       for (rl::GenerateRequest& request : added) engine_.Add(std::move(request));
       for (uint64_t id : cancelled) engine_.Cancel(id);
       if (engine_.pending() > 0) Step();
+      ReplaceIfIdle();
     } catch (const std::exception& e) {
       std::cerr << "hone serve: " << e.what() << "\n";
       engine_.Drain();

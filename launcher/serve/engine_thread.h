@@ -7,6 +7,7 @@
 
 #include <chrono>
 #include <condition_variable>
+#include <functional>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -21,10 +22,7 @@ namespace hone::launcher {
 // What has been drawn for one request of `n` choices. Thread safe.
 class Channel {
  public:
-  struct Token {
-    int32_t id;
-    float logp;
-  };
+  using Token = rl::DrawnToken;
   struct Choice {
     std::vector<Token> tokens;
     bool done = false;
@@ -37,9 +35,12 @@ class Channel {
   std::vector<Choice> Take(std::chrono::milliseconds patience);
   // Empty unless the engine failed.
   std::string error();
+  // Of the weights that draw it; known with its first token.
+  std::string fingerprint();
 
  private:
   friend class EngineThread;
+  void Begin(const std::string& fingerprint);
   void Add(size_t choice, Token token);
   void Finish(size_t choice, rl::FinishReason reason);
   void Fail(const std::string& error);
@@ -48,7 +49,7 @@ class Channel {
   std::condition_variable changed_;
   bool fresh_ = false;
   std::vector<Choice> choices_;
-  std::string error_;
+  std::string error_, fingerprint_;
 };
 
 class EngineThread {
@@ -66,6 +67,11 @@ class EngineThread {
   int64_t under_way();  // sequences submitted and not ended
   int64_t cancelled();  // sequences that left before their end, since the start
 
+  // Runs `replace`, which changes the model's weights, between requests: those under way end with
+  // the old weights, those that come meanwhile wait. Returns when it is done, or false when the
+  // thread ends before. Not from two threads at once.
+  bool Replace(std::function<void()> replace, const std::string& fingerprint);
+
  private:
   struct Place {
     std::shared_ptr<Channel> channel;
@@ -74,14 +80,17 @@ class EngineThread {
   void Run();
   void TakeOrders(std::vector<rl::GenerateRequest>* added, std::vector<uint64_t>* cancelled);
   void Step();
+  void ReplaceIfIdle();
   Place PlaceOf(uint64_t id, bool remove);
   void FailAll(const std::string& error);
 
   rl::InferenceEngine engine_;  // of the thread only
   const int64_t max_waiting_;
   std::mutex mutex_;
-  std::condition_variable ordered_;
+  std::condition_variable ordered_, replaced_;
   bool stop_ = false;
+  std::function<void()> replace_;  // set: new requests wait
+  std::string fingerprint_, next_fingerprint_;
   int64_t cancelled_count_ = 0;
   uint64_t next_id_ = 1;
   std::vector<rl::GenerateRequest> added_;

@@ -273,6 +273,20 @@ struct Coordinator::Impl final : proto::RolloutPool::Service {
     if (!refused.empty()) *why = refused;
   }
 
+  grpc::Status Follow(grpc::ServerContext* context, const proto::FollowRequest*,
+                      proto::FollowReply* reply) override {
+    std::lock_guard lock(mutex);
+    grpc::Status status = CheckSecret(*context, options.secret);
+    if (!status.ok()) {
+      ++counts.refused;
+      return status;
+    }
+    reply->set_config(options.worker_config);
+    reply->set_model_digest(options.model_digest);
+    if (!versions.empty()) FillVersion(versions.rbegin()->second, reply->mutable_newest());
+    return status;
+  }
+
   // ---- Housekeeping
   // -------------------------------------------------------------------------------
 

@@ -5,6 +5,7 @@
 #include <list>
 #include <map>
 
+#include "kernels/sampling/likeliest.h"
 #include "model/kv_cache.h"
 
 namespace hone::rl {
@@ -374,10 +375,21 @@ bool Stopped(const Sequence& s, int64_t max_tokens, FinishReason* reason) {
          static_cast<int64_t>(s.tokens.size()) >= max_tokens;
 }
 
+DrawnToken Shown(const GenerateRequest& request, const Tensor& logits_BV, size_t row,
+                 const kernels::SampledToken& drawn) {
+  DrawnToken shown{drawn.token, drawn.logp, {}};
+  if (request.likeliest > 0) {
+    const int64_t r = static_cast<int64_t>(row);
+    shown.likeliest = kernels::Likeliest(logits_BV.Slice(r, r + 1), request.sampling.temperature,
+                                         request.likeliest);
+  }
+  return shown;
+}
+
 }  // namespace
 
 std::vector<GenerateResult> InferenceEngine::Step(
-    const std::function<void(uint64_t, int32_t, float)>& on_token) {
+    const std::function<void(uint64_t, const DrawnToken&)>& on_token) {
   Impl& e = *impl_;
   e.Admit();
   std::vector<Impl::SequenceList::iterator> from;
@@ -410,10 +422,10 @@ std::vector<GenerateResult> InferenceEngine::Step(
       uniform.push_back(s.request.stream.Uniform(static_cast<uint64_t>(s.completion_tokens())));
     }
     auto drawn = kernels::Sample(e.ctx, block, params, uniform);
-    for (const kernels::SampledToken& token : drawn) {
+    for (size_t r = 0; r < drawn.size(); ++r) {
       auto it = from[next++];
-      e.Draw(it, token);
-      if (on_token) on_token(it->request.id, token.token, token.logp);
+      e.Draw(it, drawn[r]);
+      if (on_token) on_token(it->request.id, Shown(it->request, block, r, drawn[r]));
       FinishReason reason;
       if (Stopped(*it, e.config.max_tokens, &reason)) finished.push_back(e.Finish(it, reason));
     }

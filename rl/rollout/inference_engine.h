@@ -45,6 +45,14 @@ struct GenerateRequest {
   std::vector<std::string> stop_strings;  // need the engine's `token_bytes`
   RandomStream stream{0};                 // position = index of the drawn token in the completion
   uint64_t group = 0;  // requests of one group with equal prompts share its pages; 0: none
+  int64_t likeliest = 0;  // how many of the likeliest tokens `on_token` is shown at each position
+};
+
+// A token as it was drawn, and what else was likely there (GenerateRequest::likeliest).
+struct DrawnToken {
+  int32_t token = 0;
+  float logp = 0;
+  std::vector<kernels::SampledToken> likeliest;
 };
 
 struct GenerateResult {
@@ -73,7 +81,7 @@ class InferenceEngine {
   // One forward over what is active: chunks of prompts and one token of each decoding sequence.
   // Returns what finished. `on_token` (may be null) sees each drawn token at once: streaming.
   std::vector<GenerateResult> Step(
-      const std::function<void(uint64_t id, int32_t token, float logp)>& on_token = nullptr);
+      const std::function<void(uint64_t id, const DrawnToken& drawn)>& on_token = nullptr);
   int64_t pending() const;  // added and not finished
   // Stops everything and hands it back unfinished (finish = kCancelled): before new weights, or to
   // give leases back. The cache is cleared: no key of old weights is ever used.

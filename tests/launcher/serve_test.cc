@@ -3,10 +3,12 @@
 #include <httplib.h>
 
 #include <atomic>
+#include <cmath>
 #include <nlohmann/json.hpp>
 #include <thread>
 
 #include "launcher/serve/api_server.h"
+#include "tests/launcher/tiny_served_model.h"
 
 namespace hone::launcher {
 namespace {
@@ -17,30 +19,6 @@ using namespace std::chrono_literals;
 
 constexpr int64_t kContext = 8192, kLong = 8000;
 
-rl::LoadedModel TinyModel() {
-  rl::LoadedModel m;
-  model::ModelConfig& c = m.files.config;
-  c.hidden_size = 16;
-  c.intermediate_size = 24;
-  c.num_hidden_layers = 2;
-  c.num_attention_heads = 2;
-  c.num_key_value_heads = 1;
-  c.vocab_size = 263;
-  c.max_position_embeddings = kContext;
-  c.FillDerived();
-  c.Validate("tiny");
-  m.ctx = std::make_unique<Context>();
-  m.tokenizer = data::MakeByteTokenizer();
-  m.chat_template = data::ChatTemplate::Named("chatml");
-  m.stop_ids = {m.tokenizer->eos_id()};
-  model::StageOptions stage;
-  stage.end_layer = c.num_hidden_layers;
-  stage.with_gradients = false;
-  m.stage = std::make_unique<model::TransformerStage>(*m.ctx, c, stage);
-  m.stage->Initialize(7);
-  return m;
-}
-
 class ServeTest : public ::testing::Test {
  protected:
   void SetUp() override { Start(ServeOptions{}); }
@@ -48,7 +26,7 @@ class ServeTest : public ::testing::Test {
 
   void Start(ServeOptions options) {
     Finish();
-    model_ = TinyModel();
+    model_ = TinyModel(kContext, "chatml");
     options.port = 0;
     options.model_name = "tiny";
     options.limits.context = kContext;
@@ -101,7 +79,7 @@ class ServeTest : public ::testing::Test {
 
 // What the engine gives when it is asked alone, as the endpoint should spell it.
 std::string Expected(const std::string& prompt, int64_t tokens, uint64_t seed, double temperature) {
-  rl::LoadedModel m = TinyModel();
+  rl::LoadedModel m = TinyModel(kContext, "chatml");
   rl::EngineConfig config;
   config.max_tokens = kContext;
   rl::InferenceEngine engine(*m.ctx, *m.stage, config);
@@ -183,6 +161,95 @@ TEST_F(ServeTest, ChatRendersTheTemplate) {
     streamed += event["choices"][0]["delta"].value("content", "");
   }
   EXPECT_EQ(streamed, body["choices"][0]["message"]["content"]);
+}
+
+// The drawn token's log-probability stands among the likeliest ones', to the bit, when it is one of
+// them; together they are a distribution over the whole vocabulary.
+TEST_F(ServeTest, LikeliestTokensOfAChat) {
+  const json request = {{"messages", {{{"role", "user"}, {"content", "Hi"}}}},
+                        {"max_tokens", 12},
+                        {"seed", 3},
+                        {"logprobs", true},
+                        {"top_logprobs", 20}};
+  auto [status, body] = Post("/v1/chat/completions", request);
+  ASSERT_EQ(status, 200) << body;
+  int among = 0;
+  const json& content = body["choices"][0]["logprobs"]["content"];
+  ASSERT_EQ(content.size(), body["usage"]["completion_tokens"].get<size_t>());
+  for (const json& token : content) {
+    ASSERT_EQ(token["top_logprobs"].size(), 20u);
+    double last = 0, mass = 0;
+    for (const json& likely : token["top_logprobs"]) {
+      EXPECT_LE(likely["logprob"], last);
+      last = likely["logprob"];
+      mass += std::exp(last);
+      if (likely["bytes"] != token["bytes"]) continue;
+      EXPECT_EQ(likely["logprob"], token["logprob"]);
+      ++among;
+    }
+    EXPECT_GE(token["top_logprobs"][0]["logprob"], token["logprob"]);
+    EXPECT_LT(mass, 1 + 1e-5);
+    EXPECT_GT(mass, 20.0 / 263);  // of 263 tokens, the likeliest 20
+  }
+  EXPECT_GT(among, 0);
+  // A streamed answer has the same.
+  json streamed = json::array();
+  for (const json& event : Stream("/v1/chat/completions", request)) {
+    if (!event["choices"][0]["logprobs"].is_object()) continue;
+    for (const json& token : event["choices"][0]["logprobs"]["content"]) streamed.push_back(token);
+  }
+  EXPECT_EQ(streamed, content);
+  json without = request;
+  without.erase("logprobs");
+  EXPECT_EQ(Post("/v1/chat/completions", without).first, 400);
+  without["logprobs"] = true;
+  without["top_logprobs"] = 21;
+  EXPECT_EQ(Post("/v1/chat/completions", without).first, 400);
+}
+
+TEST_F(ServeTest, LikeliestTokensOfACompletion) {
+  auto [status, body] =
+      Post("/v1/completions",
+           {{"prompt", "ab"}, {"max_tokens", 8}, {"temperature", 0}, {"logprobs", 3}});
+  ASSERT_EQ(status, 200) << body;
+  const json& logprobs = body["choices"][0]["logprobs"];
+  ASSERT_EQ(logprobs["top_logprobs"].size(), logprobs["token_logprobs"].size());
+  for (size_t i = 0; i < logprobs["token_logprobs"].size(); ++i) {
+    double best = -1e9;
+    for (const auto& [text, logp] : logprobs["top_logprobs"][i].items()) {
+      best = std::max(best, logp.get<double>());
+    }
+    EXPECT_EQ(best, logprobs["token_logprobs"][i]);  // greedy: the drawn one is the likeliest
+  }
+}
+
+// Each response comes from one version of the weights, and says from which.
+TEST_F(ServeTest, WeightsAreReplacedBetweenRequests) {
+  const json request = {{"prompt", "swap"}, {"max_tokens", 400}, {"seed", 4}};
+  const json before = Post("/v1/completions", request).second;
+  EXPECT_FALSE(before.contains("system_fingerprint"));
+  std::vector<json> during(6);
+  std::vector<std::thread> clients;
+  for (json& response : during) {
+    clients.emplace_back([&] { response = Post("/v1/completions", request).second; });
+  }
+  while (server_->under_way() == 0) std::this_thread::sleep_for(1ms);
+  ASSERT_TRUE(server_->Replace([&] { model_.stage->Initialize(8); }, "second"));
+  const json after = Post("/v1/completions", request).second;
+  for (std::thread& client : clients) client.join();
+  EXPECT_EQ(after["system_fingerprint"], "second");
+  EXPECT_NE(TextOf(after), TextOf(before));
+  int old_weights = 0;
+  for (const json& response : during) {
+    const bool is_old = !response.contains("system_fingerprint");
+    old_weights += is_old;
+    EXPECT_EQ(TextOf(response), TextOf(is_old ? before : after));
+  }
+  EXPECT_GT(old_weights, 0);
+  // Back again: the same bits, so nothing of the other weights is left in the cache.
+  ASSERT_TRUE(server_->Replace([&] { model_.stage->Initialize(7); }, "third"));
+  EXPECT_EQ(TextOf(Post("/v1/completions", request).second), TextOf(before));
+  EXPECT_EQ(Stream("/v1/completions", request)[0]["system_fingerprint"], "third");
 }
 
 TEST_F(ServeTest, ChoicesDifferAndRepeatWithTheirSeed) {
@@ -278,6 +345,14 @@ TEST_F(ServeTest, WhatIsWrongIsSaid) {
   refused({{"prompt", {1, 2, 263}}}, "prompt");
   refused({{"prompt", "x"}, {"n", 17}}, "n");
   refused({{"prompt", "x"}, {"frequency_penalty", 0.5}}, "frequency_penalty");
+  auto [missing, no_model] = Post("/v1/completions", {{"prompt", "x"}, {"model", "gpt-5"}});
+  EXPECT_EQ(missing, 404);
+  EXPECT_EQ(no_model["error"]["code"], "model_not_found");
+  EXPECT_EQ(Post("/v1/completions", {{"prompt", "x"}, {"model", "tiny"}, {"max_tokens", 1}}).first,
+            200);
+  EXPECT_EQ(
+      Post("/v1/completions", {{"prompt", std::string(kContext, 'x')}}).second["error"]["code"],
+      "context_length_exceeded");
   auto result = Client().Post("/v1/completions", "{not json", "application/json");
   ASSERT_TRUE(result);
   EXPECT_EQ(result->status, 400);
