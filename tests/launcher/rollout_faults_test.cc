@@ -2,8 +2,8 @@
 // A tiny run of `hone run` — two learner ranks, two workers, pretraining and GRPO — of which parts
 // are killed with SIGKILL at random moments: a worker, all workers, the rank with the coordinator,
 // another rank, the launcher. Started again where need be, the same command ends with the samples,
-// metrics and weights of a run that was never disturbed; in synchronous mode and one rollout
-// behind.
+// metrics and weights of a run that was never disturbed; in synchronous mode, and one rollout
+// behind with the reference in the pool.
 //
 // Five kills each; HONE_FAULTS=20 build/tests/launcher_rollout_faults_test is the long form, and
 // HONE_FAULTS_SEED=n other moments.
@@ -102,7 +102,8 @@ class RolloutFaultsTest : public testing::TestWithParam<int> {
   Words Command(const std::string& dir) const {
     return HoneCommand(0, {"run", folder_ / "run.yaml", "--run-dir", dir, "--set",
                            fmt::format("rollout.lag={}", GetParam()), "--set",
-                           fmt::format("stages.rl.steps={}", Steps())});
+                           fmt::format("stages.rl.reference={}", GetParam() ? "pool" : "learner"),
+                           "--set", fmt::format("stages.rl.steps={}", Steps())});
   }
   static int Steps() { return 20 * std::max(2, Kills()); }
   void Start(const std::string& dir) {

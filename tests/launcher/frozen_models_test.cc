@@ -1,0 +1,100 @@
+// timeout: 300
+// Reference and reward models in the pool instead of on the learner ranks: `hone run` both ways,
+// and every metric and every weight is the same to the bit.
+#include <gmock/gmock.h>
+
+#include "tests/launcher/program.h"
+#include "tests/rl/run_testing.h"
+#include "tests/runtime/runtime_test_util.h"
+
+namespace hone::launcher {
+namespace {
+
+constexpr char kConfig[] = R"(run: {name: frozen, seed: 1}
+tokenizer: byte
+model: {family: deepseek_v3, hidden_size: 32, intermediate_size: 64, moe_intermediate_size: 32,
+  num_hidden_layers: 2, first_k_dense_replace: 1, num_attention_heads: 2, n_routed_experts: 4,
+  n_shared_experts: 1, num_experts_per_tok: 2, n_group: 1, topk_group: 1, q_lora_rank: 0,
+  kv_lora_rank: 16, qk_nope_head_dim: 8, qk_rope_head_dim: 8, v_head_dim: 16, vocab_size: 272,
+  max_position_embeddings: 128, tie_word_embeddings: true}
+optimizer: {weight_decay: 0.0}
+mesh: {dp: 2, ep: 2}
+rollout: {workers: 2}
+stages:
+  - {name: base, kind: pretrain, steps: 12, lr: {peak: 0.003, schedule: constant},
+     batch: {packs: 4, pack_tokens: 512}, data: {family: general, text: thinking}}
+  - {name: helpful, kind: reward_model, from: base, steps: 3, lr: {peak: 0.003},
+     batch: {pack_tokens: 512}, pairs_per_step: 8, pairs: {family: general, preference: pairwise}}
+  - {name: safety, kind: reward_model, from: base, steps: 3, mode: pointwise, lr: {peak: 0.003},
+     batch: {pack_tokens: 512}, pairs_per_step: 8, pairs: {family: general, preference: pointwise}}
+  - {name: rl, kind: grpo, from: base, steps: 12, save_every: 4, reference_every: 3,
+     lr: {peak: 0.001, schedule: constant}, batch: {pack_tokens: 512},
+     prompts: {family: chain}, general_prompts: {family: general}, general_last_steps: 12,
+     prompts_per_rollout: 6, group_size: 4, minibatches: 2, loss: {kl_coefficient: 0.05},
+     reward_models: {kind: helpful, safe: safety},
+     reward: {accuracy: 1, format: 0.5, kind: 1, safe: 1},
+     sampling: {max_new_tokens: 24, temperature: 0.8}, max_unusable: 1.0}
+)";
+
+class FrozenModelsTest : public testing::TestWithParam<int> {
+ protected:
+  FrozenModelsTest() { runtime::LocalFileSystem().WriteAtomically(Path("run.yaml"), kConfig); }
+  std::string Path(const std::string& name) const { return folder_ / name; }
+  Words Command(const std::string& place, const std::string& dir) const {
+    return HoneCommand(0, {"run", Path("run.yaml"), "--run-dir", dir, "--set",
+                           fmt::format("rollout.lag={}", GetParam()), "--set",
+                           "stages.rl.reference=" + place, "--set", "stages.rl.scoring=" + place});
+  }
+  rl::RunTrace Trace(const std::string& dir) const { return rl::ReadTrace(dir, {"rl"}); }
+  static void ExpectSame(const rl::RunTrace& got, const rl::RunTrace& want) {
+    EXPECT_EQ(got.metrics, want.metrics);
+    ASSERT_EQ(got.tensors.size(), want.tensors.size());
+    for (const auto& [name, values] : want.tensors) {
+      EXPECT_TRUE(got.tensors.at(name) == values) << name << " differs";
+    }
+  }
+  runtime::TemporaryFolder folder_;
+};
+
+TEST_P(FrozenModelsTest, ThePoolReadsWhatTheLearnerWould) {
+  for (const char* place : {"learner", "pool"}) {
+    Program program(Command(place, Path(place)), Path("output"));
+    ASSERT_EQ(program.Wait(std::chrono::seconds(120)), 0) << program.output();
+  }
+  const rl::RunTrace want = Trace(Path("learner"));
+  int scored = 0, apart = 0;
+  for (const auto& line : want.metrics) {
+    scored += line.contains("kind") && line.contains("safe");
+    apart += line.contains("kl") && line.at("kl").get<double>() > 0;
+  }
+  EXPECT_EQ(scored, 12);
+  EXPECT_GT(apart, 6) << "the reference is not the policy";
+  ExpectSame(Trace(Path("pool")), want);
+  for (const char* reading : {"rl/reference", "rl/score/kind", "rl/score/safe"}) {
+    EXPECT_TRUE(
+        std::filesystem::exists(Path(fmt::format("pool/journal/{}/rollout-000003.bin", reading))));
+  }
+
+  // Stopped and started again at a time when the reference is a later policy than the first.
+  const std::string stopped = Path("stopped");
+  Program first(Command("pool", stopped), Path("output"));
+  auto reached = [&] {
+    const std::string text = ReadFile(stopped + "/metrics.jsonl");
+    return text.find(R"("rollout":3)") != std::string::npos;
+  };
+  for (int i = 0; i < 6000 && !first.Ended() && !reached(); ++i) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(10));
+  }
+  first.Signal(SIGTERM);
+  ASSERT_EQ(first.Wait(), 75) << first.output();
+  Program second(Command("pool", stopped), Path("output"));
+  ASSERT_EQ(second.Wait(std::chrono::seconds(120)), 0) << second.output();
+  ExpectSame(Trace(stopped), want);
+}
+
+INSTANTIATE_TEST_SUITE_P(Modes, FrozenModelsTest, testing::Values(0, 1), [](const auto& info) {
+  return info.param == 0 ? "Synchronous" : "OneBehind";
+});
+
+}  // namespace
+}  // namespace hone::launcher
