@@ -17,6 +17,7 @@ struct Flags {
   int64_t layers = 0, hidden = 0, intermediate = 0, heads = 0, vocab = 0;
   bool activation_checkpointing = false;
   RolloutBenchOptions rollout;
+  LagBenchOptions lag;
   CommBenchOptions comm;
   TokenizerBenchOptions tokenizer;
 };
@@ -72,6 +73,14 @@ Json Rollout(const Flags& flags) {
   return BenchRollout(options);
 }
 
+Json Lag(const Flags& flags) {
+  LagBenchOptions options = flags.lag;
+  options.model = ModelOf(flags);
+  options.folder = flags.folder;
+  SetUnlessZero(&options.rounds, flags.rounds);
+  return BenchLag(options);
+}
+
 Json Comm(const Flags& flags) {
   CommBenchOptions options = flags.comm;
   SetUnlessZero(&options.rounds, flags.rounds);
@@ -112,6 +121,15 @@ void AddRolloutFlags(CLI::App& app, Flags& flags) {
       ->capture_default_str();
 }
 
+void AddLagFlags(CLI::App& app, Flags& flags) {
+  AddModelFlags(app, flags);
+  LagBenchOptions& o = flags.lag;
+  app.add_option("--prompts", o.prompts, "of a rollout")->capture_default_str();
+  app.add_option("--group", o.group, "samples a prompt")->capture_default_str();
+  app.add_option("--new-tokens", o.new_tokens, "tokens drawn a sample")->capture_default_str();
+  app.add_option("--dir", flags.folder, "where to write")->capture_default_str();
+}
+
 // "key  value" a line; nested objects as "outer.inner".
 void Print(const Json& json, const std::string& prefix) {
   for (const auto& [key, value] : json.items()) {
@@ -141,10 +159,12 @@ int BenchCommand(const Arguments& args) {
       {app.add_subcommand("rollout", "decoding, shared prompts, weight publication"), Rollout},
       {app.add_subcommand("comm", "collectives between the ranks of mpirun"), Comm},
       {app.add_subcommand("checkpoint", "saving against writing plainly"), Checkpoint},
-      {app.add_subcommand("tokenizer", "text to ids, on one core"), Tokenizer}};
+      {app.add_subcommand("tokenizer", "text to ids, on one core"), Tokenizer},
+      {app.add_subcommand("lag", "lag: 1, learner and worker on a core each"), Lag}};
   AddTrainFlags(*benches[0].app, flags);
   AddRolloutFlags(*benches[1].app, flags);
   benches[2].app->add_option("--bytes", flags.comm.bytes, "of a tensor")->capture_default_str();
+  AddLagFlags(*benches[5].app, flags);
   AddModelFlags(*benches[3].app, flags);
   benches[3].app->add_option("--dir", flags.folder, "where to write")->capture_default_str();
   benches[4]

@@ -65,6 +65,15 @@ struct RolloutBenchOptions {
 };
 Json BenchRollout(const RolloutBenchOptions& options);
 
+// Learner and worker on a core each; see lag_bench.cc.
+struct LagBenchOptions {
+  BenchModel model;
+  int64_t prompts = 8, group = 8, new_tokens = 64;  // a rollout
+  int64_t rounds = 6;                               // rollouts measured, each way
+  std::string folder;                               // where the two runs are
+};
+Json BenchLag(const LagBenchOptions& options);
+
 struct CommBenchOptions {
   int64_t bytes = 16 << 20;
   int64_t rounds = 10;
