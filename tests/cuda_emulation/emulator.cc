@@ -1,5 +1,7 @@
 #include "tests/cuda_emulation/emulator.h"
 
+#include <fmt/core.h>
+
 #include <algorithm>
 #include <cstdlib>
 #include <exception>
@@ -40,7 +42,7 @@ Settings FromEnvironment() {
 
 std::string At(const Where& where) {
   std::string_view file = where.file_name();
-  return std::string(file.substr(file.rfind('/') + 1)) + ":" + std::to_string(where.line());
+  return fmt::format("{}:{}", file.substr(file.rfind('/') + 1), where.line());
 }
 
 // Thrown through a kernel's frames when its launch has failed.
@@ -124,8 +126,8 @@ void Block::CheckBehindShared(const LaunchShape& shape) {
 #if !defined(__SANITIZE_ADDRESS__)
   auto* end = static_cast<unsigned char*>(shared_) + shape.shared_bytes;
   if (std::any_of(end, end + kBehind, [](unsigned char c) { return c != kUnwritten; })) {
-    failure_ = "a thread wrote behind the " + std::to_string(shape.shared_bytes) +
-               " bytes of dynamic shared memory";
+    failure_ = fmt::format("a thread wrote behind the {} bytes of dynamic shared memory",
+                           shape.shared_bytes);
   }
 #else
   (void)shape;
@@ -181,7 +183,7 @@ void Block::Body(void* block) {
     (*self->body_)();
   } catch (const KernelFailed&) {
   } catch (const std::exception& e) {
-    self->failure_ = std::string("a thread threw: ") + e.what();
+    self->failure_ = fmt::format("a thread threw: {}", e.what());
   }
   self->current_->state = Thread::State::kEnded;
   ++self->ended_;
@@ -195,14 +197,14 @@ void Block::Wait(Thread::State state, const Where& where) {
 }
 
 void Block::Fail(const std::string& message, const Where& where) {
-  failure_ = At(where) + ": " + message + " (thread " + std::to_string(current_number_) +
-             " of block " + std::to_string(blockIdx.x) + ")";
+  failure_ = fmt::format("{}: {} (thread {} of block {})", At(where), message, current_number_,
+                         blockIdx.x);
   throw KernelFailed{};
 }
 
 void Block::Barrier(const Where& where) {
   if (at_barrier_ > 0 && barrier_.line() != where.line()) {
-    Fail("__syncthreads while other threads wait at that of " + At(barrier_), where);
+    Fail(fmt::format("__syncthreads while other threads wait at that of {}", At(barrier_)), where);
   }
   barrier_ = where;
   if (++at_barrier_ < count_) return Wait(Thread::State::kAtBarrier, where);
@@ -230,7 +232,8 @@ const unsigned char* Block::Exchange(unsigned mask, const void* value, int bytes
   if (!(mask & bit)) Fail("a warp intrinsic whose mask has not the caller's own lane", where);
   ExchangeGroup& group = Group(warp, mask);
   if (group.arrived != 0 && group.where.line() != where.line()) {
-    Fail("a warp intrinsic while other lanes wait at that of " + At(group.where), where);
+    Fail(fmt::format("a warp intrinsic while other lanes wait at that of {}", At(group.where)),
+         where);
   }
   group.where = where;
   unsigned char* slots = group.slots[group.set];
@@ -260,13 +263,10 @@ std::string Block::WhoWaitsWhere() const {
     where[kind] = &threads_[i]->where;
   }
   std::string message = "threads of a block do not meet:";
-  if (where[0]) {
-    message += " " + std::to_string(waiting[0]) + " wait at __syncthreads (" + At(*where[0]) + "),";
-  }
-  if (where[1]) {
-    message += " " + std::to_string(waiting[1]) + " in a warp intrinsic (" + At(*where[1]) + "),";
-  }
-  return message + " " + std::to_string(ended_) + " of " + std::to_string(count_) + " have ended";
+  if (where[0])
+    message += fmt::format(" {} wait at __syncthreads ({}),", waiting[0], At(*where[0]));
+  if (where[1]) message += fmt::format(" {} in a warp intrinsic ({}),", waiting[1], At(*where[1]));
+  return fmt::format("{} {} of {} have ended", message, ended_, count_);
 }
 
 std::string failure;
@@ -277,10 +277,11 @@ bool FitsDevice(const LaunchShape& shape) {
               shape.grid.x <= 0x7fffffffu && shape.grid.y <= 65535 && shape.grid.z <= 65535;
   bool block = threads > 0 && threads <= kMaxThreads && threads % kWarpSize == 0;
   if (grid && block && shape.shared_bytes <= kMaxSharedBytes) return true;
-  failure = "invalid launch: grid " + std::to_string(shape.grid.x) + "×" +
-            std::to_string(shape.grid.y) + "×" + std::to_string(shape.grid.z) + ", " +
-            std::to_string(threads) + " threads a block (a multiple of 32 up to 1024), " +
-            std::to_string(shape.shared_bytes) + " bytes of shared memory";
+  failure = fmt::format(
+      "invalid launch: grid {}×{}×{}, {} threads a block (a multiple of 32 up to 1024), {} bytes "
+      "of "
+      "shared memory",
+      shape.grid.x, shape.grid.y, shape.grid.z, threads, shape.shared_bytes);
   return false;
 }
 
