@@ -92,7 +92,7 @@ struct Shared {
     }
   }
   // weight = P and slope = dS of queries [t0, …) and keys [u0, …); 0 where a query sees no key. A
-  // barrier must follow before they are read.
+  // barrier must follow before they are read: AddWeighted has one.
   __device__ void Scores(const Inputs<T>& in, const Work& work, int64_t t0, int64_t u0) {
     A p[kA][kB], ds[kA][kB];
     Product(q, k, in.dim_c, in.q_aligned, in.k_aligned, stage, p);
@@ -144,7 +144,6 @@ __global__ void __launch_bounds__(kTileThreads)
       shared.PointAtQueries(in, work, t0, head);
       __syncthreads();
       shared.Scores(in, work, t0, work.first);
-      __syncthreads();
       AddWeighted<kB, true>(shared.weight, shared.kStride, shared.dout, in.dim_v, in.dout_aligned,
                             static_cast<const Acc<T>*>(nullptr), shared.stage, dv_sums);
       AddWeighted<kB, true>(shared.slope, shared.kStride, shared.q, in.dim_c, in.q_aligned,
@@ -170,7 +169,6 @@ __global__ void __launch_bounds__(kTileThreads)
     shared.PointAtKeys(in, work, u0, work.head / (in.heads / in.groups));
     __syncthreads();
     shared.Scores(in, work, work.first, u0);
-    __syncthreads();
     AddWeighted<kA, false>(shared.slope, shared.kStride, shared.k, in.dim_c, in.k_aligned,
                            static_cast<const Acc<T>*>(nullptr), shared.stage, shared.sums);
   }

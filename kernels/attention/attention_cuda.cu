@@ -129,7 +129,6 @@ __global__ void __launch_bounds__(kTileThreads) ForwardKernel(const Work* works,
     __syncthreads();
     SoftmaxTile(shared, rows, in.scale,
                 [&](int64_t r) { return work.position + token(r) + 1 - u0; });
-    __syncthreads();
     AddWeighted<kA, false>(shared.score, kTileStride, shared.v, in.dim_v, in.v_aligned,
                            shared.shrink, shared.stage, shared.out);
   }

@@ -92,7 +92,8 @@ __device__ void Product(const T* const* left, const T* const* right, int64_t dim
 // out row (y·kOut + a) = factor · itself + Σ_s weight(s) · row s, over kTile rows; `out` in shared
 // memory, AccumulatorStride(dim) apart. weight(s) is weight[s] of that row of `weight`, kTileStride
 // apart, or with kTransposed weight[y·kOut + a] of row s. `factor` may be null: 1. The whole block
-// calls, after a barrier behind what wrote its inputs; `stage` is free again when it returns.
+// calls; weights and factors are read behind a barrier of its own, so they may just have been
+// written. `stage` is free again when it returns.
 template <int kOut, bool kTransposed, class T>
 __device__ void AddWeighted(const Acc<T>* weight, int weight_stride, const T* const* rows,
                             int64_t dim, bool aligned, const Acc<T>* factor, Acc<T>* stage,

@@ -1,4 +1,5 @@
 // emulated: all
+// timeout: 300
 #include "kernels/cross_entropy/cross_entropy.h"
 
 #include "kernels/token_logprob/token_logprob.h"
@@ -45,6 +46,7 @@ TEST(CrossEntropy, LossAndGradientsEqualTorch) {
 }
 
 TEST(CrossEntropy, GradientsMatchFiniteDifferences) {
+  if (!TestDevice().is_cpu()) GTEST_SKIP() << "compared with torch in LossAndGradientsEqualTorch";
   Context ctx(TestDevice());
   Inputs in(ctx, 9, 5, 13, DType::kF64);
   Tensor dw = ctx.Zeros(in.w.shape(), DType::kF64);
@@ -151,7 +153,7 @@ TEST(CrossEntropy, ATokensBitsAreItsOwn) {
 TEST(CrossEntropy, NeverHoldsAllLogits) {
   Context ctx(TestDevice());
   bool cpu = TestDevice().is_cpu();  // a GPU takes larger blocks, and its emulation its time
-  int64_t tokens = 4096, vocab = cpu ? 4001 : 521;
+  int64_t tokens = cpu ? 4096 : 2600, vocab = cpu ? 4001 : 521;
   Inputs in(ctx, tokens, 8, vocab, DType::kF32);
   Tensor dw = ctx.Zeros(in.w.shape(), DType::kF32);
   ctx.allocator()->ResetPeaks();

@@ -1,4 +1,5 @@
 // emulated: all
+// timeout: 300
 #include "kernels/sampling/sampling.h"
 
 #include <algorithm>
@@ -22,7 +23,7 @@ SampledToken One(Context& ctx, const Tensor& logits, SamplingParams params, doub
 }
 
 // An emulated GPU takes its time.
-int Draws(int on_cpu) { return TestDevice().is_cpu() ? on_cpu : on_cpu / 100; }
+int Draws(int on_cpu) { return TestDevice().is_cpu() ? on_cpu : on_cpu / 333; }
 const int kDraws = Draws(20000);
 const double kShareBound = 4.0 / kDraws;
 
@@ -100,7 +101,10 @@ TEST(Sampling, TopKAndTopPRestrictTheDraw) {
     double total = 0;
     for (int32_t v : c.kept) total += p[v];
     auto share = Shares(ctx, Row(ctx, kLogits), c.params);
-    EXPECT_EQ(share.size(), c.kept.size()) << c.params.top_k << " " << c.params.top_p;
+    if (TestDevice().is_cpu()) {  // enough draws to meet the least likely token
+      EXPECT_EQ(share.size(), c.kept.size()) << c.params.top_k << " " << c.params.top_p;
+    }
+    EXPECT_LE(share.size(), c.kept.size()) << c.params.top_k << " " << c.params.top_p;
     for (int32_t v : c.kept) EXPECT_NEAR(share[v], p[v] / total, kShareBound) << v;
   }
 }
@@ -130,19 +134,24 @@ TEST(Sampling, TopKBreaksTiesByTheLowerId) {
   EXPECT_TRUE(share.count(0) && share.count(1) && share.count(4));
 }
 
-// Of bf16 logits many are equal, so that cuts go through ties.
+// Of bf16 logits many are equal, of rounded ones most, so that cuts go through ties.
 TEST(Sampling, EveryDeviceDrawsTheSameTokens) {
   Context ctx(TestDevice()), cpu;
-  int64_t rows = 8;
+  int64_t rows = TestDevice().is_cpu() ? 8 : 3;
   for (int64_t vocab : {40, 1003, 5000}) {
     for (DType dtype : {DType::kF32, DType::kBF16, DType::kF64}) {
-      Tensor host = Random(cpu, {rows, vocab}, dtype, 1, 2.0), logits = OnDevice(ctx, host);
+      std::vector<double> values = runtime::ToDoubles(Random(cpu, {rows, vocab}, dtype, 1, 2.0));
+      if (vocab == 40) {
+        for (double& z : values) z = std::round(z);
+      }
+      Tensor host = Make(cpu, {rows, vocab}, values, dtype), logits = OnDevice(ctx, host);
       RandomStream stream({static_cast<uint64_t>(vocab)});
       int64_t draw = 0;
       for (SamplingParams params :
            {SamplingParams{1.0, 1.0, 0}, SamplingParams{0.7, 1.0, 0}, SamplingParams{1.0, 0.9, 0},
             SamplingParams{1.3, 1.0, 20}, SamplingParams{0.8, 0.5, 37}, SamplingParams{0.0, 1.0, 0},
-            SamplingParams{1.0, 0.999, 1}}) {
+            SamplingParams{1.0, 0.999, 1}, SamplingParams{3.0, 1.0, 11},
+            SamplingParams{3.0, 0.4, 0}, SamplingParams{3.0, 0.7, 19}}) {
         std::vector<SamplingParams> params_B(rows, params);
         std::vector<double> uniform_B;
         for (int64_t b = 0; b < rows; ++b) uniform_B.push_back(stream.Uniform(draw++));

@@ -1,4 +1,5 @@
 // emulated: all
+// timeout: 300
 #include "kernels/token_logprob/token_logprob.h"
 
 #include "runtime/token_batch.h"
@@ -42,10 +43,10 @@ TEST(TokenLogprob, ValuesAndGradientsEqualTorch) {
 }
 
 TEST(TokenLogprob, GradientsMatchFiniteDifferences) {
+  if (!TestDevice().is_cpu()) GTEST_SKIP() << "compared with torch in ValuesAndGradientsEqualTorch";
   Context ctx(TestDevice());
   for (double temperature : {1.0, 0.6}) {
     for (bool entropy : {false, true}) {
-      if (!TestDevice().is_cpu() && entropy == (temperature == 1.0)) continue;  // to save time
       Inputs in(ctx, 8, 5, 13, DType::kF64);
       Tensor dlogp = Random(ctx, {8}, DType::kF64, 4);
       Tensor dentropy = entropy ? Random(ctx, {8}, DType::kF64, 5) : Tensor();
