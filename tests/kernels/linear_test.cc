@@ -1,4 +1,4 @@
-// emulated: all
+// emulated: ascending random:1
 #include "kernels/linear/linear.h"
 
 #include <gtest/gtest.h>
