@@ -92,6 +92,47 @@ TEST_P(FrozenModelsTest, ThePoolReadsWhatTheLearnerWould) {
   ExpectSame(Trace(stopped), want);
 }
 
+// Three sequences or pairs a step, and schedules that want two to four microbatches: each step is
+// cut to fit, with the reference in the pool and multi-token prediction in the model.
+TEST(SchedulesTest, FewSequencesRunUnderEverySchedule) {
+  runtime::TemporaryFolder folder;
+  std::string config = kConfig;
+  auto change = [&](const std::string& from, const std::string& to) {
+    ASSERT_NE(config.find(from), std::string::npos) << from;
+    config.replace(config.find(from), from.size(), to);
+  };
+  change("num_hidden_layers: 2", "num_hidden_layers: 4, num_nextn_predict_layers: 1");
+  change("mesh: {dp: 2, ep: 2}", "mesh: {pp: 2}");
+  runtime::LocalFileSystem().WriteAtomically(folder / "run.yaml", config);
+  std::map<std::string, std::vector<double>> norms;
+  for (const std::string schedule : {"1f1b", "interleaved", "zb_h1", "dualpipe_v"}) {
+    const std::string dir = folder / schedule;
+    Words words = {"run", folder / "run.yaml", "--run-dir", dir};
+    for (const std::string& assignment :
+         {"pipeline.schedule=" + schedule,
+          fmt::format("pipeline.chunks={}", schedule == "interleaved" ? 2 : 1),
+          std::string("stages.rl.reference=pool"), std::string("stages.rl.steps=2"),
+          std::string("stages.rl.minibatches=1"), std::string("stages.rl.prompts_per_rollout=1"),
+          std::string("stages.rl.group_size=3"), std::string("stages.rl.batch.pack_tokens=1024"),
+          std::string("stages.helpful.pairs_per_step=3"),
+          std::string("stages.safety.pairs_per_step=3")}) {
+      words.insert(words.end(), {"--set", assignment});
+    }
+    Program program(HoneCommand(0, words), folder / "output");
+    ASSERT_EQ(program.Wait(std::chrono::seconds(100)), 0) << schedule << program.output();
+    for (const auto& line : rl::ReadTrace(dir, {"rl"}).metrics) {
+      norms[schedule].push_back(line.at("grad_norm"));
+    }
+  }
+  ASSERT_EQ(norms["1f1b"].size(), 20u);  // 12 + 3 + 3 + 2 steps
+  for (const auto& [schedule, values] : norms) {
+    ASSERT_EQ(values.size(), 20u) << schedule;
+    for (size_t i = 0; i < 18; ++i) {
+      EXPECT_NEAR(values[i], norms["1f1b"][i], 1e-3 * norms["1f1b"][i]) << schedule << " " << i;
+    }
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Modes, FrozenModelsTest, testing::Values(0, 1), [](const auto& info) {
   return info.param == 0 ? "Synchronous" : "OneBehind";
 });
