@@ -3,6 +3,7 @@
 #include <nlohmann/json.hpp>
 #include <random>
 
+#include "data/utf8.h"
 #include "launcher/serve/api.h"
 
 namespace hone::launcher {
@@ -96,7 +97,7 @@ ordered_json ApiResponse::LogProbabilities(const std::vector<Channel::Token>& to
     values.push_back(t.logp);
     top.push_back(ordered_json::object());
     for (const auto& likely : t.likeliest) {
-      top.back().emplace(model_.TokenBytes(likely.token), likely.logp);
+      top.back().emplace(data::ReplaceInvalidUtf8(model_.TokenBytes(likely.token)), likely.logp);
     }
   }
   if (request_.generate.likeliest == 0) top = nullptr;

@@ -58,7 +58,7 @@ TEST(Story, ProblemsAreDisjointBySplit) {
       prompts[heldout].insert(problem.prompt);
     }
   }
-  EXPECT_GT(prompts[1].size(), 300u);
+  EXPECT_GT(prompts[1].size(), 200u);
   for (const std::string& prompt : prompts[1]) EXPECT_EQ(prompts[0].count(prompt), 0u) << prompt;
 }
 
@@ -79,8 +79,8 @@ TEST(Story, HasNoTextsToLearnFrom) {
 TEST(Story, HindsightFindsWhatIsThere) {
   const std::string story =
       "Once upon a time, there was a little girl named Lily. She had a big dog and a red ball. One "
-      "day, they went to the park. Lily said, \"Look, a bird!\" The dog ran and ran in the sun. "
-      "Mom smiled. They were very happy. Then it began to";
+      "day, they went to the park. The dog ran in the sun, and mom was "
+      "very happy. Then it began to";
   std::set<std::string> endings;
   for (uint64_t i = 0; i < 60; ++i) {
     Draws draws(RandomStream{7, i});
