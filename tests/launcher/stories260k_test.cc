@@ -24,7 +24,10 @@ Words Shortened(const std::string& run) {
   for (const char* set :
        {"stages.ordered.problems=96", "stages.plain.problems=16", "stages.heldout_text.problems=16",
         "stages.cold_start.epochs=1", "stages.rl.steps=3", "stages.rl.prompts_per_rollout=4",
-        "stages.rl.group_size=8", "stages.samples.problems=64", "stages.sft.epochs=1",
+        "stages.rl.group_size=8", "stages.samples.problems=16",
+        // Hardly trained as it is, the model keeps no order: any story will do.
+        "stages.samples.prompts.free=true", "stages.samples.prompts.split=all",
+        "stages.samples.keep_unfinished=true", "stages.sft.epochs=1",
         "evaluate.suites.unseen.count=16"}) {
     words.insert(words.end(), {"--set", set});
   }
