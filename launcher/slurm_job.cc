@@ -81,7 +81,7 @@ constexpr char kBody[] = R"(
 learner='' workers='' requeue=0 stopping=0
 # mpirun and srun hand SIGUSR1 to the ranks: they write a checkpoint and end with 75.
 stop() {
-  stopping=1
+  stopping=1 trapped=1
   [ -n "$learner" ] && kill -USR1 "$learner"
 }
 trap 'requeue=1; stop' USR1   # the time limit is near
@@ -90,9 +90,10 @@ trap stop TERM                # somebody, or a preemption, which SLURM requeues 
 start_workers
 for attempt in $(seq 0 $restarts); do
   start_learner
-  code=0
-  while kill -0 "$learner" 2>/dev/null; do
-    wait "$learner"   # also returns when a signal was trapped
+  trapped=1
+  while [ -n "$trapped" ]; do
+    trapped=''
+    wait "$learner"   # a trapped signal ends this too, with a code of its own
     code=$?
   done
   learner=''

@@ -10,6 +10,8 @@
 namespace hone::kernels::cuda {
 
 inline constexpr int kLogitThreads = 512;
+inline constexpr int kLogitsAtOnce = 8;  // of a thread; one number for all dtypes, so that bf16
+                                         // logits and their f32 copies are summed in one order
 
 template <class T>
 struct LogitRow {
@@ -25,12 +27,13 @@ struct LogitRow {
   // Calls fn(v, z) for this thread's share of the row.
   template <class Fn>
   __device__ void ForEach(Fn fn) const {
-    constexpr int kSize = Pack<T>::kSize;
-    ForPacks<kLogitThreads, T>(static_cast<int>(threadIdx.x), vocab, [&](int64_t v, int64_t count) {
-      A z[kSize];
-      LoadPacks<kSize>(logits + v, count, aligned, z);
+    const int64_t first = int64_t{threadIdx.x} * kLogitsAtOnce;
+    for (int64_t v = first; v < vocab; v += kLogitThreads * kLogitsAtOnce) {
+      const int64_t left = vocab - v, count = left < kLogitsAtOnce ? left : kLogitsAtOnce;
+      A z[kLogitsAtOnce];
+      LoadPacks<kLogitsAtOnce>(logits + v, count, aligned, z);
       for (int j = 0; j < count; ++j) fn(v + j, Scaled(z[j]));
-    });
+    }
   }
 };
 

@@ -7,6 +7,7 @@
 
 #include "kernels/sampling/likeliest.h"
 #include "model/kv_cache.h"
+#include "runtime/packed_weights.h"
 
 namespace hone::rl {
 namespace {
@@ -38,6 +39,18 @@ struct SharedPrompt {
   Tensor logits_1V;
 };
 
+// Lends a context packed weights for as long as it lives.
+class PackedWeightsInUse {
+ public:
+  PackedWeightsInUse(Context& ctx, runtime::PackedWeights& weights) : ctx_(ctx) {
+    ctx_.packed_weights = &weights;
+  }
+  ~PackedWeightsInUse() { ctx_.packed_weights = nullptr; }
+
+ private:
+  Context& ctx_;
+};
+
 int64_t PagesFor(int64_t tokens, int64_t page_size) { return (tokens + page_size - 1) / page_size; }
 
 }  // namespace
@@ -56,7 +69,9 @@ struct InferenceEngine::Impl {
               // Rebuilding keys and values at every step costs far more time than keeping them
               // costs memory.
               e.mla_decode == model::MlaDecode::kExpand ? model::KvCache::Mla::kExpanded
-                                                        : model::KvCache::Mla::kLatent) {}
+                                                        : model::KvCache::Mla::kLatent) {
+    for (parallel::Parameter* p : model.Parameters()) weights.Register(p->value);
+  }
 
   using SequenceList = std::list<Sequence>;
 
@@ -80,6 +95,7 @@ struct InferenceEngine::Impl {
   EngineConfig config;
   std::function<std::string(int32_t)> token_bytes;
   model::KvCache cache;
+  runtime::PackedWeights weights;  // as they are until Drain
   SequenceList waiting, active;
   std::map<uint64_t, SharedPrompt> prompts;  // by group
   std::map<uint64_t, int64_t> waiting_in_group;
@@ -316,6 +332,7 @@ void InferenceEngine::Impl::Compute(std::vector<SequenceList::iterator>* sampled
   }
   if (batch.token_T.empty()) return;
   std::vector<int32_t> routing;
+  PackedWeightsInUse in_use(ctx, weights);
   *logits = model.Decode(ctx, batch, cache, config.record_routing ? &routing : nullptr);
   size_t per_token = routing.size() / batch.token_T.size(), at = 0;
   for (auto& [it, count] : parts) {
@@ -470,6 +487,7 @@ std::vector<GenerateResult> InferenceEngine::Drain() {
   e.waiting_in_group.clear();
   e.primed.clear();
   e.cache.Clear();
+  e.weights.Clear();
   return results;
 }
 

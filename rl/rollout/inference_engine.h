@@ -44,7 +44,7 @@ struct GenerateRequest {
   std::vector<int32_t> stop_ids;          // the stop token is part of the completion
   std::vector<std::string> stop_strings;  // need the engine's `token_bytes`
   RandomStream stream{0};                 // position = index of the drawn token in the completion
-  uint64_t group = 0;  // requests of one group with equal prompts share its pages; 0: none
+  uint64_t group = 0;     // requests of one group with equal prompts share its pages; 0: none
   int64_t likeliest = 0;  // how many of the likeliest tokens `on_token` is shown at each position
 };
 
