@@ -244,7 +244,13 @@ FeedForward::StatePtr MoeBlock::ForwardDispatch(Context& ctx, const Tensor& x_TD
       dispatcher_->Dispatch(ctx, kernels::Permute(ctx, x_TD, record.permutation), record.plan);
 
   using Count = MoeInput::Count;
-  bool count = input.count == Count::kYes || (input.count == Count::kIfSaved && saved);
+  // A batch without weight only keeps the ranks in step, and how many of them there are depends on
+  // the layout: its tokens are nobody's load.
+  std::span<const float> weight_T = input.loss_weight_T;
+  bool weightless = !weight_T.empty() &&
+                    std::all_of(weight_T.begin(), weight_T.end(), [](float w) { return w == 0; });
+  bool count =
+      !weightless && (input.count == Count::kYes || (input.count == Count::kIfSaved && saved));
   if (count || saved) PrepareBalance(input, record);
   if (count) CountStep(ctx, record);
   return state;

@@ -193,6 +193,28 @@ TEST_P(StageTest, AnEmptyBatchAddsNothing) {
   }
 }
 
+// Batches that only keep ranks in step are not the experts' load: their number depends on the
+// layout.
+TEST_P(StageTest, ABatchWithoutWeightIsNobodysLoad) {
+  const TokenBatch batch = RandomBatch(config(), {9, 4}, 1);
+  TokenBatch weightless = RandomBatch(config(), {6}, 2);
+  std::fill(weightless.loss_weight_T.begin(), weightless.loss_weight_T.end(), 0.0f);
+  for (bool checkpointing : {false, true}) {
+    StageOptions options = WholeModel(config(), DType::kF32);
+    options.activation_checkpointing = checkpointing;
+    std::vector<std::vector<double>> counts[2];
+    for (int i : {0, 1}) {
+      TransformerStage stage(ctx_, config(), options);
+      FillStage(ctx_, stage, 5);
+      std::vector<TokenBatch> batches = {batch};
+      if (i) batches.push_back(weightless);
+      StepGradients(ctx_, stage, batches, loss_);
+      stage.EndStep(ctx_, [&](std::vector<double>& values) { counts[i].push_back(values); });
+    }
+    EXPECT_EQ(counts[1], counts[0]);
+  }
+}
+
 // Decodes all of `batch` in chunks of `chunk` new tokens a sequence; the greedy token and its
 // log-probability at each position.
 std::vector<kernels::SampledToken> DecodeInChunks(Context& ctx, TransformerStage& stage,
