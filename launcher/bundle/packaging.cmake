@@ -7,9 +7,9 @@ find_program(ORTERUN orterun)
 find_program(ORTED orted)
 
 install(TARGETS hone RUNTIME DESTINATION libexec)
-install(PROGRAMS cmake/bundle/hone DESTINATION bin)
-install(PROGRAMS cmake/bundle/open_mpi DESTINATION bin RENAME mpirun)
-install(PROGRAMS cmake/bundle/open_mpi DESTINATION bin RENAME orted)
+install(PROGRAMS launcher/bundle/hone DESTINATION bin)
+install(PROGRAMS launcher/bundle/open_mpi DESTINATION bin RENAME mpirun)
+install(PROGRAMS launcher/bundle/open_mpi DESTINATION bin RENAME orted)
 install(DIRECTORY configs DESTINATION share/hone)
 install(DIRECTORY docs DESTINATION share/hone)
 install(FILES LICENSE README.md DESTINATION share/hone)
@@ -17,7 +17,7 @@ install(PROGRAMS tests/gpu_check/gpu_check DESTINATION bin)
 install(CODE "set(patchelf \"${PATCHELF}\")\nset(strip \"${CMAKE_STRIP}\")\n\
 set(orterun \"${ORTERUN}\")\nset(orted \"${ORTED}\")\n\
 set(open_mpi_plugins \"/usr/lib/${CMAKE_LIBRARY_ARCHITECTURE}/openmpi/lib/openmpi3\")")
-install(SCRIPT cmake/bundle/collect.cmake)
+install(SCRIPT launcher/bundle/collect.cmake)
 
 set(CPACK_GENERATOR TGZ)
 set(CPACK_PACKAGE_NAME hone)
