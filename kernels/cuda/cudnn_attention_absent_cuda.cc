@@ -1,4 +1,5 @@
-// Linked where the headers of cuDNN's frontend were not found: our own kernels serve both modes.
+// Linked where the headers of cuDNN's frontend were not found, and to the emulator: our own kernels
+// serve both modes.
 #include "kernels/cuda/cudnn_attention.h"
 
 namespace hone::kernels::cudnn {
