@@ -45,10 +45,10 @@ std::vector<std::string> Llama3Specials() {
       names.push_back(fmt::format("<|reserved_special_token_{}|>", reserved++));
   };
   reserve(4);
-  names.push_back("<|start_header_id|>");
-  names.push_back("<|end_header_id|>");
+  names.emplace_back("<|start_header_id|>");
+  names.emplace_back("<|end_header_id|>");
   reserve(1);
-  names.push_back("<|eot_id|>");
+  names.emplace_back("<|eot_id|>");
   reserve(256 - static_cast<int>(names.size()));
   return names;
 }

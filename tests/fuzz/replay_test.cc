@@ -16,7 +16,7 @@ class Corpus : public ::testing::TestWithParam<const char*> {};
 TEST_P(Corpus, IsReadOrRefused) {
   int inputs = 0, read = 0;
   for (const auto& file :
-       fs::directory_iterator(std::string(HONE_SOURCE_DIR) + "/tests/fuzz/corpus/" + GetParam())) {
+       fs::directory_iterator(HONE_SOURCE_DIR "/tests/fuzz/corpus/" + std::string(GetParam()))) {
     SCOPED_TRACE(file.path().filename());
     std::ifstream in(file.path(), std::ios::binary);
     const std::string bytes{std::istreambuf_iterator<char>(in), {}};

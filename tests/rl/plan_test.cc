@@ -17,7 +17,7 @@ using ::testing::HasSubstr;
 constexpr int64_t kGpu = 80'000'000'000;
 
 std::string ConfigPath(const std::string& name) {
-  return std::string(HONE_SOURCE_DIR) + "/configs/" + name + ".yaml";
+  return HONE_SOURCE_DIR "/configs/" + name + ".yaml";
 }
 
 // DeepSeek-V3's config.json in a folder without weights.
