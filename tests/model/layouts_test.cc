@@ -282,7 +282,6 @@ TEST_P(LayoutsTest, InSinglePrecisionTheyStayNearOneRank) {
   const ModelConfig& config = GetParam().second;
   const RunResult want = OneRank(config, DType::kF32);
   for (Layout layout : Layouts(config)) {
-    if (layout.schedule != ScheduleKind::k1F1B) continue;
     layout.dtype = DType::kF32;
     std::string where;
     const Routing* replay = config.is_moe() ? &want.routing : nullptr;
