@@ -111,8 +111,8 @@ struct Model {
   // Log-probabilities of `targets` by the training forward, sequences packed `batch` at a time.
   Values Train(const Sequences& sequences, const Sequences& targets, size_t batch);
   // Logits of every token by Decode: `batch` sequences at a time, each adding `chunk` tokens a
-  // step.
-  Values Decode(const Sequences& sequences, size_t batch, int64_t chunk);
+  // step; steps without any go on until `longest` tokens are done, as another rank may need.
+  Values Decode(const Sequences& sequences, size_t batch, int64_t chunk, int64_t longest = 0);
 
   Context ctx;
   TransformerStage stage;
@@ -157,7 +157,7 @@ Values Model::Train(const Sequences& sequences, const Sequences& targets, size_t
   return logp;
 }
 
-Values Model::Decode(const Sequences& sequences, size_t batch, int64_t chunk) {
+Values Model::Decode(const Sequences& sequences, size_t batch, int64_t chunk, int64_t longest) {
   Values logits(sequences.size());
   KvCache cache(ctx, stage.config(), stage.config().num_hidden_layers, 512, kPageSize,
                 stage.options().dtype);
@@ -185,7 +185,7 @@ Values Model::Decode(const Sequences& sequences, size_t batch, int64_t chunk) {
         step.cu_seqlens.push_back(static_cast<int32_t>(step.token_T.size()));
         step.pages_S.push_back(pages);
       }
-      if (who.empty()) break;
+      if (who.empty() && done >= longest) break;
       const auto values = runtime::ToVector<float>(stage.Decode(ctx, step, cache));
       for (size_t r = 0; r < who.size(); ++r) {
         const float* row = values.data() + r * kVocab;
@@ -280,7 +280,13 @@ TEST(BatchInvariance, DeepSeekV3OnTwoExpertRanks) {
       EXPECT_TRUE(SameValues(model.Train(half(sequences), half(targets), batch), half(logp)))
           << "training, batch " << batch;
     }
-    EXPECT_TRUE(SameValues(model.Decode(half(sequences), 64, 1000), half(logits))) << "prefill";
+    int64_t longest = 0;  // a rank whose sequences have ended still has experts to lend
+    for (const auto& sequence : sequences)
+      longest = std::max(longest, static_cast<int64_t>(sequence.size()));
+    for (auto [batch, chunk] : {std::pair{1, 1}, {7, 1}, {64, 1}, {7, 64}, {64, 1000}}) {
+      EXPECT_TRUE(SameValues(model.Decode(half(sequences), batch, chunk, longest), half(logits)))
+          << "batch " << batch << " by " << chunk;
+    }
   });
 }
 
