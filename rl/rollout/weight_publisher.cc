@@ -1,57 +1,23 @@
 #include "rl/rollout/weight_publisher.h"
 
-#define XXH_INLINE_ALL
-#include <xxhash.h>
-
 #include <algorithm>
 #include <map>
 #include <mutex>
 #include <set>
+#include <unordered_map>
 
 #include "rl/rollout/weight_snapshot.h"
+#include "rl/rollout/weight_stream.h"
 #include "rl/rollout/wire.h"
 #include "rollout.grpc.pb.h"
 #include "runtime/error.h"
-#include "runtime/philox.h"
 
 namespace hone::rl {
 namespace {
 
-constexpr int64_t kChunk = 4 << 20;
 constexpr size_t kVersionsKept = 2;
 constexpr int kMaxMessage = 64 << 20;
 constexpr auto kFetchDeadline = std::chrono::minutes(10);
-
-// A partial digest is 128 bits as 32 hex digits: two sums modulo 2^64.
-struct DigestSum {
-  uint64_t low = 0, high = 0;
-  std::string ToHex() const { return fmt::format("{:016x}{:016x}", high, low); }
-};
-
-void AddRows(const SlabTensor& s, DigestSum* sum) {
-  int64_t rows = s.slab.extent.empty() ? 1 : s.slab.extent[0];
-  if (rows == 0 || s.tensor.size() == 0) return;
-  if (!s.tensor.device().is_cpu()) {
-    static const std::shared_ptr<Allocator> host = runtime::MakeAllocator(Device::Cpu());
-    Tensor copy(host, s.tensor.shape(), s.tensor.dtype(), MemoryCategory::kCommunication);
-    CopyTo(s.tensor, copy);
-    return AddRows({s.slab, copy}, sum);
-  }
-  Check<ShapeError>(s.tensor.contiguous(), "[digest] {} is not contiguous", s.slab.ToString());
-  int64_t row_bytes = s.tensor.bytes() / rows;
-  uint64_t seed = HashName(s.slab.name);
-  for (size_t d = 1; d < s.slab.offset.size(); ++d) {
-    seed = seed * 0x9E3779B97F4A7C15 + static_cast<uint64_t>(s.slab.offset[d]);
-  }
-  uint64_t first = s.slab.offset.empty() ? 0 : static_cast<uint64_t>(s.slab.offset[0]);
-  for (int64_t r = 0; r < rows; ++r) {
-    XXH128_hash_t hash = XXH3_128bits_withSeed(
-        static_cast<const char*>(s.tensor.raw()) + r * row_bytes, static_cast<size_t>(row_bytes),
-        seed ^ (first + static_cast<uint64_t>(r)) * 0xD1342543DE82EF95);
-    sum->low += hash.low64;
-    sum->high += hash.high64;
-  }
-}
 
 void FillInfo(const SlabTensor& s, proto::SlabInfo* m) {
   m->set_name(s.slab.name);
@@ -78,25 +44,10 @@ Slab ToSlab(const proto::SlabInfo& m) {
 
 }  // namespace
 
-std::string WeightDigest(const SlabIndex& slabs) {
-  DigestSum sum;
-  for (const SlabTensor& s : slabs) AddRows(s, &sum);
-  return sum.ToHex();
-}
-
-std::string CombineDigests(const std::vector<std::string>& partial) {
-  DigestSum sum;
-  for (const std::string& hex : partial) {
-    Check<CommError>(hex.size() == 32, "[digest] '{}' is not a digest", hex);
-    sum.high += std::stoull(hex.substr(0, 16), nullptr, 16);
-    sum.low += std::stoull(hex.substr(16), nullptr, 16);
-  }
-  return sum.ToHex();
-}
-
 // ---- Serving ------------------------------------------------------------------------------------
 
-struct WeightPublisher::Impl final : proto::WeightServer::Service {
+struct WeightPublisher::Impl final
+    : proto::WeightServer::WithRawCallbackMethod_Stream<proto::WeightServer::Service> {
   explicit Impl(Options o) : options(std::move(o)) {
     Security security{options.secret, options.tls_certificate, options.tls_key, options.tls_ca};
     grpc::ServerBuilder builder;
@@ -136,19 +87,15 @@ struct WeightPublisher::Impl final : proto::WeightServer::Service {
     return grpc::Status::OK;
   }
 
-  grpc::Status Stream(grpc::ServerContext* context, const proto::ManifestRequest* request,
-                      grpc::ServerWriter<proto::WeightChunk>* writer) override {
+  grpc::ServerWriteReactor<grpc::ByteBuffer>* Stream(grpc::CallbackServerContext* context,
+                                                     const grpc::ByteBuffer* bytes) override {
     grpc::Status status = CheckSecret(*context, options.secret);
-    if (!status.ok()) return status;
-    auto snapshot = Find(request->version(), &status);
-    if (!snapshot) return status;
-    proto::WeightChunk chunk;
-    for (int64_t at = 0; at < snapshot->size(); at += kChunk) {
-      chunk.set_data(snapshot->bytes() + at,
-                     static_cast<size_t>(std::min(kChunk, snapshot->size() - at)));
-      if (!writer->Write(chunk)) return grpc::Status::CANCELLED;
+    proto::ManifestRequest request;
+    grpc::ByteBuffer copy(*bytes);
+    if (status.ok()) {
+      status = grpc::SerializationTraits<proto::ManifestRequest>::Deserialize(&copy, &request);
     }
-    return grpc::Status::OK;
+    return SendSnapshot(status.ok() ? Find(request.version(), &status) : nullptr, status);
   }
 
   // What a rank serves of the slabs that `keys` names. Asked for by name, since a reward model has
@@ -220,8 +167,10 @@ WeightVersion WeightPublisher::Publish(parallel::ProcessGroup& world, int64_t ve
   for (size_t i = 0; i < slabs.size(); ++i) {
     if (owned[i]) mine.push_back(slabs[i]);
   }
-  auto snapshot = std::make_shared<WeightSnapshot>(mine);
-  std::string partial = WeightDigest(snapshot->slabs());
+  WeightDigester digester;
+  auto snapshot = std::make_shared<WeightSnapshot>(
+      mine, [&digester](const SlabTensor& copied) { digester.Add(copied); });
+  std::string partial = digester.Finish();
   {
     std::lock_guard lock(impl_->mutex);
     if (!pinned_as.empty()) {
@@ -257,90 +206,136 @@ void WeightPublisher::Release(const std::string& name) {
 
 // ---- Fetching -----------------------------------------------------------------------------------
 
+namespace {
+
+// Where the weights of one version go, and which of it has come.
+class Delivery {
+ public:
+  explicit Delivery(const SlabIndex& target) : target_(target) {
+    for (size_t i = 0; i < target.size(); ++i) {
+      by_name_[target[i].slab.name].push_back(i);
+      missing_.push_back(target[i].slab.size());
+    }
+  }
+
+  // The memory of `slab`, where that is one piece of one target; or null.
+  char* PlaceOf(const Slab& slab, DType dtype) const {
+    auto found = by_name_.find(slab.name);
+    if (found == by_name_.end() || found->second.size() != 1 || slab.extent.empty()) return nullptr;
+    const auto& [to, tensor] = target_[found->second[0]];
+    bool inside = to.extent.size() == slab.extent.size() && tensor.dtype() == dtype &&
+                  tensor.device().is_cpu() && tensor.contiguous() &&
+                  slab.offset[0] >= to.offset[0] &&
+                  slab.offset[0] + slab.extent[0] <= to.offset[0] + to.extent[0];
+    int64_t row_bytes = runtime::DTypeSize(dtype);
+    for (size_t d = 1; inside && d < slab.extent.size(); ++d) {
+      inside = slab.offset[d] == to.offset[d] && slab.extent[d] == to.extent[d];
+      row_bytes *= slab.extent[d];
+    }
+    if (!inside) return nullptr;
+    return static_cast<char*>(tensor.raw()) + (slab.offset[0] - to.offset[0]) * row_bytes;
+  }
+
+  // `slab` came, to where PlaceOf said.
+  void Placed(const Slab& slab) { Came(by_name_.at(slab.name)[0], slab.size()); }
+
+  // `slab` came: it is copied to wherever the targets want it.
+  void Copy(const Slab& slab, DType dtype, const char* bytes) {
+    auto found = by_name_.find(slab.name);
+    if (found == by_name_.end()) return;
+    Tensor tensor(const_cast<char*>(bytes), slab.extent, dtype, Device::Cpu());
+    for (size_t i : found->second) Came(i, runtime::CopySlab({slab, tensor}, target_[i]));
+  }
+
+  // The digest of all targets; CommError when something of them has not come.
+  std::string Finish(int64_t version) {
+    int64_t wanted = 0, missing = 0;
+    for (size_t i = 0; i < target_.size(); ++i) {
+      wanted += target_[i].slab.size();
+      missing += missing_[i];
+    }
+    Check<CommError>(missing == 0,
+                     "[weights] version {} gave {} of {} elements: its learner has another model "
+                     "or layout",
+                     version, wanted - missing, wanted);
+    return digester_.Finish();
+  }
+
+ private:
+  // A target that is whole is digested while the next comes.
+  void Came(size_t i, int64_t elements) {
+    if (elements == 0) return;
+    missing_[i] -= elements;
+    Check<CommError>(missing_[i] >= 0, "[weights] some of {} came twice",
+                     target_[i].slab.ToString());
+    if (missing_[i] == 0) digester_.Add(target_[i]);
+  }
+
+  const SlabIndex& target_;
+  std::unordered_map<std::string, std::vector<size_t>> by_name_;
+  std::vector<int64_t> missing_;  // elements of each target
+  WeightDigester digester_;
+};
+
+}  // namespace
+
 struct WeightSync::Impl {
   Options options;
   Security security;
-  std::map<std::string, std::unique_ptr<proto::WeightServer::Stub>> stubs;
+  std::map<std::string, std::shared_ptr<grpc::Channel>> channels;
 
-  proto::WeightServer::Stub& StubOf(const std::string& endpoint) {
-    auto& stub = stubs[endpoint];
-    if (!stub) stub = proto::WeightServer::NewStub(Connect(endpoint, security, kMaxMessage));
-    return *stub;
+  const std::shared_ptr<grpc::Channel>& ChannelTo(const std::string& endpoint) {
+    auto& channel = channels[endpoint];
+    if (!channel) channel = Connect(endpoint, security, kMaxMessage);
+    return channel;
   }
 
-  // Copies one slab's bytes wherever the target wants them; returns how many elements that were.
-  static int64_t Deliver(const proto::SlabInfo& info, const char* bytes, const SlabIndex& target) {
-    Slab slab = ToSlab(info);
-    Tensor tensor(const_cast<char*>(bytes), slab.extent, runtime::DTypeFromName(info.dtype()),
-                  Device::Cpu());
-    int64_t copied = 0;
-    for (const SlabTensor& t : target) {
-      if (t.slab.name == slab.name) copied += runtime::CopySlab({slab, tensor}, t);
-    }
-    return copied;
-  }
-
-  int64_t FetchFrom(const std::string& endpoint, int64_t version, const SlabIndex& target) {
+  void FetchFrom(const std::string& endpoint, int64_t version, Delivery& delivery) {
     proto::ManifestRequest request;
     request.set_version(version);
     proto::ManifestReply manifest;
     grpc::ClientContext context;
     Prepare(context, security, std::chrono::seconds(30));
-    grpc::Status status = StubOf(endpoint).Manifest(&context, request, &manifest);
+    grpc::Status status =
+        proto::WeightServer::NewStub(ChannelTo(endpoint))->Manifest(&context, request, &manifest);
     Check<CommError>(status.ok(), "[weights] {} does not serve weights {}: {}", endpoint, version,
                      status.error_message());
-    int64_t size = 0, copied = 0;
+    int64_t size = 0;
     for (const proto::SlabInfo& info : manifest.slabs()) size += info.bytes();
     if (options.shared_memory && !manifest.shared_memory().empty()) {
       MappedSnapshot mapped(manifest.shared_memory(), manifest.nonce(), size);
       if (const char* at = mapped.bytes()) {
         for (const proto::SlabInfo& info : manifest.slabs()) {
-          copied += Deliver(info, at, target);
+          delivery.Copy(ToSlab(info), runtime::DTypeFromName(info.dtype()), at);
           at += info.bytes();
         }
-        return copied;
+        return;
       }
     }
-    return StreamFrom(endpoint, request, manifest, target);
+    StreamFrom(endpoint, request, manifest, delivery);
   }
 
-  // A slab at a time, so that no second copy of the model is held.
-  int64_t StreamFrom(const std::string& endpoint, const proto::ManifestRequest& request,
-                     const proto::ManifestReply& manifest, const SlabIndex& target) {
+  // Straight to where it belongs; or a slab at a time, so that no second copy of the model is held.
+  void StreamFrom(const std::string& endpoint, const proto::ManifestRequest& request,
+                  const proto::ManifestReply& manifest, Delivery& delivery) {
     grpc::ClientContext context;
     Prepare(context, security, kFetchDeadline);
-    auto reader = StubOf(endpoint).Stream(&context, request);
-    proto::WeightChunk chunk;
-    size_t at = 0;
-    int64_t copied = 0;
-    std::string bytes;
-    bool more = true;
+    SnapshotReader reader(ChannelTo(endpoint), context, request);
+    std::vector<char> staged;
+    bool whole = true;
     for (const proto::SlabInfo& info : manifest.slabs()) {
-      bytes.clear();
-      bytes.reserve(static_cast<size_t>(info.bytes()));
-      while (static_cast<int64_t>(bytes.size()) < info.bytes()) {
-        if (at == chunk.data().size()) {
-          more = reader->Read(&chunk);
-          at = 0;
-          if (!more) break;
-        }
-        size_t take =
-            std::min(chunk.data().size() - at, static_cast<size_t>(info.bytes()) - bytes.size());
-        bytes.append(chunk.data(), at, take);
-        at += take;
-      }
-      if (!more) break;
-      copied += Deliver(info, bytes.data(), target);
+      const Slab slab = ToSlab(info);
+      const DType dtype = runtime::DTypeFromName(info.dtype());
+      char* place = delivery.PlaceOf(slab, dtype);
+      if (!place) staged.resize(static_cast<size_t>(info.bytes()));
+      whole = reader.Read(place ? place : staged.data(), info.bytes());
+      if (!whole) break;
+      place ? delivery.Placed(slab) : delivery.Copy(slab, dtype, staged.data());
     }
-    if (more) {
-      while (reader->Read(&chunk)) {
-      }
-    }
-    grpc::Status status = reader->Finish();
-    Check<CommError>(status.ok() && more, "[weights] the stream of weights {} from {} broke: {}",
+    grpc::Status status = reader.Finish();
+    Check<CommError>(status.ok() && whole, "[weights] the stream of weights {} from {} broke: {}",
                      request.version(), endpoint,
                      status.ok() ? "it ended early" : status.error_message());
-    return copied;
   }
 };
 
@@ -351,16 +346,11 @@ WeightSync::WeightSync(Options options) : impl_(std::make_unique<Impl>()) {
 WeightSync::~WeightSync() = default;
 
 void WeightSync::Fetch(const WeightVersion& version, const SlabIndex& target) {
-  int64_t wanted = 0, copied = 0;
-  for (const SlabTensor& t : target) wanted += t.slab.size();
+  Delivery delivery(target);
   for (const std::string& endpoint : version.endpoints) {
-    copied += impl_->FetchFrom(endpoint, version.version, target);
+    impl_->FetchFrom(endpoint, version.version, delivery);
   }
-  Check<CommError>(copied == wanted,
-                   "[weights] version {} gave {} of {} elements: its learner has "
-                   "another model or layout",
-                   version.version, copied, wanted);
-  std::string digest = WeightDigest(target);
+  std::string digest = delivery.Finish(version.version);
   Check<CommError>(digest == version.digest,
                    "[weights] version {} has digest {} here and {} at its "
                    "source: the bytes were changed on the way",

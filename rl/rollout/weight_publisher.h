@@ -8,15 +8,10 @@
 
 #include "parallel/comm/process_group.h"
 #include "rl/rollout/coordinator.h"
+#include "rl/rollout/weight_digest.h"
 #include "runtime/slab.h"
 
 namespace hone::rl {
-
-// A 128-bit digest of named tensors that does not depend on how they are cut along dim 0 nor on
-// their order: the sum over rows of XXH3(row bytes, seed = (name, global row)). Hex.
-std::string WeightDigest(const SlabIndex& slabs);
-// Sum of the ranks' partial digests; ranks that hold replicas pass only what they own.
-std::string CombineDigests(const std::vector<std::string>& partial);
 
 // One on each learner rank. Serves immutable snapshots over gRPC, and through shared memory (an
 // anonymous file, for processes of the same user) to workers on the same host. Keeps the two

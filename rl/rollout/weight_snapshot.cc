@@ -13,7 +13,8 @@
 
 namespace hone::rl {
 
-WeightSnapshot::WeightSnapshot(const SlabIndex& slabs) {
+WeightSnapshot::WeightSnapshot(const SlabIndex& slabs,
+                               const std::function<void(const SlabTensor&)>& copied) {
   size_ = kNonceBytes;
   for (const SlabTensor& s : slabs) size_ += s.tensor.bytes();
   file_ = memfd_create("hone-weights", MFD_CLOEXEC);
@@ -32,6 +33,7 @@ WeightSnapshot::WeightSnapshot(const SlabIndex& slabs) {
     Tensor copy(at, s.tensor.shape(), s.tensor.dtype(), Device::Cpu());
     CopyTo(s.tensor, copy);
     slabs_.push_back({s.slab, copy});
+    if (copied) copied(slabs_.back());
     at += s.tensor.bytes();
   }
 }

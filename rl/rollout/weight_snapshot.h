@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -14,8 +15,9 @@ inline constexpr int64_t kNonceBytes = 64;  // in front, so that tensors stay al
 
 class WeightSnapshot {
  public:
-  // Copies the slabs, from any device.
-  explicit WeightSnapshot(const SlabIndex& slabs);
+  // Copies the slabs, from any device; `copied` (may be null) is shown each one's copy in turn.
+  explicit WeightSnapshot(const SlabIndex& slabs,
+                          const std::function<void(const SlabTensor&)>& copied = nullptr);
   ~WeightSnapshot();
   WeightSnapshot(const WeightSnapshot&) = delete;
   WeightSnapshot& operator=(const WeightSnapshot&) = delete;

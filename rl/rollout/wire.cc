@@ -134,7 +134,7 @@ void Prepare(grpc::ClientContext& context, const Security& security,
   context.set_deadline(std::chrono::system_clock::now() + deadline);
 }
 
-grpc::Status CheckSecret(const grpc::ServerContext& context, const std::string& secret) {
+grpc::Status CheckSecret(const grpc::ServerContextBase& context, const std::string& secret) {
   auto it = context.client_metadata().find(kSecretHeader);
   std::string given = it == context.client_metadata().end()
                           ? ""

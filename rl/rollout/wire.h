@@ -34,7 +34,7 @@ std::shared_ptr<grpc::Channel> Connect(const std::string& address, const Securit
 void Prepare(grpc::ClientContext& context, const Security& security,
              std::chrono::milliseconds deadline);
 // The server's check of the secret, in time that does not depend on where it differs.
-grpc::Status CheckSecret(const grpc::ServerContext& context, const std::string& secret);
+grpc::Status CheckSecret(const grpc::ServerContextBase& context, const std::string& secret);
 
 // What decides the bits of a result: instruction set, kernels, compiler.
 std::string BuildId();
