@@ -10,12 +10,14 @@ namespace {
 
 // Per-token values of one batch in double, whatever the model's dtype.
 struct Tokens {
-  std::vector<double> logp, entropy;
+  std::vector<double> logp, old, entropy;
 };
 
-Tokens ReadHead(const parallel::HeadOutput& out) {
+Tokens ReadTokens(const TokenBatch& batch, const parallel::HeadOutput& out) {
   Tokens t;
   t.logp = runtime::ToDoubles(out.logp_T);
+  t.old.assign(batch.old_logp_T.begin(), batch.old_logp_T.end());
+  if (t.old.empty()) t.old = t.logp;
   if (out.entropy_T.defined()) t.entropy = runtime::ToDoubles(out.entropy_T);
   return t;
 }
@@ -57,7 +59,7 @@ struct Terms {
   double Correction(int64_t t) const {
     if (config.importance_cap <= 0) return 1.0;
     return std::min(config.importance_cap,
-                    std::exp(double{batch.old_logp_T[t]} - double{batch.sampled_logp_T[t]}));
+                    std::exp(tokens.old[t] - double{batch.sampled_logp_T[t]}));
   }
 
   void Count(int64_t t, double weight, const Surrogate& s, double ratio, double correction) {
@@ -104,7 +106,7 @@ void TokenTerms(Terms& terms) {
   for (int64_t t = 0; t < batch.tokens(); ++t) {
     double weight = batch.loss_weight_T[t];
     if (weight == 0) continue;
-    double ratio = std::exp(terms.tokens.logp[t] - double{batch.old_logp_T[t]});
+    double ratio = std::exp(terms.tokens.logp[t] - terms.tokens.old[t]);
     double correction = terms.Correction(t);
     Surrogate s = ClippedSurrogate(ratio, batch.advantage_T[t], terms.config);
     terms.result.loss += weight * correction * s.loss;
@@ -122,7 +124,7 @@ void SequenceTerms(Terms& terms) {
     double sum = 0, count = 0, slope = 0;
     for (int64_t t = batch.cu_seqlens[seq]; t < batch.cu_seqlens[seq + 1]; ++t) {
       if (batch.loss_weight_T[t] == 0) continue;
-      sum += terms.tokens.logp[t] - double{batch.old_logp_T[t]};
+      sum += terms.tokens.logp[t] - terms.tokens.old[t];
       ++count;
     }
     if (count == 0) continue;
@@ -151,15 +153,15 @@ bool PolicyLoss::needs_entropy() const { return true; }
 parallel::LossFunction::Result PolicyLoss::Evaluate(Context& ctx, const TokenBatch& batch,
                                                     const parallel::HeadOutput& out) const {
   size_t n = static_cast<size_t>(batch.tokens());
-  bool complete = batch.old_logp_T.size() == n && batch.sampled_logp_T.size() == n &&
-                  batch.advantage_T.size() == n &&
+  bool complete = (batch.old_logp_T.empty() || batch.old_logp_T.size() == n) &&
+                  batch.sampled_logp_T.size() == n && batch.advantage_T.size() == n &&
                   (config_.kl_coefficient == 0 || batch.reference_logp_T.size() == n);
   CheckShape(complete,
              "[policy_loss] the batch lacks old, sampled or reference log-probabilities or "
              "advantages of its {} tokens",
              n);
   Result result;
-  Tokens tokens = ReadHead(out);
+  Tokens tokens = ReadTokens(batch, out);
   std::vector<double> dlogp(n, 0.0), dentropy(n, 0.0);
   Terms terms{config_, batch, tokens, dlogp, dentropy, result};
   if (config_.ratio == PolicyLossConfig::Ratio::kSequence) {

@@ -6,6 +6,7 @@
 // (TokenBatch::loss_weight_T), so that
 //   loss = Σ_t w_t · ( −min(ρ A, clip(ρ, 1 − ε_low, 1 + ε_high) A) + β · k3 ),  ρ = exp(ℓ − old)
 //   k3 = exp(ref − ℓ) − (ref − ℓ) − 1                                    [GRPO, 2402.03300 eq. 3–4]
+// TokenBatch::old_logp_T may be empty: then the policy that runs the forward is the old one, ρ = 1.
 // The weights carry the averaging: 1/(G |o|) for GRPO, 1/(Σ tokens) for DAPO and token means, 1/(G
 // · L_max) for Dr.GRPO.
 #pragma once

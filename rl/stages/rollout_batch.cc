@@ -92,6 +92,7 @@ TokenBatch MakeRlBatch(const RolloutBatch& rollout, const std::vector<int64_t>& 
                                sample.routing_TLK.end());
     }
   }
+  if (rollout.old_is_current) batch.old_logp_T.clear();
   return batch;
 }
 

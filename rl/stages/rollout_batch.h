@@ -16,8 +16,11 @@ struct RolloutBatch {
   std::vector<Sample> samples;
   std::vector<double> reward, advantage;  // a sample
   std::vector<int64_t> group;             // a sample: its prompt
-  std::vector<std::vector<float>> old_logp,
-      reference_logp;  // a sample, a completion token; may be empty
+  // A sample, a completion token; may be empty. Without old ones, those of the sampling are.
+  std::vector<std::vector<float>> old_logp, reference_logp;
+  // The policy has not moved since the rollout began when it meets these samples: its forward pass
+  // gives the old log-probabilities, and batches carry none.
+  bool old_is_current = false;
 };
 
 // Σ weight · part, DAPO's soft overlong punishment included (2503.14476 eq. 13).

@@ -158,6 +158,29 @@ TEST(PolicyLoss, OnPolicyIsExact) {
   }
 }
 
+// Without old log-probabilities the forward's own are the old ones: the same bits as with them.
+TEST(PolicyLoss, TheCurrentPolicyMayBeTheOldOne) {
+  Context ctx;
+  TokenBatch given = FixtureBatch(), left_out = given;
+  left_out.old_logp_T.clear();
+  parallel::HeadOutput out;
+  std::vector<float>& old = given.old_logp_T;
+  out.logp_T =
+      ctx.Clone(Tensor(old.data(), {static_cast<int64_t>(old.size())}, DType::kF32, Device::Cpu()));
+  for (auto ratio : {PolicyLossConfig::Ratio::kToken, PolicyLossConfig::Ratio::kSequence}) {
+    PolicyLossConfig config;
+    config.ratio = ratio;
+    config.importance_cap = 1.5;
+    auto with = PolicyLoss(config).Evaluate(ctx, given, out);
+    auto without = PolicyLoss(config).Evaluate(ctx, left_out, out);
+    EXPECT_EQ(with.loss, without.loss);
+    EXPECT_EQ(with.metrics, without.metrics);
+    EXPECT_EQ(runtime::ToDoubles(with.gradient.dlogp_T),
+              runtime::ToDoubles(without.gradient.dlogp_T));
+    EXPECT_NE(with.metrics["importance_weight"], with.metrics["ratio"]);
+  }
+}
+
 TEST(PolicyLoss, RefusesABatchWithoutItsFields) {
   TokenBatch batch = FixtureBatch();
   batch.reference_logp_T.clear();

@@ -240,6 +240,11 @@ TEST(LearnerBatches, FieldsStandWhereTheyBelong) {
   }
   EXPECT_EQ(drawn, 45);
   EXPECT_EQ(tokens, batches.tokens);
+  rollout.old_is_current = true;
+  for (const TokenBatch& b : OneRank(rollout, MakeConfig()).microbatches) {
+    EXPECT_TRUE(b.old_logp_T.empty());
+    EXPECT_FALSE(b.sampled_logp_T.empty());
+  }
 }
 
 TEST(LearnerBatches, EnvironmentTokensAreNotLearned) {
