@@ -135,7 +135,8 @@ void ForEachTile(int64_t M, int64_t N, int64_t K, MatrixView<T> a_MK, Acc<T>* c_
           for (int64_t m = m0; m < m1; m += kTileRows) {
             MultiplyTile<A>(std::min<int64_t>(kTileRows, m1 - m), cols, kc,
                             a_packed + (m - m0) * kPackedStride, a.transposed, panel, kP,
-                            c_MN + m * c_stride + n, c_stride, load);
+                            c_MN + m * c_stride + n, c_stride, load,
+                            reinterpret_cast<const char*>(panel));
           }
         }
       }
@@ -208,20 +209,33 @@ RightOperand<Acc<T>> PackRight(int64_t M, int64_t K, int64_t N, MatrixView<T> b_
   return {to, kP, true};
 }
 
+// The tiles of a packed panel's rows [k0, k0 + kc) share the work of asking for the rows that come
+// after them in memory: a panel that comes out of the memory, as weights do when few tokens meet
+// them, is then there when its turn comes.
 template <class A>
 void GemmPacked(int64_t M, int64_t N, int64_t K, LeftOperand<A> left_MK, RightOperand<A> right_KN,
                 A* c_MN, int64_t c_stride, bool accumulate) {
-  constexpr int64_t kP = kTileCols<A>;
+  constexpr int64_t kP = kTileCols<A>, kWide = kWideTileCols<A>;
   if (K == 0 && !accumulate) FillRows(M, N, c_MN, c_stride);
-  int64_t next_k = right_KN.step, next_n = right_KN.packed ? K : 1;
-  for (int64_t k0 = 0; k0 < K; k0 += kPackedK, left_MK.data += left_MK.chunk) {
-    int64_t kc = std::min(kPackedK, K - k0);
-    for (int64_t n = 0; n < N; n += kP) {
+  const bool few = M <= kFewRows && !right_KN.packed;
+  const int64_t next_k = right_KN.step, next_n = right_KN.packed ? K : 1;
+  for (int64_t n = 0, cols; n < N; n += cols) {
+    cols = few && N - n >= kWide ? kWide : std::min(kP, N - n);
+    for (int64_t k0 = 0; k0 < K; k0 += kPackedK) {
+      const int64_t kc = std::min(kPackedK, K - k0);
+      const bool load = accumulate || k0 > 0;
+      const A* left = left_MK.data + k0 / kPackedK * left_MK.chunk;
       const A* panel = right_KN.data + k0 * next_k + n * next_n;
-      for (int64_t m = 0; m < M; m += kTileRows) {
-        MultiplyTile<A>(std::min<int64_t>(kTileRows, M - m), std::min(kP, N - n), kc,
-                        left_MK.data + m * kPackedStride, false, panel, right_KN.step,
-                        c_MN + m * c_stride + n, c_stride, accumulate || k0 > 0);
+      if (cols == kWide) {
+        MultiplyWideTile<A>(M, kc, left, panel, right_KN.step, c_MN + n, c_stride, load,
+                            reinterpret_cast<const char*>(panel));
+        continue;
+      }
+      const char* ahead = reinterpret_cast<const char*>(right_KN.packed ? panel + kc * kP : panel);
+      for (int64_t m = 0; m < M; m += kTileRows, ahead += right_KN.packed ? kc * kLineBytes : 0) {
+        MultiplyTile<A>(std::min<int64_t>(kTileRows, M - m), cols, kc, left + m * kPackedStride,
+                        false, panel, right_KN.step, c_MN + m * c_stride + n, c_stride, load,
+                        ahead);
       }
     }
   }
@@ -230,8 +244,16 @@ void GemmPacked(int64_t M, int64_t N, int64_t K, LeftOperand<A> left_MK, RightOp
 template <class T>
 void GemmWithPacked(ThreadPool& pool, int64_t M, int64_t N, int64_t K, MatrixView<T> a_MK,
                     const Acc<T>* packed_KN, Acc<T>* c_MN, int64_t c_stride, bool accumulate) {
-  constexpr int64_t kP = kTileCols<Acc<T>>;
+  using A = Acc<T>;
+  constexpr int64_t kP = kTileCols<A>;
   auto columns = [&](int64_t n_begin, int64_t n_end) {
+    if (M <= kBlockM && !a_MK.transposed) {
+      A* a_packed = Scratch<A, 0>(PackedLeftSize(M, K));
+      PackLeft(M, K, a_MK, a_packed);
+      return GemmPacked<A>(M, n_end - n_begin, K, {a_packed, M * kPackedStride},
+                           {packed_KN + n_begin * K, kP, true}, c_MN + n_begin, c_stride,
+                           accumulate);
+    }
     ForEachTile<T>(M, n_end - n_begin, K, a_MK, c_MN + n_begin, c_stride, accumulate,
                    [&](int64_t, int64_t, int64_t k0, int64_t n, int64_t, int64_t) {
                      return packed_KN + (n_begin + n) * K + k0 * kP;

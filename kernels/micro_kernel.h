@@ -11,17 +11,23 @@
 
 namespace hone::kernels {
 
+inline constexpr int64_t kLineBytes = 64;  // of the cache
 inline constexpr int kTileRows = kSimdRegisters == 32 ? 14 : 6;
 template <class A>
 inline constexpr int64_t kTileCols = 2 * Simd<A>::kWidth;
 
+// With few rows, a tile is wider: the chains of so few are too short to keep the multipliers busy.
+inline constexpr int kFewRows = kSimdRegisters == 32 ? 6 : 2;
+template <class A>
+inline constexpr int64_t kWideTileCols = 2 * kTileCols<A>;
+
 // c[R, W vectors] (+)= a · b over kc steps of k. Row r of a lies kPackedStride after row r − 1; or
 // a is [kc][kTileRows] when kByColumns. Step k of b is `b_step` elements after step k − 1. The tile
 // below, which comes next, is fetched meanwhile: its rows are too far apart for the processor to
-// foresee.
+// foresee. So is, one line of the cache at each step of k, what begins at `ahead`.
 template <class A, int R, int W, bool kByColumns>
 void MicroKernel(int64_t kc, const A* a, const A* b, int64_t b_step, A* c, int64_t c_stride,
-                 bool load) {
+                 bool load, const char* ahead) {
   using S = Simd<A>;
   constexpr int64_t kRow = kByColumns ? 1 : kPackedStride, kStep = kByColumns ? kTileRows : 1;
   typename S::Vector sum[R][W];
@@ -35,7 +41,8 @@ void MicroKernel(int64_t kc, const A* a, const A* b, int64_t b_step, A* c, int64
           [&](auto w) { __builtin_prefetch(c + (kTileRows + r) * c_stride + w * S::kWidth, 1); });
     });
   }
-  for (int64_t k = 0; k < kc; ++k, a += kStep, b += b_step) {
+  for (int64_t k = 0; k < kc; ++k, a += kStep, b += b_step, ahead += kLineBytes) {
+    __builtin_prefetch(ahead, 0, 2);
     typename S::Vector row[W];
     Unroll<W>([&](auto w) { row[w] = S::Load(b + w * S::kWidth); });
     Unroll<R>([&](auto r) {
@@ -49,37 +56,47 @@ void MicroKernel(int64_t kc, const A* a, const A* b, int64_t b_step, A* c, int64
 }
 
 template <class A>
-using MicroKernelFn = void (*)(int64_t, const A*, const A*, int64_t, A*, int64_t, bool);
+using MicroKernelFn = void (*)(int64_t, const A*, const A*, int64_t, A*, int64_t, bool,
+                               const char*);
 
-template <class A, int W, bool kByColumns>
+// For 1 to `rows` rows.
+template <class A, int rows, int W, bool kByColumns>
 constexpr auto KernelsByRows() {
   return []<int... r>(std::integer_sequence<int, r...>) {
-    return std::array<MicroKernelFn<A>, kTileRows>{MicroKernel<A, r + 1, W, kByColumns>...};
+    return std::array<MicroKernelFn<A>, rows>{MicroKernel<A, r + 1, W, kByColumns>...};
   }
-  (std::make_integer_sequence<int, kTileRows>{});
+  (std::make_integer_sequence<int, rows>{});
 }
 template <class A>
-MicroKernelFn<A> KernelFor(int64_t rows, bool wide, bool by_columns) {
+MicroKernelFn<A> KernelFor(int64_t rows, bool two_vectors, bool by_columns) {
   static constexpr std::array<MicroKernelFn<A>, kTileRows> kTable[2][2] = {
-      {KernelsByRows<A, 1, false>(), KernelsByRows<A, 1, true>()},
-      {KernelsByRows<A, 2, false>(), KernelsByRows<A, 2, true>()}};
-  return kTable[wide][by_columns][rows - 1];
+      {KernelsByRows<A, kTileRows, 1, false>(), KernelsByRows<A, kTileRows, 1, true>()},
+      {KernelsByRows<A, kTileRows, 2, false>(), KernelsByRows<A, kTileRows, 2, true>()}};
+  return kTable[two_vectors][by_columns][rows - 1];
+}
+
+// A tile of kWideTileCols columns, rows ≤ kFewRows.
+template <class A>
+void MultiplyWideTile(int64_t rows, int64_t kc, const A* a, const A* b, int64_t b_step, A* c,
+                      int64_t c_stride, bool load, const char* ahead) {
+  static constexpr auto kTable = KernelsByRows<A, kFewRows, 4, false>();
+  kTable[rows - 1](kc, a, b, b_step, c, c_stride, load, ahead);
 }
 
 // One tile of C, rows ≤ kTileRows, cols ≤ kTileCols. A tile narrower than its vectors goes through
 // a copy.
 template <class A>
 void MultiplyTile(int64_t rows, int64_t cols, int64_t kc, const A* a, bool a_by_columns, const A* b,
-                  int64_t b_step, A* c, int64_t c_stride, bool load) {
+                  int64_t b_step, A* c, int64_t c_stride, bool load, const char* ahead) {
   constexpr int64_t kWidth = Simd<A>::kWidth, kCols = kTileCols<A>;
   auto kernel = KernelFor<A>(rows, cols > kWidth, a_by_columns);
-  if (cols == kCols || cols == kWidth) return kernel(kc, a, b, b_step, c, c_stride, load);
+  if (cols == kCols || cols == kWidth) return kernel(kc, a, b, b_step, c, c_stride, load, ahead);
   A copy[kTileRows * kCols];
   for (int64_t r = 0; load && r < rows; ++r) {
     std::copy_n(c + r * c_stride, cols, copy + r * kCols);
     std::fill(copy + r * kCols + cols, copy + (r + 1) * kCols, A(0));
   }
-  kernel(kc, a, b, b_step, copy, kCols, load);
+  kernel(kc, a, b, b_step, copy, kCols, load, ahead);
   for (int64_t r = 0; r < rows; ++r) std::copy_n(copy + r * kCols, cols, c + r * c_stride);
 }
 

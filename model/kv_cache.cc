@@ -1,6 +1,7 @@
 #include "model/kv_cache.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "runtime/error.h"
 
@@ -32,7 +33,11 @@ Tensor TokenRows(const Tensor& pool) {
 
 KvCache::KvCache(Context& ctx, const ModelConfig& config, int64_t layers, int64_t pages,
                  int64_t page_size, DType dtype, Mla mla)
-    : page_size_(page_size), references_(pages, 0) {
+    : page_size_(page_size),
+      layout_(ctx.device().is_cpu() && !(config.is_mla() && mla == Mla::kLatent)
+                  ? kernels::KvLayout::kByHead
+                  : kernels::KvLayout::kByToken),
+      references_(pages, 0) {
   Check<ConfigError>(pages > 0 && page_size > 0,
                      "[kv_cache] {} pages of {} tokens; both must be > 0", pages, page_size);
   TokenWidth width = WidthOf(config, mla);
@@ -44,11 +49,14 @@ KvCache::KvCache(Context& ctx, const ModelConfig& config, int64_t layers, int64_
       second_.push_back(joint.Columns(width.first, width.first + width.second));
       joint_.push_back(joint);
     } else {
-      auto pool = [&](int64_t dim) {
-        return ctx.Zeros({pages, page_size, width.heads, dim}, dtype, MemoryCategory::kKvCache);
+      const bool by_head = layout_ == kernels::KvLayout::kByHead;
+      auto pool = [&](Shape shape) {
+        return ctx.Zeros(std::move(shape), dtype, MemoryCategory::kKvCache);
       };
-      first_.push_back(pool(width.first));
-      second_.push_back(pool(width.second));
+      first_.push_back(pool(by_head ? Shape{pages, width.heads, width.first, page_size}
+                                    : Shape{pages, page_size, width.heads, width.first}));
+      second_.push_back(pool(by_head ? Shape{pages, width.heads, page_size, width.second}
+                                     : Shape{pages, page_size, width.heads, width.second}));
     }
   }
   Clear();
@@ -133,6 +141,13 @@ void ForEachRun(std::span<const int64_t> row_T, Fn&& fn) {
 
 void KvCache::Write(Context& ctx, int64_t layer, const Tensor& first, const Tensor& second,
                     std::span<const int64_t> row_T) {
+  if (layout_ == kernels::KvLayout::kByHead) {
+    const Shape &k = first_[layer].shape(), &v = second_[layer].shape();
+    const int64_t tokens = static_cast<int64_t>(row_T.size());
+    return kernels::WriteByHead(ctx, first.Reshape({tokens, k[1], k[2]}),
+                                second.Reshape({tokens, v[1], v[3]}), row_T, first_[layer],
+                                second_[layer]);
+  }
   auto write = [&](const Tensor& source, const Tensor& pool) {
     Tensor rows = TokenRows(pool);
     Tensor from = source.Reshape({static_cast<int64_t>(row_T.size()), rows.cols()});

@@ -11,6 +11,7 @@
 #include <span>
 #include <vector>
 
+#include "kernels/attention/attention.h"
 #include "model/model_config.h"
 #include "runtime/context.h"
 
@@ -36,22 +37,27 @@ class KvCache {
   void CopyPage(Context& ctx, int32_t from, int32_t to);  // every layer
   void Clear();  // all pages free: new weights, no old keys
 
-  // First and second pool of a layer: [pages, page_size, heads, dim].
+  // Keys and values are kept by head on the CPU, where that decodes fastest; else by token.
+  kernels::KvLayout layout() const { return layout_; }
+  // First and second pool of a layer: [pages, page_size, heads, dim] by token; by head as PagedKv
+  // has them.
   const Tensor& first(int64_t layer) const { return first_[layer]; }    // k, or the latent c
   const Tensor& second(int64_t layer) const { return second_[layer]; }  // v, or the rotated key
   // Latents only: [pages, page_size, 1, kv_lora_rank + rope dim]; first and second are views of it.
   const Tensor& joint(int64_t layer) const { return joint_[layer]; }
 
-  // Where the new tokens of a decode step go: rows of a pool seen as [pages · page_size, …].
+  // Where the new tokens of a decode step go: page · page_size + slot of each.
   std::vector<int64_t> NewTokenRows(std::span<const int32_t> cu_seqlens,
                                     const std::vector<std::vector<int32_t>>& pages_S,
                                     std::span<const int32_t> length_S) const;
-  // Writes token t of first and second ([T, heads, dim] or [T, heads · dim]) to row row_T[t].
+  // Writes token t of first and second ([T, heads, dim] or [T, heads · dim]) to slot row_T[t] %
+  // page_size of page row_T[t] / page_size.
   void Write(Context& ctx, int64_t layer, const Tensor& first, const Tensor& second,
              std::span<const int64_t> row_T);
 
  private:
   int64_t page_size_;
+  kernels::KvLayout layout_;
   std::vector<Tensor> first_, second_, joint_;
   std::vector<int32_t> references_, free_;
 };

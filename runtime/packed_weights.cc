@@ -1,5 +1,6 @@
 #include "runtime/packed_weights.h"
 
+#include <algorithm>
 #include <iterator>
 
 namespace hone::runtime {
@@ -25,9 +26,30 @@ Tensor PackedWeights::Get(const Tensor& matrix, const std::function<Tensor()>& p
   return packed_.emplace(key, std::move(packed)).first->second;
 }
 
+Tensor PackedWeights::Room(const std::shared_ptr<Allocator>& allocator, int64_t elements,
+                           DType dtype) {
+  constexpr int64_t kAligned = 16, kBlock = 16 << 20;
+  std::lock_guard lock(mutex_);
+  const int64_t begin = (used_ + kAligned - 1) / kAligned * kAligned;
+  if (block_.defined() && block_.dtype() == dtype && begin + elements <= block_.size()) {
+    used_ = begin + elements;
+    given_ += elements;
+    return block_.Slice(begin, used_);
+  }
+  int64_t left = -given_;
+  for (const auto& [place, weights] : weights_) left += weights.size();
+  block_ = Tensor(allocator, {std::max(elements, std::min(left, kBlock))}, dtype,
+                  MemoryCategory::kWeights);
+  used_ = elements;
+  given_ += elements;
+  return block_.Slice(0, used_);
+}
+
 void PackedWeights::Clear() {
   std::lock_guard lock(mutex_);
   packed_.clear();
+  block_ = {};
+  used_ = given_ = 0;
 }
 
 }  // namespace hone::runtime

@@ -4,6 +4,7 @@
 
 #include <functional>
 #include <map>
+#include <memory>
 #include <mutex>
 #include <tuple>
 
@@ -18,6 +19,9 @@ class PackedWeights {
   // The packed form of `matrix`, which `pack` makes at the first call; or an undefined tensor where
   // `matrix` is no weight but something that was computed.
   Tensor Get(const Tensor& matrix, const std::function<Tensor()>& pack);
+  // Memory for a packed form of so many elements, for `pack`: the forms lie one behind the other in
+  // the order in which they are made, which is the order in which they will be read.
+  Tensor Room(const std::shared_ptr<Allocator>& allocator, int64_t elements, DType dtype);
   // Forgets the packed forms: to be called when weights changed.
   void Clear();
 
@@ -25,6 +29,8 @@ class PackedWeights {
   std::mutex mutex_;
   std::map<const char*, Tensor> weights_;  // registered, by where they begin
   std::map<std::tuple<const void*, int64_t, int64_t>, Tensor> packed_;  // by place, rows, columns
+  Tensor block_;                                                        // what Room cuts from
+  int64_t used_ = 0, given_ = 0;  // elements: of block_, of all blocks
 };
 
 }  // namespace hone::runtime

@@ -45,11 +45,16 @@ void CheckPages(std::string_view op, const Context& ctx, const Tensor& q_THC, co
              "[{}] shapes {}, {}, {}: expected three dims of q, four of the pages", op,
              runtime::ShapeToString(q_THC.shape()), runtime::ShapeToString(kv.k_PSGC.shape()),
              runtime::ShapeToString(kv.v_PSGV.shape()));
-  int64_t pages = kv.k_PSGC.dim(0), page_size = kv.k_PSGC.dim(1), groups = kv.k_PSGC.dim(2);
-  CheckTensor(op, "k_PSGC", ctx, kv.k_PSGC, q_THC.dtype(),
-              {pages, page_size, groups, q_THC.dim(2)});
-  CheckTensor(op, "v_PSGV", ctx, kv.v_PSGV, q_THC.dtype(),
-              {pages, page_size, groups, kv.v_PSGV.dim(3)});
+  const bool by_head = kv.layout == KvLayout::kByHead;
+  CheckShape(!by_head || ctx.device().is_cpu(), "[{}] pages by head are for the cpu", op);
+  int64_t pages = kv.v_PSGV.dim(0), dim_c = q_THC.dim(2);
+  int64_t page_size = kv.v_PSGV.dim(by_head ? 2 : 1), groups = kv.v_PSGV.dim(by_head ? 1 : 2);
+  Shape k_shape =
+      by_head ? Shape{pages, groups, dim_c, page_size} : Shape{pages, page_size, groups, dim_c};
+  CheckTensor(op, "k_PSGC", ctx, kv.k_PSGC, q_THC.dtype(), k_shape);
+  CheckTensor(op, "v_PSGV", ctx, kv.v_PSGV, q_THC.dtype(), kv.v_PSGV.shape());
+  CheckShape(!by_head || (kv.k_PSGC.contiguous() && kv.v_PSGV.contiguous()),
+             "[{}] pages by head are not contiguous", op);
   CheckHeads(op, q_THC.dim(1), groups);
   CheckSequences(op, cu_seqlens, q_THC.dim(0));
   CheckShape(page_size > 0 && (page_size % kKeyTile == 0 || kKeyTile % page_size == 0),
@@ -142,6 +147,28 @@ AttentionGradients AttentionBackward(Context& ctx, const Tensor& dout_THV, const
       },
       [&] { SwitchFloat(kOp, dtype, on_cuda); });
   return gradients;
+}
+
+void WriteByHead(Context& ctx, const Tensor& k_TGC, const Tensor& v_TGV,
+                 std::span<const int64_t> row_T, const Tensor& k_PGCS, const Tensor& v_PGSV) {
+  constexpr std::string_view kOp = "write_by_head";
+  RequireCpu(kOp, ctx);
+  CheckShape(k_PGCS.ndim() == 4 && v_PGSV.ndim() == 4 && k_PGCS.contiguous() && v_PGSV.contiguous(),
+             "[{}] pools of shapes {}, {}: expected four contiguous dims", kOp,
+             runtime::ShapeToString(k_PGCS.shape()), runtime::ShapeToString(v_PGSV.shape()));
+  int64_t tokens = static_cast<int64_t>(row_T.size()), pages = v_PGSV.dim(0);
+  int64_t groups = v_PGSV.dim(1), page_size = v_PGSV.dim(2), dim_c = k_PGCS.dim(2);
+  CheckTensor(kOp, "k_TGC", ctx, k_TGC, k_PGCS.dtype(), {tokens, groups, dim_c});
+  CheckTensor(kOp, "v_TGV", ctx, v_TGV, k_PGCS.dtype(), {tokens, groups, v_PGSV.dim(3)});
+  CheckTensor(kOp, "k_PGCS", ctx, k_PGCS, k_PGCS.dtype(), {pages, groups, dim_c, page_size});
+  CheckTensor(kOp, "v_PGSV", ctx, v_PGSV, k_PGCS.dtype());
+  for (int64_t row : row_T) {
+    CheckShape(row >= 0 && row < pages * page_size, "[{}] row {} of {} pages of {}", kOp, row,
+               pages, page_size);
+  }
+  SwitchFloat(kOp, k_PGCS.dtype(), [&](auto t) {
+    cpu::WriteByHead<decltype(t)>(ctx, k_TGC, v_TGV, row_T, k_PGCS, v_PGSV);
+  });
 }
 
 Tensor PagedAttention(Context& ctx, const Tensor& q_THC, const PagedKv& kv,

@@ -38,14 +38,26 @@ AttentionGradients AttentionBackward(Context& ctx, const Tensor& dout_THV, const
                                      const AttentionResult& saved,
                                      std::span<const int32_t> cu_seqlens, double scale);
 
-// Keys and values in pages of `page_size` tokens (a multiple of kKeyTile or a divisor of it).
+// How a pool of pages holds its tokens. By token, a token's heads stand together: the form that
+// every device reads. By head, each head of a page has its values together, and its keys as the
+// columns of a matrix, which is what products read: the CPU decodes from it without turning or
+// gathering anything.
+enum class KvLayout { kByToken, kByHead };
+
+// Keys and values in pages of `page_size` tokens (a multiple of kKeyTile or a divisor of it). Slots
+// of a page that no token has yet may hold anything.
 struct PagedKv {
-  Tensor k_PSGC;  // [pages, page_size, G, C]
-  Tensor v_PSGV;  // [pages, page_size, G, V]
+  Tensor k_PSGC;  // [pages, page_size, G, C]; by head [pages, G, C, page_size]
+  Tensor v_PSGV;  // [pages, page_size, G, V]; by head [pages, G, page_size, V]
   // For each query sequence: its pages in order, and how many tokens it has, new ones included.
   std::vector<std::span<const int32_t>> pages_S;
   std::vector<int32_t> length_S;
+  KvLayout layout = KvLayout::kByToken;
 };
+// Writes the keys and values of token t ([T, G, C], [T, G, V]) into pools by head, on the CPU: to
+// slot row_T[t] % page_size of page row_T[t] / page_size. No two tokens have the same place.
+void WriteByHead(Context& ctx, const Tensor& k_TGC, const Tensor& v_TGV,
+                 std::span<const int64_t> row_T, const Tensor& k_PGCS, const Tensor& v_PGSV);
 // The queries of sequence s are its last cu_seqlens[s+1] − cu_seqlens[s] tokens, whose keys and
 // values are already in the pages. Same bits as Attention over the whole sequence.
 Tensor PagedAttention(Context& ctx, const Tensor& q_THC, const PagedKv& kv,

@@ -95,9 +95,12 @@ void SoftmaxTile(const Workspace<A>& work, int64_t first, int64_t rows, int64_t 
   }
 }
 
+// Some consecutive keys of one head, and their values. Columns of k behind the last key may be
+// there too: their scores are hidden.
 template <class T>
 struct KeyTile {
-  MatrixView<T> k, v;  // rows are keys
+  MatrixView<T> k_CU, v_UV;
+  int64_t columns;  // of k_CU
 };
 
 template <class T>
@@ -138,12 +141,12 @@ struct ForwardPass {
       int64_t count = rows - first;
       A* score = work.score + first * kPackedStride;
       KeyTile<T> at = tile(u0, keys);
-      MatrixView<T> k_columns = {at.k.data, at.k.stride, true};
-      GemmPacked<A>(count, keys, dim_c, {work.q + first * kPackedStride, rows * kPackedStride},
-                    PackRight(count, dim_c, keys, k_columns, work.k), score, kPackedStride, false);
+      GemmPacked<A>(
+          count, at.columns, dim_c, {work.q + first * kPackedStride, rows * kPackedStride},
+          PackRight(count, dim_c, at.columns, at.k_CU, work.k), score, kPackedStride, false);
       SoftmaxTile(work, first, rows, dim_v, scale,
                   [&](int64_t r) { return std::min(keys, position - u0 + r / share + 1); });
-      GemmPacked<A>(count, dim_v, keys, {score, 0}, PackRight(count, keys, dim_v, at.v, work.v),
+      GemmPacked<A>(count, dim_v, keys, {score, 0}, PackRight(count, keys, dim_v, at.v_UV, work.v),
                     work.out + first * dim_v, dim_v, true);
     }
     Finish(block, work);
@@ -176,7 +179,8 @@ struct ForwardPass {
     });
   }
 
-  // Calls work(block, workspace) for every block, shared among the threads.
+  // Calls work(block, the block that follows or null, workspace) for every block, shared among the
+  // threads.
   template <class Work>
   void ForEachBlock(Context& ctx, Work&& work) const {
     std::vector<Block> blocks = MakeBlocks(cu_seqlens, groups, share);
@@ -184,36 +188,88 @@ struct ForwardPass {
     for (const Block& block : blocks) rows = std::max(rows, block.tokens * share);
     ctx.pool().ParallelFor(static_cast<int64_t>(blocks.size()), 1, [&](int64_t begin, int64_t end) {
       Workspace<A> workspace(ctx, rows, dim_c, dim_v);
-      for (int64_t i = begin; i < end; ++i) work(blocks[i], workspace);
+      for (int64_t i = begin; i < end; ++i) {
+        work(blocks[i], i + 1 < end ? &blocks[i + 1] : nullptr, workspace);
+      }
     });
   }
 };
 
-// One head's keys or values out of pages that are smaller than a key tile are copied to `to`; a
-// tile inside one page is read where it stands.
+// The key tiles of one sequence's head, out of its pages. A tile inside one page is read where it
+// stands; one of several smaller pages is gathered.
 template <class T>
-MatrixView<T> FromPages(const Tensor& pages_PSGD, std::span<const int32_t> pages, int64_t head,
-                        int64_t u0, int64_t keys, std::vector<T>* to) {
-  int64_t page_size = pages_PSGD.dim(1), heads = pages_PSGD.dim(2), dim = pages_PSGD.dim(3);
-  auto row = [&](int64_t u) {
-    return pages_PSGD.row<T>((pages[u / page_size] * page_size + u % page_size) * heads + head);
-  };
-  if (page_size % kKeyTile == 0) return {row(u0), heads * pages_PSGD.row_stride()};
-  to->resize(kKeyTile * dim);
-  for (int64_t u = 0; u < keys; ++u) std::copy_n(row(u0 + u), dim, to->data() + u * dim);
-  return {to->data(), dim};
-}
+class PagedTiles {
+ public:
+  PagedTiles(const PagedKv& kv, const Block& block)
+      : k_(kv.k_PSGC),
+        v_(kv.v_PSGV),
+        by_head_(kv.layout == KvLayout::kByHead),
+        page_size_(v_.dim(by_head_ ? 2 : 1)),
+        heads_(v_.dim(by_head_ ? 1 : 2)),
+        dim_c_(by_head_ ? k_.dim(2) : k_.dim(3)),
+        dim_v_(v_.dim(3)),
+        head_(block.group),
+        length_(kv.length_S[block.sequence]),
+        pages_(kv.pages_S[block.sequence]) {}
 
-// Asks for keys that are read next: one head's rows lie too far apart for the processor to foresee.
-template <class T>
-void Prefetch(const MatrixView<T>& rows, int64_t keys, int64_t dim) {
-  constexpr int64_t kLine = 64 / sizeof(T);
-  for (int64_t u = 0; u < keys; ++u) {
-    for (int64_t i = 0; i < dim; i += kLine) {
-      __builtin_prefetch(rows.data + u * rows.stride + i, 0, 2);
+  KeyTile<T> At(int64_t u0, int64_t keys) {
+    if (page_size_ % kKeyTile != 0) return Gathered(u0, keys);
+    if (!by_head_) return {{Key(u0), KeyStep(), true}, {Value(u0), ValueStep()}, keys};
+    // Whole vectors, so that they too are read in place.
+    constexpr int64_t kW = Simd<Acc<T>>::kWidth;
+    return {{Key(u0), page_size_}, {Value(u0), ValueStep()}, (keys + kW - 1) / kW * kW};
+  }
+
+  // Asks for what At(u0, …) gives, as far as there is any: the processor foresees it only in part.
+  void Prefetch(int64_t u0) const {
+    if (page_size_ % kKeyTile != 0 || u0 >= length_) return;
+    int64_t keys = std::min(kKeyTile, length_ - u0);
+    by_head_ ? PrefetchRows(Key(u0), page_size_, dim_c_, keys)
+             : PrefetchRows(Key(u0), KeyStep(), keys, dim_c_);
+    PrefetchRows(Value(u0), ValueStep(), keys, dim_v_);
+  }
+
+ private:
+  // The first element of key and value u, and how far the next token's are.
+  const T* Key(int64_t u) const {
+    int64_t page = pages_[u / page_size_], slot = u % page_size_;
+    if (by_head_) return k_.row<T>((page * heads_ + head_) * dim_c_) + slot;
+    return k_.row<T>((page * page_size_ + slot) * heads_ + head_);
+  }
+  const T* Value(int64_t u) const {
+    int64_t page = pages_[u / page_size_], slot = u % page_size_;
+    if (by_head_) return v_.row<T>((page * heads_ + head_) * page_size_ + slot);
+    return v_.row<T>((page * page_size_ + slot) * heads_ + head_);
+  }
+  int64_t KeyStep() const { return by_head_ ? 1 : heads_ * k_.row_stride(); }
+  int64_t ValueStep() const { return (by_head_ ? 1 : heads_) * v_.row_stride(); }
+
+  KeyTile<T> Gathered(int64_t u0, int64_t keys) {
+    gathered_k_.resize(kKeyTile * dim_c_);
+    gathered_v_.resize(kKeyTile * dim_v_);
+    for (int64_t u = 0; u < keys; ++u) {
+      const T* key = Key(u0 + u);
+      for (int64_t c = 0; c < dim_c_; ++c) {
+        gathered_k_[u * dim_c_ + c] = key[by_head_ ? c * page_size_ : c];
+      }
+      std::copy_n(Value(u0 + u), dim_v_, gathered_v_.data() + u * dim_v_);
+    }
+    return {{gathered_k_.data(), dim_c_, true}, {gathered_v_.data(), dim_v_}, keys};
+  }
+
+  static void PrefetchRows(const T* data, int64_t stride, int64_t rows, int64_t cols) {
+    constexpr int64_t kLine = 64 / sizeof(T);
+    for (int64_t r = 0; r < rows; ++r) {
+      for (int64_t i = 0; i < cols; i += kLine) __builtin_prefetch(data + r * stride + i, 0, 2);
     }
   }
-}
+
+  const Tensor &k_, &v_;
+  bool by_head_;
+  int64_t page_size_, heads_, dim_c_, dim_v_, head_, length_;
+  std::span<const int32_t> pages_;
+  std::vector<T> gathered_k_, gathered_v_;
+};
 
 }  // namespace
 
@@ -223,11 +279,12 @@ void Attention(Context& ctx, const Tensor& q_THC, const Tensor& k_TGC, const Ten
   using A = Acc<T>;
   ForwardPass<T> pass(q_THC, result.out_THV, result.lse_TH.data<A>(), k_TGC.dim(1), scale,
                       cu_seqlens);
-  pass.ForEachBlock(ctx, [&](const Block& block, const Workspace<A>& work) {
+  pass.ForEachBlock(ctx, [&](const Block& block, const Block*, const Workspace<A>& work) {
     int64_t start = cu_seqlens[block.sequence];
-    auto tile = [&](int64_t u0, int64_t) {
-      return KeyTile<T>{HeadRows<T>(k_TGC, start + u0, block.group),
-                        HeadRows<T>(v_TGV, start + u0, block.group)};
+    auto tile = [&](int64_t u0, int64_t keys) {
+      MatrixView<T> k_UC = HeadRows<T>(k_TGC, start + u0, block.group);
+      return KeyTile<T>{
+          {k_UC.data, k_UC.stride, true}, HeadRows<T>(v_TGV, start + u0, block.group), keys};
     };
     pass.Run(block, block.first, tile, work);
   });
@@ -237,31 +294,50 @@ template <class T>
 void PagedAttention(Context& ctx, const Tensor& q_THC, const PagedKv& kv,
                     std::span<const int32_t> cu_seqlens, double scale, const Tensor& out_THV) {
   using A = Acc<T>;
-  ForwardPass<T> pass(q_THC, out_THV, nullptr, kv.k_PSGC.dim(2), scale, cu_seqlens);
-  pass.ForEachBlock(ctx, [&](const Block& block, const Workspace<A>& work) {
+  const int64_t groups = kv.v_PSGV.dim(kv.layout == KvLayout::kByHead ? 1 : 2);
+  ForwardPass<T> pass(q_THC, out_THV, nullptr, groups, scale, cu_seqlens);
+  pass.ForEachBlock(ctx, [&](const Block& block, const Block* next, const Workspace<A>& work) {
     int64_t s = block.sequence, queries = cu_seqlens[s + 1] - cu_seqlens[s];
-    std::vector<T> k, v;
-    bool in_place = kv.k_PSGC.dim(1) % kKeyTile == 0;
+    int64_t position = kv.length_S[s] - queries + block.first;
+    PagedTiles<T> tiles(kv, block);
     auto tile = [&](int64_t u0, int64_t keys) {
-      int64_t next = u0 + keys, more = std::min<int64_t>(kKeyTile, kv.length_S[s] - next);
-      if (in_place && more > 0) {
-        Prefetch(FromPages(kv.k_PSGC, kv.pages_S[s], block.group, next, more, &k), more,
-                 pass.dim_c);
-        Prefetch(FromPages(kv.v_PSGV, kv.pages_S[s], block.group, next, more, &v), more,
-                 pass.dim_v);
+      if (u0 + keys < position + block.tokens) {
+        tiles.Prefetch(u0 + keys);
+      } else if (next != nullptr) {
+        PagedTiles<T>(kv, *next).Prefetch(0);
       }
-      return KeyTile<T>{FromPages(kv.k_PSGC, kv.pages_S[s], block.group, u0, keys, &k),
-                        FromPages(kv.v_PSGV, kv.pages_S[s], block.group, u0, keys, &v)};
+      return tiles.At(u0, keys);
     };
-    pass.Run(block, kv.length_S[s] - queries + block.first, tile, work);
+    pass.Run(block, position, tile, work);
   });
 }
 
-#define HONE_ATTENTION(T)                                                               \
-  template void Attention<T>(Context&, const Tensor&, const Tensor&, const Tensor&,     \
-                             std::span<const int32_t>, double, const AttentionResult&); \
-  template void PagedAttention<T>(Context&, const Tensor&, const PagedKv&,              \
-                                  std::span<const int32_t>, double, const Tensor&);
+template <class T>
+void WriteByHead(Context& ctx, const Tensor& k_TGC, const Tensor& v_TGV,
+                 std::span<const int64_t> row_T, const Tensor& k_PGCS, const Tensor& v_PGSV) {
+  Rows<T> k(k_TGC), v(v_TGV), k_pool(k_PGCS), v_pool(v_PGSV);
+  int64_t tokens = k_TGC.dim(0), groups = k_TGC.dim(1), page_size = v_PGSV.dim(2);
+  int64_t dim_c = k_TGC.dim(2), dim_v = v_TGV.dim(2);
+  // Head by head: consecutive tokens share the cache lines of a head's keys.
+  ctx.pool().ParallelFor(groups * tokens, RowGrain(dim_c + dim_v), [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      int64_t g = i / tokens, t = i % tokens;
+      int64_t head = row_T[t] / page_size * groups + g, slot = row_T[t] % page_size;
+      const T* key = k[t * groups + g];
+      T* to = k_pool[head * dim_c] + slot;
+      for (int64_t c = 0; c < dim_c; ++c) to[c * page_size] = key[c];
+      std::copy_n(v[t * groups + g], dim_v, v_pool[head * page_size + slot]);
+    }
+  });
+}
+
+#define HONE_ATTENTION(T)                                                                        \
+  template void Attention<T>(Context&, const Tensor&, const Tensor&, const Tensor&,              \
+                             std::span<const int32_t>, double, const AttentionResult&);          \
+  template void PagedAttention<T>(Context&, const Tensor&, const PagedKv&,                       \
+                                  std::span<const int32_t>, double, const Tensor&);              \
+  template void WriteByHead<T>(Context&, const Tensor&, const Tensor&, std::span<const int64_t>, \
+                               const Tensor&, const Tensor&);
 HONE_ATTENTION(float)
 HONE_ATTENTION(double)
 HONE_ATTENTION(BF16)

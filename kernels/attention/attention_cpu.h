@@ -10,6 +10,9 @@ template <class T>
 void Attention(Context& ctx, const Tensor& q_THC, const Tensor& k_TGC, const Tensor& v_TGV,
                std::span<const int32_t> cu_seqlens, double scale, const AttentionResult& result);
 template <class T>
+void WriteByHead(Context& ctx, const Tensor& k_TGC, const Tensor& v_TGV,
+                 std::span<const int64_t> row_T, const Tensor& k_PGCS, const Tensor& v_PGSV);
+template <class T>
 void PagedAttention(Context& ctx, const Tensor& q_THC, const PagedKv& kv,
                     std::span<const int32_t> cu_seqlens, double scale, const Tensor& out_THV);
 // A is float or double: a bf16 caller widens first. The gradients arrive as zeros.

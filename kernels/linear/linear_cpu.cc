@@ -36,8 +36,8 @@ Tensor Packed(Context& ctx, const Tensor& w_NK) {
   if (ctx.packed_weights == nullptr) return {};
   return ctx.packed_weights->Get(w_NK, [&] {
     int64_t N = w_NK.rows(), K = w_NK.cols();
-    Tensor packed = ctx.Empty({PackedRightSize<Acc<T>>(K, N)}, DTypeOf<Acc<T>>::value,
-                              MemoryCategory::kWeights);
+    Tensor packed = ctx.packed_weights->Room(ctx.allocator(), PackedRightSize<Acc<T>>(K, N),
+                                             DTypeOf<Acc<T>>::value);
     PackRight(kManyRows, K, N, View<T>(w_NK, true), packed.data<Acc<T>>());
     return packed;
   });

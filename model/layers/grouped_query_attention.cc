@@ -124,6 +124,7 @@ Tensor GroupedQueryAttention::Decode(Context& ctx, const Tensor& x_TD,
   kernels::PagedKv kv;
   kv.k_PSGC = decode.cache.first(decode.layer);
   kv.v_PSGV = decode.cache.second(decode.layer);
+  kv.layout = decode.cache.layout();
   kv.pages_S.assign(decode.pages_S.begin(), decode.pages_S.end());
   kv.length_S.assign(decode.length_S.begin(), decode.length_S.end());
   return o_.Forward(ctx,

@@ -255,7 +255,7 @@ Tensor MultiHeadLatentAttention::Decode(Context& ctx, const Tensor& x_TD,
 
 // The pages of all sequences of a decode step over the given pools.
 kernels::PagedKv PagesOf(const DecodeView& decode, const Tensor& k_PSGC, const Tensor& v_PSGV) {
-  kernels::PagedKv kv{k_PSGC, v_PSGV, {}, {}};
+  kernels::PagedKv kv{k_PSGC, v_PSGV, {}, {}, decode.cache.layout()};
   kv.pages_S.assign(decode.pages_S.begin(), decode.pages_S.end());
   kv.length_S.assign(decode.length_S.begin(), decode.length_S.end());
   return kv;

@@ -107,10 +107,11 @@ TEST(Attention, GivesASequenceTheSameBitsInEveryPackAndOnAnyThreads) {
 // A cache in which page i of a sequence stands somewhere else than at i, and the rest is rubbish.
 struct Cache {
   Tensor k, v;
+  KvLayout layout;
   std::vector<std::vector<int32_t>> pages;
   std::vector<int32_t> cu;
 
-  Cache(Context& ctx, const Inputs& in, int64_t page_size) : cu(in.cu) {
+  Cache(Context& ctx, const Inputs& in, int64_t page_size, KvLayout how) : layout(how), cu(in.cu) {
     int32_t count = 1;
     for (size_t s = 0; s + 1 < cu.size(); ++s) {
       pages.emplace_back();
@@ -122,6 +123,12 @@ struct Cache {
     int64_t G = in.k.dim(1), C = in.k.dim(2), V = in.v.dim(2);
     Tensor k_host = OnHost(Random(ctx, {count * page_size, G, C}, in.k.dtype(), 77));
     Tensor v_host = OnHost(Random(ctx, {count * page_size, G, V}, in.k.dtype(), 78));
+    if (layout == KvLayout::kByHead) {
+      k = k_host.Reshape({count, G, C, page_size});
+      v = v_host.Reshape({count, G, page_size, V});
+      WriteByHead(ctx, in.k, in.v, Slots(page_size), k, v);
+      return;
+    }
     Tensor k_from = OnHost(in.k), v_from = OnHost(in.v);
     for (size_t s = 0; s + 1 < cu.size(); ++s) {
       for (int64_t t = 0; t < cu[s + 1] - cu[s]; ++t) {
@@ -134,10 +141,20 @@ struct Cache {
     v = OnDevice(ctx, v_host).Reshape({count, page_size, G, V});
   }
 
+  std::vector<int64_t> Slots(int64_t page_size) const {
+    std::vector<int64_t> slots;
+    for (size_t s = 0; s + 1 < cu.size(); ++s) {
+      for (int64_t t = 0; t < cu[s + 1] - cu[s]; ++t) {
+        slots.push_back(pages[s][t / page_size] * page_size + t % page_size);
+      }
+    }
+    return slots;
+  }
+
   // Queries [from, to) of every sequence, cut off at its end; out, on the host, receives their
   // rows.
   void Run(Context& ctx, const Inputs& in, int32_t from, int32_t to, const Tensor& out) const {
-    PagedKv kv{k, v, {}, {}};
+    PagedKv kv{k, v, {}, {}, layout};
     std::vector<int32_t> chunk_cu = {0}, rows;
     for (size_t s = 0; s + 1 < cu.size(); ++s) {
       int32_t length = cu[s + 1] - cu[s], a = std::min(from, length), b = std::min(to, length);
@@ -175,13 +192,17 @@ TEST(PagedAttention, GivesTheBitsOfAttentionForEveryChunkingAndPageSize) {
         Inputs in = Make(ctx, d, {150, 0, 1, 64, 70}, dtype);
         Tensor whole = Forward(ctx, in);
         for (auto [page_size, chunk] : pages_and_chunks) {
-          Cache cache(ctx, in, page_size);
-          Tensor out = HostTensor(whole.shape(), dtype);
-          for (int32_t t = 0, n; t < 150; t += n) {
-            n = t < 148 ? chunk : 1;
-            cache.Run(ctx, in, t, t + n, out);
+          for (KvLayout layout : {KvLayout::kByToken, KvLayout::kByHead}) {
+            if (layout == KvLayout::kByHead && (!cpu || threads == 1)) continue;
+            Cache cache(ctx, in, page_size, layout);
+            Tensor out = HostTensor(whole.shape(), dtype);
+            for (int32_t t = 0, n; t < 150; t += n) {
+              n = t < 148 ? chunk : 1;
+              cache.Run(ctx, in, t, t + n, out);
+            }
+            EXPECT_TRUE(SameBits(out, whole)) << "pages of " << page_size << ", chunks of " << chunk
+                                              << ", layout " << static_cast<int>(layout);
           }
-          EXPECT_TRUE(SameBits(out, whole)) << "pages of " << page_size << ", chunks of " << chunk;
         }
       }
     }
@@ -276,7 +297,10 @@ TEST(Attention, RefusesWhatDoesNotFit) {
   in = Make(ctx, {4, 3, 8, 8}, {10}, DType::kF32);
   EXPECT_THROW(Forward(ctx, in), ShapeError);
   in = Make(ctx, {4, 2, 8, 8}, {10}, DType::kF32);
-  PagedKv kv{ctx.Zeros({4, 48, 2, 8}, DType::kF32), ctx.Zeros({4, 48, 2, 8}, DType::kF32), {}, {}};
+  PagedKv kv{.k_PSGC = ctx.Zeros({4, 48, 2, 8}, DType::kF32),
+             .v_PSGV = ctx.Zeros({4, 48, 2, 8}, DType::kF32),
+             .pages_S = {},
+             .length_S = {}};
   std::vector<int32_t> pages = {0};
   kv.pages_S = {pages};
   kv.length_S = {10};

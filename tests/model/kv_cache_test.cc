@@ -82,16 +82,25 @@ void CheckWrite(const ModelConfig& config, int64_t heads, int64_t first_dim, int
   Tensor first = RandomTensor(ctx, {3, heads, first_dim}, DType::kF32, 1);
   Tensor second = RandomTensor(ctx, {3, heads, second_dim}, DType::kF32, 2);
   cache.Write(ctx, 1, first, second, row_T);
-  auto check = [&](const Tensor& pool, const Tensor& source, int64_t dim) {
+  const bool by_head = cache.layout() == kernels::KvLayout::kByHead;
+  EXPECT_EQ(by_head, cache.expanded());
+  // Where element (page, slot, head, i) lies, of keys and of values.
+  auto check = [&](const Tensor& pool, const Tensor& source, int64_t dim, bool keys) {
     std::vector<double> want(4 * 4 * heads * dim), values = ToDoubles(source);
     for (size_t t = 0; t < row_T.size(); ++t) {
-      std::copy_n(values.begin() + t * heads * dim, heads * dim,
-                  want.begin() + row_T[t] * heads * dim);
+      int64_t page = row_T[t] / 4, slot = row_T[t] % 4;
+      for (int64_t h = 0; h < heads; ++h) {
+        for (int64_t i = 0; i < dim; ++i) {
+          int64_t at = ((page * 4 + slot) * heads + h) * dim + i;
+          if (by_head) at = (page * heads + h) * 4 * dim + (keys ? i * 4 + slot : slot * dim + i);
+          want[at] = values[(t * heads + h) * dim + i];
+        }
+      }
     }
     EXPECT_EQ(ToDoubles(pool), want);
   };
-  check(cache.first(1), first, first_dim);
-  check(cache.second(1), second, second_dim);
+  check(cache.first(1), first, first_dim, true);
+  check(cache.second(1), second, second_dim, false);
   std::vector<double> other = ToDoubles(cache.first(0));
   EXPECT_EQ(other, std::vector<double>(other.size(), 0.0)) << "another layer was written";
 
