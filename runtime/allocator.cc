@@ -1,5 +1,7 @@
 #include "runtime/allocator.h"
 
+#include <sys/mman.h>
+
 #include <bit>
 #include <cstdlib>
 #include <map>
@@ -19,7 +21,7 @@ std::string_view MemoryCategoryName(MemoryCategory category) {
 
 namespace {
 
-constexpr int64_t kAlignment = 64;
+constexpr int64_t kAlignment = 64, kLargePage = 2 << 20;
 
 // Size classes: four a power of two, so that at most a fifth is lost to rounding.
 int64_t SizeClass(int64_t bytes) {
@@ -27,6 +29,17 @@ int64_t SizeClass(int64_t bytes) {
   int64_t power = static_cast<int64_t>(std::bit_floor(static_cast<uint64_t>(bytes - 1)));
   int64_t quarter = power / 4;
   return (bytes + quarter - 1) / quarter * quarter;
+}
+
+// Null when the system refuses. Large blocks lie on large pages where the system has them: what
+// walks through many megabytes then loses no time in finding pages.
+void* FromSystem(int64_t bytes) {
+  const bool large = bytes >= 2 * kLargePage;
+  const int64_t alignment = large ? kLargePage : kAlignment;
+  bytes = (bytes + alignment - 1) / alignment * alignment;
+  void* ptr = std::aligned_alloc(alignment, bytes);
+  if (large && ptr != nullptr) ::madvise(ptr, bytes, MADV_HUGEPAGE);
+  return ptr;
 }
 
 class CpuAllocator : public Allocator {
@@ -45,8 +58,7 @@ class CpuAllocator : public Allocator {
       free.pop_back();
       return ptr;
     }
-    void* ptr =
-        std::aligned_alloc(kAlignment, (rounded + kAlignment - 1) / kAlignment * kAlignment);
+    void* ptr = FromSystem(rounded);
     Check(ptr != nullptr, "[allocator] the system refused {} bytes for {}; this process has {}",
           bytes, MemoryCategoryName(category), DescribeUsage(counter_.usage()));
     counter_.Reserve(rounded);
