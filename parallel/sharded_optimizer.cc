@@ -4,10 +4,12 @@
 #include <cmath>
 #include <cstring>
 #include <functional>
+#include <optional>
 #include <utility>
 
 #include "kernels/adamw/adamw.h"
 #include "parallel/shard_buckets.h"
+#include "parallel/state_stream.h"
 #include "parallel/tied_replicas.h"
 #include "runtime/error.h"
 
@@ -15,6 +17,11 @@ namespace hone::parallel {
 namespace {
 
 constexpr int64_t kBucketBytes = 4 << 20;
+
+Tensor PinnedTensor(int64_t size, DType dtype) {
+  std::shared_ptr<void> memory = runtime::MakePinned(size * DTypeSize(dtype));
+  return Tensor(memory.get(), {size}, dtype, Device::Cpu(), memory);
+}
 
 }  // namespace
 
@@ -26,6 +33,8 @@ void AdamWConfig::Read(ConfigReader& reader) {
   reader.Optional("clip", &clip);
   const int otherwise = moments == DType::kF32 ? 0 : 1;
   moments = reader.OneOf("moments", {"f32", "bf16"}, otherwise) == 0 ? DType::kF32 : DType::kBF16;
+  offload =
+      static_cast<Offload>(reader.OneOf("offload", {"none", "host"}, static_cast<int>(offload)));
 }
 
 struct ShardedOptimizer::Impl {
@@ -38,6 +47,8 @@ struct ShardedOptimizer::Impl {
   struct Bucket {
     ShardBucket layout;
     std::vector<State> states;  // one an entry
+    // When offloaded: flat, the rank's section; the states are views of them.
+    Tensor master, exp_avg, exp_avg_sq;
     // While values are gathered.
     Tensor own, all;
     WorkPtr work;
@@ -47,12 +58,16 @@ struct ShardedOptimizer::Impl {
 
   Impl(Context& context, const Mesh& the_mesh, const std::vector<Parameter*>& parameters,
        const AdamWConfig& adamw);
+  void MakeStates(Bucket& bucket);
+  void WaitForStates();
   double GradientNorm(const GradientReducer& reducer);
   void UpdateValues(const Update& update);
   void StartGather(Bucket& bucket, const Update& update);
   void FinishGather(Bucket& bucket);
   void RunAdamW(Bucket& bucket, const std::vector<Tensor>& values, const GradientReducer& reducer,
                 const kernels::AdamWStep& arguments);
+  void StreamAdamW(Bucket& bucket, const std::vector<Tensor>& values,
+                   const GradientReducer& reducer, const kernels::AdamWStep& arguments);
   void Reset();
   SlabIndex Slabs();
 
@@ -61,37 +76,64 @@ struct ShardedOptimizer::Impl {
   AdamWConfig config;
   TiedReplicas tied;
   std::vector<Bucket> buckets;
+  std::optional<StateStream> stream;  // when offloaded
   int64_t step = 0;
 };
 
 ShardedOptimizer::Impl::Impl(Context& context, const Mesh& the_mesh,
                              const std::vector<Parameter*>& parameters, const AdamWConfig& adamw)
     : ctx(context), mesh(the_mesh), config(adamw), tied(mesh, TrainableParameters(parameters)) {
+  if (config.offload == AdamWConfig::Offload::kHost && !ctx.device().is_cpu()) {
+    stream.emplace(ctx, config.offload_piece_bytes);
+  }
   for (ShardBucket& layout : MakeShardBuckets(
            mesh, TrainableParameters(parameters),
            [](const ParamSpec& spec) { return spec.storage; }, kBucketBytes)) {
-    Bucket bucket{.layout = std::move(layout), .states = {}, .own = {}, .all = {}, .work = {}};
-    for (const BucketEntry& entry : bucket.layout.entries) {
-      Parameter& p = *entry.parameter;
-      CheckShape(p.value.defined() && p.value.dtype() == p.spec.storage && p.value.contiguous(),
-                 "[sharded_optimizer] {} has no contiguous {} value", p.spec.name,
-                 runtime::DTypeName(p.spec.storage));
-      RowRange rows = bucket.layout.Rows(entry, bucket.layout.group->rank());
-      Shape shape = p.spec.slab.extent;
-      shape[0] = rows.size();
-      DType moments = p.spec.master == DType::kF64 ? DType::kF64 : config.moments;
-      bucket.states.push_back({&p, rows,
-                               ctx.Empty(shape, p.spec.master, MemoryCategory::kOptimizer),
-                               ctx.Empty(shape, moments, MemoryCategory::kOptimizer),
-                               ctx.Empty(shape, moments, MemoryCategory::kOptimizer)});
-    }
-    buckets.push_back(std::move(bucket));
+    Bucket& bucket = buckets.emplace_back();
+    bucket.layout = std::move(layout);
+    MakeStates(bucket);
   }
   Reset();
 }
 
+void ShardedOptimizer::Impl::MakeStates(Bucket& bucket) {
+  const ShardBucket& layout = bucket.layout;
+  const ParamSpec& first = layout.entries.front().parameter->spec;
+  const DType master = first.master;
+  const DType moments = master == DType::kF64 ? DType::kF64 : config.moments;
+  if (stream) {
+    bucket.master = PinnedTensor(layout.section, master);
+    bucket.exp_avg = PinnedTensor(layout.section, moments);
+    bucket.exp_avg_sq = PinnedTensor(layout.section, moments);
+  }
+  for (const BucketEntry& entry : layout.entries) {
+    Parameter& p = *entry.parameter;
+    CheckShape(p.value.defined() && p.value.dtype() == p.spec.storage && p.value.contiguous(),
+               "[sharded_optimizer] {} has no contiguous {} value", p.spec.name,
+               runtime::DTypeName(p.spec.storage));
+    CheckShape(p.spec.master == master, "[sharded_optimizer] {} has a master in {}, {} one in {}",
+               p.spec.name, runtime::DTypeName(p.spec.master), first.name,
+               runtime::DTypeName(master));
+    const int rank = layout.group->rank();
+    auto state = [&](const Tensor& offloaded, DType dtype) {
+      if (stream) return layout.View(offloaded, entry, rank);
+      Shape shape = p.spec.slab.extent;
+      shape[0] = layout.Rows(entry, rank).size();
+      return ctx.Empty(shape, dtype, MemoryCategory::kOptimizer);
+    };
+    bucket.states.push_back({&p, layout.Rows(entry, rank), state(bucket.master, master),
+                             state(bucket.exp_avg, moments), state(bucket.exp_avg_sq, moments)});
+  }
+}
+
+// Offloaded states are changed by the stream's work.
+void ShardedOptimizer::Impl::WaitForStates() {
+  if (stream) ctx.stream().Synchronize();
+}
+
 void ShardedOptimizer::Impl::Reset() {
   step = 0;
+  WaitForStates();
   for (Bucket& bucket : buckets) {
     for (State& s : bucket.states) {
       CopyTo(s.parameter->value.Slice(s.rows.begin, s.rows.end), s.master, &ctx.stream());
@@ -173,6 +215,7 @@ void ShardedOptimizer::Impl::FinishGather(Bucket& bucket) {
 void ShardedOptimizer::Impl::RunAdamW(Bucket& bucket, const std::vector<Tensor>& values,
                                       const GradientReducer& reducer,
                                       const kernels::AdamWStep& arguments) {
+  if (stream) return StreamAdamW(bucket, values, reducer, arguments);
   std::vector<kernels::AdamWTensor> tensors;
   for (size_t i = 0; i < values.size(); ++i) {
     State& s = bucket.states[i];
@@ -187,7 +230,38 @@ void ShardedOptimizer::Impl::RunAdamW(Bucket& bucket, const std::vector<Tensor>&
   kernels::AdamW(ctx, tensors, arguments);
 }
 
+// Every element is updated by itself, so it does not matter where a piece cuts a tensor.
+void ShardedOptimizer::Impl::StreamAdamW(Bucket& bucket, const std::vector<Tensor>& values,
+                                         const GradientReducer& reducer,
+                                         const kernels::AdamWStep& arguments) {
+  auto update = [&](const StateStream::Piece& piece) {
+    std::vector<kernels::AdamWTensor> tensors;
+    for (size_t i = 0; i < values.size(); ++i) {
+      const State& s = bucket.states[i];
+      const int64_t offset = bucket.layout.entries[i].offset, size = s.master.size();
+      const int64_t begin = std::max(piece.begin, offset);
+      const int64_t end = std::min(piece.end, offset + size);
+      if (begin >= end) continue;
+      auto of_piece = [&](const Tensor& t) {
+        return t.Slice(begin - piece.begin, end - piece.begin);
+      };
+      auto of_tensor = [&](const Tensor& t) {
+        return t.Reshape({size}).Slice(begin - offset, end - offset);
+      };
+      tensors.push_back({.master = of_piece(piece.arrays[0]),
+                         .gradient = of_tensor(reducer.Shard(s.parameter)),
+                         .exp_avg = of_piece(piece.arrays[1]),
+                         .exp_avg_sq = of_piece(piece.arrays[2]),
+                         .value = of_tensor(values[i]),
+                         .decay = s.parameter->spec.decay});
+    }
+    kernels::AdamW(ctx, tensors, arguments);
+  };
+  stream->Run({bucket.master, bucket.exp_avg, bucket.exp_avg_sq}, update);
+}
+
 SlabIndex ShardedOptimizer::Impl::Slabs() {
+  WaitForStates();
   SlabIndex index;
   for (Bucket& bucket : buckets) {
     for (State& s : bucket.states) {
@@ -227,9 +301,11 @@ ShardedOptimizer::Result ShardedOptimizer::Step(const GradientReducer& reducer, 
     // As torch.nn.utils.clip_grad_norm_, 1e-6 included.
     arguments.gradient_scale = std::min(1.0, config.clip / (result.gradient_norm + 1e-6));
   }
+  if (impl.stream) impl.stream->Begin();
   impl.UpdateValues([&](Impl::Bucket& bucket, const std::vector<Tensor>& values) {
     impl.RunAdamW(bucket, values, reducer, arguments);
   });
+  if (impl.stream) impl.stream->End();
   return result;
 }
 
@@ -239,6 +315,7 @@ SlabIndex ShardedOptimizer::State() { return impl_->Slabs(); }
 void ShardedOptimizer::Reset() { impl_->Reset(); }
 
 void ShardedOptimizer::PublishMasters() {
+  impl_->WaitForStates();
   impl_->UpdateValues([&](Impl::Bucket& bucket, const std::vector<Tensor>& values) {
     for (size_t i = 0; i < values.size(); ++i) {
       CopyTo(bucket.states[i].master, values[i], &impl_->ctx.stream());

@@ -17,6 +17,11 @@ struct AdamWConfig {
   double beta1 = 0.9, beta2 = 0.95, eps = 1e-8, weight_decay = 0.1;
   double clip = 1.0;            // global gradient norm; 0: no clipping
   DType moments = DType::kF32;  // or bf16
+  // Where masters and moments live. kHost: pinned host memory, brought to the device in pieces
+  // (state_stream.h); on the CPU they are there anyway.
+  enum class Offload { kNone, kHost };
+  Offload offload = Offload::kNone;
+  int64_t offload_piece_bytes = 16 << 20;  // no key
   void Read(ConfigReader& reader);
 };
 
@@ -39,7 +44,7 @@ class ShardedOptimizer {
   void set_step(int64_t step);
   // NAME is that of the parameter it is tied to, if any: replicas on several ranks share one slab.
   // optimizer/master/NAME, optimizer/exp_avg/NAME, optimizer/exp_avg_sq/NAME: this rank's rows as
-  // slabs of the whole. Loading fills these tensors in place.
+  // slabs of the whole, up to date until the next step. Loading fills these tensors in place.
   SlabIndex State();
   // After loading: writes the masters into the parameters and gathers them.
   void PublishMasters();
