@@ -2,6 +2,7 @@
 #include <condition_variable>
 #include <deque>
 #include <exception>
+#include <future>
 #include <map>
 #include <mutex>
 #include <optional>
@@ -165,6 +166,7 @@ struct CheckpointWriter::Impl {
   SlabTable WriteShard(const Job& job);
   SlabTable GatherTables(const Job& job);
   void WriteIndex(const Job& job, const SlabTable& table);
+  void SyncShard(const Job& job);
   void Publish(const Job& job);
 };
 
@@ -249,7 +251,6 @@ SlabTable CheckpointWriter::Impl::WriteShard(const Job& job) {
   }
   if (!any) return table;
   file->Close();
-  fs.SyncDir(job.temporary());
   int64_t size = fs.Open(path, OpenMode::kRead)->Size();
   table.shards.push_back({shard, size, GapDigest(fs, path, table.slabs)});
   return table;
@@ -285,6 +286,14 @@ void CheckpointWriter::Impl::WriteIndex(const Job& job, const SlabTable& table) 
   }
   index.Close();
   WriteSeal(fs, path);
+}
+
+void CheckpointWriter::Impl::SyncShard(const Job& job) {
+  const std::string path = job.temporary() + "/" + ShardName(ranks->rank());
+  if (!fs.Exists(path)) return;  // nothing to write
+  auto file = fs.Open(path, OpenMode::kReadWrite);
+  file->Sync();
+  file->Close();
   fs.SyncDir(job.temporary());
 }
 
@@ -306,8 +315,14 @@ void CheckpointWriter::Impl::Run(const Job& job) {
       fs.MakeDirs(job.temporary());
     });
     SlabTable table = GatherTables(job);
+    // The disk has its hands full with the shard while the index is made.
+    std::future<std::string> index = std::async(
+        std::launch::async, [&] { return leader ? ErrorOf([&] { WriteIndex(job, table); }) : ""; });
+    std::string error = ErrorOf([&] { SyncShard(job); });
+    const std::string index_error = index.get();
+    AgreeOrThrow(*ranks, error.empty() ? index_error : error);
     agree([&] {
-      WriteIndex(job, table);
+      fs.SyncDir(job.temporary());
       Publish(job);
     });
   } catch (const CheckpointError& e) {

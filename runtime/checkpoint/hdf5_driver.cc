@@ -53,10 +53,7 @@ H5FD_t* Open(const char* name, unsigned flags, hid_t access, haddr_t) {
 
 herr_t Close(H5FD_t* file) {
   std::unique_ptr<DriverFile> closing(Of(file));
-  closing->Guard([&] {
-    if (closing->writable) closing->file->Sync();
-    closing->file->Close();
-  });
+  closing->Guard([&] { closing->file->Close(); });
   return 0;
 }
 

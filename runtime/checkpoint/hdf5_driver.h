@@ -19,7 +19,7 @@ struct Hdf5DriverState {
 };
 
 // Makes the file access list `access` (an hid_t) open its files through `state`, which outlives
-// them. Files that were written are synced once, as they close. Returns a negative number on
+// them. Nothing is synced: that is left to whoever knows when. Returns a negative number on
 // failure.
 int UseFileSystemDriver(int64_t access, Hdf5DriverState* state);
 

@@ -21,7 +21,7 @@ class Hdf5File {
   static Hdf5File Open(FileSystem& fs, const std::string& path);
   Hdf5File(Hdf5File&&) noexcept;
   ~Hdf5File();  // closes; errors are dropped
-  // Writes what is left and syncs. Call it on every file that was written.
+  // Writes what is left; does not sync. Call it on every file that was written.
   void Close();
 
   // bf16 and f8e4m3 are stored as unsigned integers; an attribute "dtype" says what they are.
