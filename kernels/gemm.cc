@@ -17,6 +17,7 @@ namespace {
 
 constexpr int64_t kBlockM = 12 * kTileRows;
 constexpr int64_t kBlockN = 1024;
+constexpr int64_t kFewElements = 1 << 18;  // of a left operand that is packed whole
 constexpr int64_t kWorthWaking = 1500000;  // multiply-adds; less is not worth a thread's wake-up
 
 // Rows [0, rows) and k in [0, kc) of A, kPackedStride apart.
@@ -218,6 +219,9 @@ void GemmPacked(int64_t M, int64_t N, int64_t K, LeftOperand<A> left_MK, RightOp
   constexpr int64_t kP = kTileCols<A>, kWide = kWideTileCols<A>;
   if (K == 0 && !accumulate) FillRows(M, N, c_MN, c_stride);
   const bool few = M <= kFewRows && !right_KN.packed;
+  // Tiles of about the same height: a low last one would cost more than its share.
+  const int64_t tiles = (M + kTileRows - 1) / kTileRows;
+  const int64_t height = tiles == 0 ? 1 : (M + tiles - 1) / tiles;
   const int64_t next_k = right_KN.step, next_n = right_KN.packed ? K : 1;
   for (int64_t n = 0, cols; n < N; n += cols) {
     cols = few && N - n >= kWide ? kWide : std::min(kP, N - n);
@@ -232,10 +236,9 @@ void GemmPacked(int64_t M, int64_t N, int64_t K, LeftOperand<A> left_MK, RightOp
         continue;
       }
       const char* ahead = reinterpret_cast<const char*>(right_KN.packed ? panel + kc * kP : panel);
-      for (int64_t m = 0; m < M; m += kTileRows, ahead += right_KN.packed ? kc * kLineBytes : 0) {
-        MultiplyTile<A>(std::min<int64_t>(kTileRows, M - m), cols, kc, left + m * kPackedStride,
-                        false, panel, right_KN.step, c_MN + m * c_stride + n, c_stride, load,
-                        ahead);
+      for (int64_t m = 0; m < M; m += height, ahead += right_KN.packed ? kc * kLineBytes : 0) {
+        MultiplyTile<A>(std::min(height, M - m), cols, kc, left + m * kPackedStride, false, panel,
+                        right_KN.step, c_MN + m * c_stride + n, c_stride, load, ahead);
       }
     }
   }
@@ -247,7 +250,7 @@ void GemmWithPacked(ThreadPool& pool, int64_t M, int64_t N, int64_t K, MatrixVie
   using A = Acc<T>;
   constexpr int64_t kP = kTileCols<A>;
   auto columns = [&](int64_t n_begin, int64_t n_end) {
-    if (M <= kBlockM && !a_MK.transposed) {
+    if (PackedLeftSize(M, K) <= kFewElements && !a_MK.transposed) {
       A* a_packed = Scratch<A, 0>(PackedLeftSize(M, K));
       PackLeft(M, K, a_MK, a_packed);
       return GemmPacked<A>(M, n_end - n_begin, K, {a_packed, M * kPackedStride},
