@@ -9,7 +9,6 @@
 #include <sstream>
 
 #include "parallel/comm/mpi_version.h"
-#include "parallel/comm/nccl_process_group.h"
 #include "runtime/device.h"
 
 namespace hone::launcher {
@@ -106,7 +105,7 @@ MachineReport InspectMachine() {
   report.memory_bytes = int64_t{sysconf(_SC_PHYS_PAGES)} * sysconf(_SC_PAGE_SIZE);
   report.mpi = parallel::MpiVersion();
   report.gpu = runtime::InspectGpus();
-  report.cuda_built = !parallel::NcclVersion().empty();
+  report.cuda_built = runtime::CudaIsBuilt();
   report.usable_gpus = runtime::CudaDeviceCount();
   return report;
 }

@@ -6,6 +6,7 @@
 #include "runtime/allocator.h"
 #include "runtime/device.h"
 #include "runtime/error.h"
+#include "runtime/gpu_report.h"
 
 namespace hone::runtime {
 namespace {
@@ -16,6 +17,8 @@ void NeedCpu(Device device, const char* what) {
 }
 
 }  // namespace
+
+bool CudaIsBuilt() { return false; }
 
 int CudaDeviceCount() { return 0; }
 

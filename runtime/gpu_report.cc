@@ -1,47 +1,32 @@
 #include "runtime/gpu_report.h"
 
-#include <dlfcn.h>
 #include <fmt/core.h>
 
+#include <cstdio>
 #include <cstdlib>
+
+#include "runtime/nvidia_library.h"
 
 namespace hone::runtime {
 namespace {
 
-// A shared library that may be absent. It stays loaded: some do not take being unloaded.
-class Library {
- public:
-  explicit Library(const char* name) : handle_(dlopen(name, RTLD_NOW | RTLD_LOCAL)) {}
-  template <class Function>
-  Function* Find(const char* name) const {
-    return handle_ ? reinterpret_cast<Function*>(dlsym(handle_, name)) : nullptr;
-  }
-
- private:
-  void* handle_;
-};
-
-// 90100 with 10000 to the major number: "9.1.0".
-std::string VersionText(size_t version, size_t major, size_t minor) {
-  if (version == 0) return "";
-  return fmt::format("{}.{}.{}", version / major, version % major / minor, version % minor);
+// "" where the library is absent. `function` returns the version.
+std::string VersionOf(const NvidiaLibrary& wanted, const char* function) {
+  auto* version = LoadedLibrary(wanted).Find<size_t()>(function);
+  return version ? VersionText(static_cast<int64_t>(version())) : "";
 }
 
-std::string CublasVersion() {
-  auto* version = Library("libcublasLt.so.13").Find<size_t()>("cublasLtGetVersion");
-  return version ? VersionText(version(), 10000, 100) : "";
-}
-
-std::string CudnnVersion() {
-  auto* version = Library("libcudnn.so.9").Find<size_t()>("cudnnGetVersion");
-  return version ? VersionText(version(), 10000, 100) : "";
-}
-
-std::string NcclLibraryVersion() {
-  auto* version = Library("libnccl.so.2").Find<int(int*)>("ncclGetVersion");
+std::string NcclVersion() {
+  auto* version = LoadedLibrary(kNccl).Find<int(int*)>("ncclGetVersion");
   int number = 0;
-  if (version == nullptr || version(&number) != 0) return "";
-  return VersionText(static_cast<size_t>(number), 10000, 100);
+  return version && version(&number) == 0 ? VersionText(number) : "";
+}
+
+// The number behind "9.19.0"; 0 where it is none.
+int64_t VersionNumber(const std::string& text) {
+  int major = 0, minor = 0, patch = 0;
+  if (std::sscanf(text.c_str(), "%d.%d.%d", &major, &minor, &patch) != 3) return 0;
+  return int64_t{major} * 10000 + minor * 100 + patch;
 }
 
 // The driver's management library. Its functions return 0 when they succeed.
@@ -49,7 +34,7 @@ class Management {
  public:
   using Device = void*;
 
-  Management() : library_("libnvidia-ml.so.1") {}
+  Management() : library_(kNvml) {}
   bool Start() const {
     auto* start = library_.Find<int()>("nvmlInit_v2");
     return start != nullptr && start() == 0;
@@ -103,7 +88,7 @@ class Management {
   }
 
   static constexpr unsigned kMostLinks = 18;
-  Library library_;
+  LoadedLibrary library_;
 };
 
 }  // namespace
@@ -114,14 +99,18 @@ std::string GpuReport::Obstacle() const {
     return fmt::format("driver {} is too old: CUDA 13 needs {} or later", driver, kLeastDriver);
   }
   if (gpus.empty()) return "the driver finds no GPU";
-  std::string missing;
-  auto need = [&missing](const std::string& version, const char* library) {
-    if (version.empty()) missing += (missing.empty() ? "" : ", ") + std::string(library);
+  std::string faults;
+  auto need = [&faults](const std::string& version, const NvidiaLibrary& wanted) {
+    if (VersionNumber(version) >= wanted.least) return;
+    if (!faults.empty()) faults += ", ";
+    faults += version.empty() ? fmt::format("{} is missing", wanted.file)
+                              : fmt::format("{} is version {} and not {} or later", wanted.file,
+                                            version, VersionText(wanted.least));
   };
-  need(cublas, "libcublasLt.so.13");
-  need(cudnn, "libcudnn.so.9");
-  need(nccl, "libnccl.so.2");
-  return missing.empty() ? "" : "libraries are missing: " + missing;
+  need(cublas, kCublasLt);
+  need(cudnn, kCudnn);
+  need(nccl, kNccl);
+  return faults;
 }
 
 GpuReport InspectGpus() {
@@ -131,9 +120,9 @@ GpuReport InspectGpus() {
     report.driver = management.Driver();
     report.gpus = management.Gpus();
   }
-  report.cublas = CublasVersion();
-  report.cudnn = CudnnVersion();
-  report.nccl = NcclLibraryVersion();
+  report.cublas = VersionOf(kCublasLt, "cublasLtGetVersion");
+  report.cudnn = VersionOf(kCudnn, "cudnnGetVersion");
+  report.nccl = NcclVersion();
   return report;
 }
 

@@ -20,12 +20,15 @@ struct GpuReport {
   std::string cublas, cudnn, nccl;  // "13.1.0"; "" when the library is not found
 
   // "" when hone's CUDA backend can run here, else what is in the way: no driver, one older than
-  // CUDA 13 wants, no GPU, or libraries that are missing.
+  // CUDA 13 wants, no GPU, or libraries that are missing or too old.
   std::string Obstacle() const;
 };
 
 inline constexpr int kLeastDriver = 580;  // CUDA 13's
 
 GpuReport InspectGpus();
+
+// Whether this program has the CUDA backend. Defined in device_cuda.cc and device_no_cuda.cc.
+bool CudaIsBuilt();
 
 }  // namespace hone::runtime

@@ -8,14 +8,13 @@
 // its key, and neither is anything that slicing a's rows changes. Splits of `inner` are excluded by
 // the preference for no reduction scheme. cuBLASLt does not promise this in words: the linear tests
 // compare bits over many numbers of rows, and must do so on each new GPU and library version.
-#include <cublasLt.h>
-
 #include <array>
 #include <bit>
 #include <map>
 #include <mutex>
 
 #include "kernels/cuda/cublaslt.h"
+#include "kernels/cuda/cublaslt_library.h"
 #include "runtime/cuda_check.h"
 #include "runtime/error.h"
 
@@ -28,9 +27,9 @@ constexpr uint32_t kAligned = 16;
 
 void CheckLt(cublasStatus_t status, std::string_view op, std::string_view call, const Product& p) {
   if (status != CUBLAS_STATUS_SUCCESS) [[unlikely]] {
-    throw DeviceError(fmt::format("[{}] {} failed for a product [{}, {}] · [{}, {}] of {}: {}", op,
-                                  call, p.rows, p.inner, p.inner, p.cols,
-                                  runtime::DTypeName(p.input), cublasLtGetStatusString(status)));
+    throw DeviceError(fmt::format(
+        "[{}] {} failed for a product [{}, {}] · [{}, {}] of {}: {}", op, call, p.rows, p.inner,
+        p.inner, p.cols, runtime::DTypeName(p.input), Lt().cublasLtGetStatusString(status)));
   }
 }
 
@@ -101,7 +100,8 @@ class Description {
   Description(std::string_view op, const Product& p) : op_(op), product_(p) {
     cublasComputeType_t compute = p.input == DType::kF64 ? CUBLAS_COMPUTE_64F : CUBLAS_COMPUTE_32F;
     cudaDataType_t scale = p.input == DType::kF64 ? CUDA_R_64F : CUDA_R_32F;
-    Checked(cublasLtMatmulDescInit(&matmul, compute, scale), "cublasLtMatmulDescInit");
+    Checked(Lt().cublasLtMatmulDescInit_internal(&matmul, sizeof matmul, compute, scale),
+            "cublasLtMatmulDescInit");
     Set(CUBLASLT_MATMUL_DESC_TRANSA, p.b.transposed ? CUBLAS_OP_T : CUBLAS_OP_N);
     Set(CUBLASLT_MATMUL_DESC_TRANSB, p.a.transposed ? CUBLAS_OP_T : CUBLAS_OP_N);
     if (p.bias) {
@@ -120,14 +120,15 @@ class Description {
   void Checked(cublasStatus_t status, const char* call) { CheckLt(status, op_, call, product_); }
   template <class T>
   void Set(cublasLtMatmulDescAttributes_t attribute, const T& value) {
-    Checked(cublasLtMatmulDescSetAttribute(&matmul, attribute, &value, sizeof value),
+    Checked(Lt().cublasLtMatmulDescSetAttribute(&matmul, attribute, &value, sizeof value),
             "cublasLtMatmulDescSetAttribute");
   }
   // Column-major: rows and cols as the product uses the operand, before its transposition.
   void Layout(cublasLtMatrixLayoutOpaque_t* layout, DType dtype, int64_t rows, int64_t cols,
               int64_t stride, bool transposed) {
     if (transposed) std::swap(rows, cols);
-    Checked(cublasLtMatrixLayoutInit(layout, TypeOf(dtype), rows, cols, stride),
+    Checked(Lt().cublasLtMatrixLayoutInit_internal(layout, sizeof *layout, TypeOf(dtype), rows,
+                                                   cols, stride),
             "cublasLtMatrixLayoutInit");
   }
 
@@ -138,10 +139,12 @@ class Description {
 class Preference {
  public:
   Preference(std::string_view op, const Product& p, bool aligned) {
-    CheckLt(cublasLtMatmulPreferenceInit(&preference), op, "cublasLtMatmulPreferenceInit", p);
+    CheckLt(Lt().cublasLtMatmulPreferenceInit_internal(&preference, sizeof preference), op,
+            "cublasLtMatmulPreferenceInit", p);
     auto set = [&](cublasLtMatmulPreferenceAttributes_t attribute, auto value) {
-      CheckLt(cublasLtMatmulPreferenceSetAttribute(&preference, attribute, &value, sizeof value),
-              op, "cublasLtMatmulPreferenceSetAttribute", p);
+      CheckLt(
+          Lt().cublasLtMatmulPreferenceSetAttribute(&preference, attribute, &value, sizeof value),
+          op, "cublasLtMatmulPreferenceSetAttribute", p);
     };
     set(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, kWorkspaceBytes);
     // Parts of a split sum go through the workspace and are added in order, where splits may be.
@@ -165,7 +168,7 @@ class Library {
   cublasLtHandle_t Handle(std::string_view op, const Product& p, int device) {
     std::lock_guard lock(mutex_);
     cublasLtHandle_t& handle = handles_[device];
-    if (!handle) CheckLt(cublasLtCreate(&handle), op, "cublasLtCreate", p);
+    if (!handle) CheckLt(Lt().cublasLtCreate(&handle), op, "cublasLtCreate", p);
     return handle;
   }
 
@@ -178,8 +181,8 @@ class Library {
     Preference preference(op, p, key.aligned);
     cublasLtMatmulHeuristicResult_t result = {};
     int found = 0;
-    CheckLt(cublasLtMatmulAlgoGetHeuristic(handle, &d.matmul, &d.b, &d.a, &d.c, &d.c,
-                                           &preference.preference, 1, &result, &found),
+    CheckLt(Lt().cublasLtMatmulAlgoGetHeuristic(handle, &d.matmul, &d.b, &d.a, &d.c, &d.c,
+                                                &preference.preference, 1, &result, &found),
             op, "cublasLtMatmulAlgoGetHeuristic", p);
     CheckLt(found > 0 ? result.state : CUBLAS_STATUS_NOT_SUPPORTED, op,
             "cublasLtMatmulAlgoGetHeuristic", p);
@@ -202,8 +205,9 @@ Library& library() {
 int64_t WorkspaceFor(std::string_view op, const Product& p, cublasLtHandle_t handle, Description& d,
                      const cublasLtMatmulAlgo_t& algorithm) {
   cublasLtMatmulHeuristicResult_t result = {};
-  CheckLt(cublasLtMatmulAlgoCheck(handle, &d.matmul, &d.b, &d.a, &d.c, &d.c, &algorithm, &result),
-          op, "cublasLtMatmulAlgoCheck", p);
+  CheckLt(
+      Lt().cublasLtMatmulAlgoCheck(handle, &d.matmul, &d.b, &d.a, &d.c, &d.c, &algorithm, &result),
+      op, "cublasLtMatmulAlgoCheck", p);
   return static_cast<int64_t>(result.workspaceSize);
 }
 
@@ -222,10 +226,11 @@ void Multiply(Context& ctx, std::string_view op, const Product& p) {
   bool wide = p.input == DType::kF64;
   const void* alpha = wide ? static_cast<const void*>(&one) : &one_f32;
   const void* beta = p.accumulate ? alpha : wide ? static_cast<const void*>(&zero) : &zero_f32;
-  CheckLt(cublasLtMatmul(handle, &d.matmul, alpha, p.b.data, &d.b, p.a.data, &d.a, beta, p.c, &d.c,
-                         p.c, &d.c, &algorithm, workspace.raw(), static_cast<size_t>(bytes),
-                         static_cast<cudaStream_t>(ctx.stream().handle())),
-          op, "cublasLtMatmul", p);
+  CheckLt(
+      Lt().cublasLtMatmul(handle, &d.matmul, alpha, p.b.data, &d.b, p.a.data, &d.a, beta, p.c, &d.c,
+                          p.c, &d.c, &algorithm, workspace.raw(), static_cast<size_t>(bytes),
+                          static_cast<cudaStream_t>(ctx.stream().handle())),
+      op, "cublasLtMatmul", p);
 }
 
 }  // namespace hone::kernels::cuda

@@ -2,13 +2,12 @@
 // both operands with the summed dim contiguous, which is how Fp8Matrix holds them, and all sizes a
 // multiple of 16: rows that are padding are multiplied too, into rows of a buffer that is larger
 // than `out`.
-#include <cublasLt.h>
-
 #include <map>
 #include <memory>
 #include <mutex>
 
 #include "kernels/cuda/cublaslt_fp8.h"
+#include "kernels/cuda/cublaslt_library.h"
 #include "runtime/cuda_check.h"
 #include "runtime/error.h"
 
@@ -23,7 +22,7 @@ void CheckLt(cublasStatus_t status, const char* call, const Fp8Matrix& a, const 
       "[fp8_multiply] {} failed for [{}, {}] in {} by [{}, {}] in {}: {}; block-scaled "
       "fp8 products need a Hopper GPU",
       call, a.rows, a.cols, a.blocks ? "blocks" : "tiles", b.rows, b.cols,
-      b.blocks ? "blocks" : "tiles", cublasLtGetStatusString(status));
+      b.blocks ? "blocks" : "tiles", Lt().cublasLtGetStatusString(status));
 }
 
 struct Key {
@@ -50,16 +49,21 @@ class Description {
   Description(const Fp8Matrix& a, const Fp8Matrix& b, cudaDataType_t out, int64_t out_stride)
       : a_(a), b_(b) {
     const int64_t m = a.values.dim(0), n = b.values.dim(0), k = a.values.dim(1);
-    Checked(cublasLtMatmulDescInit(&matmul, CUBLAS_COMPUTE_32F, CUDA_R_32F), "MatmulDescInit");
+    Checked(Lt().cublasLtMatmulDescInit_internal(&matmul, sizeof matmul, CUBLAS_COMPUTE_32F,
+                                                 CUDA_R_32F),
+            "MatmulDescInit");
     Set(CUBLASLT_MATMUL_DESC_TRANSA, CUBLAS_OP_T);
     Set(CUBLASLT_MATMUL_DESC_TRANSB, CUBLAS_OP_N);
     Set(CUBLASLT_MATMUL_DESC_A_SCALE_MODE, Mode(b));
     Set(CUBLASLT_MATMUL_DESC_B_SCALE_MODE, Mode(a));
     Set(CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, static_cast<const void*>(b.scale.raw()));
     Set(CUBLASLT_MATMUL_DESC_B_SCALE_POINTER, static_cast<const void*>(a.scale.raw()));
-    Checked(cublasLtMatrixLayoutInit(&first, CUDA_R_8F_E4M3, k, n, k), "MatrixLayoutInit");
-    Checked(cublasLtMatrixLayoutInit(&second, CUDA_R_8F_E4M3, k, m, k), "MatrixLayoutInit");
-    Checked(cublasLtMatrixLayoutInit(&result, out, n, m, out_stride), "MatrixLayoutInit");
+    Checked(Lt().cublasLtMatrixLayoutInit_internal(&first, sizeof first, CUDA_R_8F_E4M3, k, n, k),
+            "MatrixLayoutInit");
+    Checked(Lt().cublasLtMatrixLayoutInit_internal(&second, sizeof second, CUDA_R_8F_E4M3, k, m, k),
+            "MatrixLayoutInit");
+    Checked(Lt().cublasLtMatrixLayoutInit_internal(&result, sizeof result, out, n, m, out_stride),
+            "MatrixLayoutInit");
   }
   void Checked(cublasStatus_t status, const char* call) const { CheckLt(status, call, a_, b_); }
 
@@ -73,7 +77,7 @@ class Description {
   }
   template <class V>
   void Set(cublasLtMatmulDescAttributes_t attribute, const V& value) {
-    Checked(cublasLtMatmulDescSetAttribute(&matmul, attribute, &value, sizeof value),
+    Checked(Lt().cublasLtMatmulDescSetAttribute(&matmul, attribute, &value, sizeof value),
             "MatmulDescSetAttribute");
   }
   const Fp8Matrix& a_;
@@ -83,25 +87,61 @@ class Description {
 // Deterministic: no algorithm that splits the sum by atomics or a second pass.
 cublasLtMatmulAlgo_t Choose(Library& library, Description& d) {
   cublasLtMatmulPreferenceOpaque_t preference;
-  d.Checked(cublasLtMatmulPreferenceInit(&preference), "MatmulPreferenceInit");
+  d.Checked(Lt().cublasLtMatmulPreferenceInit_internal(&preference, sizeof preference),
+            "MatmulPreferenceInit");
   uint64_t workspace = kWorkspaceBytes;
   uint32_t no_reduction = CUBLASLT_REDUCTION_SCHEME_NONE;
   d.Checked(
-      cublasLtMatmulPreferenceSetAttribute(&preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
-                                           &workspace, sizeof workspace),
+      Lt().cublasLtMatmulPreferenceSetAttribute(
+          &preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &workspace, sizeof workspace),
       "MatmulPreferenceSetAttribute");
-  d.Checked(
-      cublasLtMatmulPreferenceSetAttribute(&preference, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK,
-                                           &no_reduction, sizeof no_reduction),
-      "MatmulPreferenceSetAttribute");
+  d.Checked(Lt().cublasLtMatmulPreferenceSetAttribute(&preference,
+                                                      CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK,
+                                                      &no_reduction, sizeof no_reduction),
+            "MatmulPreferenceSetAttribute");
   cublasLtMatmulHeuristicResult_t found;
   int count = 0;
   cublasStatus_t status =
-      cublasLtMatmulAlgoGetHeuristic(library.handle, &d.matmul, &d.first, &d.second, &d.result,
-                                     &d.result, &preference, 1, &found, &count);
+      Lt().cublasLtMatmulAlgoGetHeuristic(library.handle, &d.matmul, &d.first, &d.second, &d.result,
+                                          &d.result, &preference, 1, &found, &count);
   d.Checked(status == CUBLAS_STATUS_SUCCESS && count == 0 ? CUBLAS_STATUS_NOT_SUPPORTED : status,
             "MatmulAlgoGetHeuristic");
   return found.algo;
+}
+
+// out's rows are those of a, padding included, and its columns those of b.
+void Issue(Context& ctx, const Fp8Matrix& a, const Fp8Matrix& b, const Tensor& out,
+           bool accumulate) {
+  runtime::CheckCuda(cudaSetDevice(ctx.device().index), "fp8_multiply", "cudaSetDevice",
+                     ctx.device().index);
+  const bool wide = out.dtype() == DType::kF32;
+  Description d(a, b, wide ? CUDA_R_32F : CUDA_R_16BF, out.row_stride());
+  Library& library = TheLibrary();
+  cublasLtMatmulAlgo_t algorithm;
+  {
+    std::lock_guard lock(library.mutex);
+    if (library.handle == nullptr) d.Checked(Lt().cublasLtCreate(&library.handle), "Create");
+    Key key{ctx.device().index,
+            a.values.dim(0),
+            b.values.dim(0),
+            a.values.dim(1),
+            a.blocks,
+            b.blocks,
+            wide,
+            accumulate};
+    auto known = library.algorithms.find(key);
+    if (known == library.algorithms.end()) {
+      known = library.algorithms.emplace(key, Choose(library, d)).first;
+    }
+    algorithm = known->second;
+  }
+  Tensor workspace = ctx.Empty({static_cast<int64_t>(kWorkspaceBytes)}, DType::kU8);
+  const float one = 1, beta = accumulate ? 1.f : 0.f;
+  d.Checked(Lt().cublasLtMatmul(library.handle, &d.matmul, &one, b.values.raw(), &d.first,
+                                a.values.raw(), &d.second, &beta, out.raw(), &d.result, out.raw(),
+                                &d.result, &algorithm, workspace.raw(), kWorkspaceBytes,
+                                static_cast<cudaStream_t>(ctx.stream().handle())),
+            "Matmul");
 }
 
 }  // namespace
@@ -118,29 +158,7 @@ void MultiplyFp8(Context& ctx, const Fp8Matrix& a, const Fp8Matrix& b, const Ten
     runtime::FillZero(out.raw(), ctx.device(), out.bytes(), &ctx.stream());
     CopyTo(out_MN, part, &ctx.stream());
   }
-  const bool wide = out.dtype() == DType::kF32;
-  Description d(a, b, wide ? CUDA_R_32F : CUDA_R_16BF, out.row_stride());
-  Library& library = TheLibrary();
-  cublasLtMatmulAlgo_t algorithm;
-  {
-    std::lock_guard lock(library.mutex);
-    if (library.handle == nullptr) d.Checked(cublasLtCreate(&library.handle), "Create");
-    Key key{ctx.device().index, m, n, a.values.dim(1), a.blocks, b.blocks, wide, accumulate};
-    auto known = library.algorithms.find(key);
-    if (known == library.algorithms.end()) {
-      known = library.algorithms.emplace(key, Choose(library, d)).first;
-    }
-    algorithm = known->second;
-  }
-  Tensor workspace = ctx.Empty({static_cast<int64_t>(kWorkspaceBytes)}, DType::kU8);
-  const float one = 1, beta = accumulate ? 1.f : 0.f;
-  runtime::CheckCuda(cudaSetDevice(ctx.device().index), "fp8_multiply", "cudaSetDevice",
-                     ctx.device().index);
-  d.Checked(cublasLtMatmul(library.handle, &d.matmul, &one, b.values.raw(), &d.first,
-                           a.values.raw(), &d.second, &beta, out.raw(), &d.result, out.raw(),
-                           &d.result, &algorithm, workspace.raw(), kWorkspaceBytes,
-                           static_cast<cudaStream_t>(ctx.stream().handle())),
-            "Matmul");
+  Issue(ctx, a, b, out, accumulate);
   if (!exact) CopyTo(part, out_MN, &ctx.stream());
 }
 

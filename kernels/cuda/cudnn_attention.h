@@ -7,7 +7,6 @@
 #pragma once
 
 #include <span>
-#include <string>
 
 #include "kernels/attention/attention.h"
 
@@ -23,7 +22,5 @@ bool AttentionBackward(Context& ctx, const Tensor& dout_THV, const Tensor& q_THC
 // Decode only: one query for each sequence.
 bool PagedAttention(Context& ctx, const Tensor& q_THC, const PagedKv& kv,
                     std::span<const int32_t> cu_seqlens, double scale, const Tensor& out_THV);
-
-std::string Version();  // "9.19.0", of the library; "" where it is not built in
 
 }  // namespace hone::kernels::cudnn

@@ -17,6 +17,5 @@ bool PagedAttention(Context&, const Tensor&, const PagedKv&, std::span<const int
                     const Tensor&) {
   return false;
 }
-std::string Version() { return ""; }
 
 }  // namespace hone::kernels::cudnn

@@ -1,8 +1,6 @@
 // A pack of sequences is a batch of B sequences of at most S tokens for cuDNN, laid out by ragged
 // offsets: element offset[s] is where sequence s begins. B, S and T are rounded up to a few sizes
 // (more sequences, of no tokens), so that a handful of plans serve every pack of a run.
-#include "kernels/cuda/cudnn_attention.h"
-
 #include <cudnn.h>
 #include <cudnn_frontend.h>
 
@@ -15,6 +13,7 @@
 #include <unordered_map>
 #include <vector>
 
+#include "kernels/cuda/cudnn_attention.h"
 #include "kernels/cuda/launch.h"
 
 namespace hone::kernels::cudnn {
@@ -451,11 +450,6 @@ bool PagedAttention(Context& ctx, const Tensor& q_THC, const PagedKv& kv,
   Execute(ctx, *graph, pack, "paged_attention");
   CopyTo(out.Slice(0, rows), out_THV, &ctx.stream());
   return true;
-}
-
-std::string Version() {
-  size_t v = cudnnGetVersion();
-  return fmt::format("{}.{}.{}", v / 10000, v / 100 % 100, v % 100);
 }
 
 }  // namespace hone::kernels::cudnn

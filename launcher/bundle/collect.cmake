@@ -21,8 +21,7 @@ file(GET_RUNTIME_DEPENDENCIES
   RESOLVED_DEPENDENCIES_VAR libraries
   UNRESOLVED_DEPENDENCIES_VAR missing
   PRE_EXCLUDE_REGEXES
-    "^ld-linux" "^lib(c|m|mvec|dl|rt|pthread|resolv|util)\\.so"
-    "^lib(cuda|cudart|cublas|cublasLt|cudnn|nccl|nvrtc|nvJitLink|nvidia-ml)[._]")
+    "^ld-linux" "^lib(c|m|mvec|dl|rt|pthread|resolv|util)\\.so")
 if(missing)
   message(FATAL_ERROR "the bundle lacks libraries that its programs need: ${missing}")
 endif()

@@ -2,6 +2,7 @@
 
 #include <utility>
 
+#include "parallel/comm/nccl_library.h"
 #include "runtime/cuda_check.h"
 #include "runtime/error.h"
 
@@ -98,16 +99,16 @@ NcclLane::NcclLane(Device device, std::chrono::milliseconds deadline)
 NcclLane::~NcclLane() {
   if (comm_ == nullptr) return;
   cudaSetDevice(device_.index);
-  ncclResult_t state = ncclCommFinalize(comm_);
+  ncclResult_t state = Nccl().ncclCommFinalize(comm_);
   auto until = NcclClock::now() + std::chrono::seconds(10);
   while (state == ncclInProgress && NcclClock::now() < until) {
     std::this_thread::sleep_for(kGlance);
-    if (ncclCommGetAsyncError(comm_, &state) != ncclSuccess) break;
+    if (Nccl().ncclCommGetAsyncError(comm_, &state) != ncclSuccess) break;
   }
   if (state == ncclSuccess) {
-    ncclCommDestroy(comm_);
+    Nccl().ncclCommDestroy(comm_);
   } else {
-    ncclCommAbort(comm_);
+    Nccl().ncclCommAbort(comm_);
   }
 }
 
@@ -115,7 +116,7 @@ void NcclLane::Fail(const std::string& message, bool late) {
   if (!failure_.empty()) return;
   failure_ = message;
   late_ = late;
-  if (comm_) ncclCommAbort(comm_);
+  if (comm_) Nccl().ncclCommAbort(comm_);
   comm_ = nullptr;
   under_way_.clear();
 }
@@ -132,8 +133,9 @@ void NcclLane::CheckAlive(const std::string& place) {
 
 void NcclLane::CheckResult(ncclResult_t result, const std::string& place) {
   if (result == ncclSuccess || result == ncclInProgress) return;
-  const char* details = comm_ ? ncclGetLastError(comm_) : "";
-  Fail(fmt::format("{}: NCCL: {} {}", place, ncclGetErrorString(result), details ? details : ""),
+  const char* details = comm_ ? Nccl().ncclGetLastError(comm_) : "";
+  Fail(fmt::format("{}: NCCL: {} {}", place, Nccl().ncclGetErrorString(result),
+                   details ? details : ""),
        false);
 }
 
@@ -143,7 +145,7 @@ void NcclLane::BeginInit(const ncclUniqueId& id, int size, int rank, const std::
     Use(device_);
     ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
     config.blocking = 0;
-    CheckResult(ncclCommInitRankConfig(&comm_, size, id, rank, &config), place);
+    CheckResult(Nccl().ncclCommInitRankConfig(&comm_, size, id, rank, &config), place);
   }
   CheckAlive(place);
 }
@@ -166,7 +168,7 @@ bool NcclLane::Settled(const std::string& place) {
     std::lock_guard lock(mutex_);
     if (comm_) {
       ncclResult_t state = ncclSuccess;
-      CheckResult(ncclCommGetAsyncError(comm_, &state), place);
+      CheckResult(Nccl().ncclCommGetAsyncError(comm_, &state), place);
       CheckResult(state, place);
       settled = state == ncclSuccess;
     }
@@ -210,7 +212,7 @@ bool NcclLane::Watch() {
   }
   const std::string place = under_way_.front()->place, awaits = under_way_.front()->awaits;
   ncclResult_t state = ncclSuccess;
-  CheckResult(ncclCommGetAsyncError(comm_, &state), place);
+  CheckResult(Nccl().ncclCommGetAsyncError(comm_, &state), place);
   if (comm_) CheckResult(state, place);
   if (comm_ && NcclClock::now() - under_way_.front()->front_since > deadline_) {
     Fail(fmt::format("{}: waited {:.1f} s for {}", place, Seconds(deadline_), awaits), true);

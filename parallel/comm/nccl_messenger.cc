@@ -3,6 +3,7 @@
 #include <cstring>
 #include <utility>
 
+#include "parallel/comm/nccl_library.h"
 #include "runtime/error.h"
 
 namespace hone::parallel {
@@ -64,7 +65,7 @@ NcclMessenger::ReceiptPtr NcclMessenger::Receive(const Tensor& tensor, int peer,
     Incoming& in = incoming_[peer];
     if (!in.lane) {
       in.lane = MakeLane();
-      Check<CommError>(ncclGetUniqueId(&in.id) == ncclSuccess, "{}: NCCL gives no unique id",
+      Check<CommError>(Nccl().ncclGetUniqueId(&in.id) == ncclSuccess, "{}: NCCL gives no unique id",
                        place);
       in.lane->BeginInit(in.id, 2, 1, place);
     }
@@ -142,7 +143,7 @@ void NcclMessenger::Advance(int peer, Outgoing& out) {
     const Letter& letter = *out.settling;
     letter.copied->Hold(out.lane->stream());
     out.lane->Begin(letter.place, [&](ncclComm_t comm, cudaStream_t stream) {
-      return ncclSend(letter.copy.raw(), letter.copy.bytes(), ncclUint8, 1, comm, stream);
+      return Nccl().ncclSend(letter.copy.raw(), letter.copy.bytes(), ncclUint8, 1, comm, stream);
     });
   }
 }
@@ -156,7 +157,8 @@ void NcclMessenger::Advance(int peer, Incoming& in) {
     if (!in.settling) {
       receipt.ready.Hold(in.lane->stream());
       in.lane->Begin(place, [&](ncclComm_t comm, cudaStream_t stream) {
-        return ncclRecv(receipt.tensor.raw(), receipt.tensor.bytes(), ncclUint8, 0, comm, stream);
+        return Nccl().ncclRecv(receipt.tensor.raw(), receipt.tensor.bytes(), ncclUint8, 0, comm,
+                               stream);
       });
       in.settling = true;
     }

@@ -9,6 +9,5 @@ GroupPtr MakeNcclGroup(const Context&, GroupPtr, GroupOptions) {
   throw DeviceError("[nccl] this build of hone has no CUDA");
 }
 std::string GpuIdentity(Device device) { return device.ToString(); }
-std::string NcclVersion() { return ""; }
 
 }  // namespace hone::parallel

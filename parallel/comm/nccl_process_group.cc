@@ -6,6 +6,7 @@
 
 #include "kernels/elementwise/elementwise.h"
 #include "parallel/comm/nccl_lane.h"
+#include "parallel/comm/nccl_library.h"
 #include "parallel/comm/nccl_messenger.h"
 #include "parallel/comm/reduction.h"
 #include "runtime/cuda_check.h"
@@ -165,8 +166,8 @@ NcclLane& NcclProcessGroup::Lane() {
   std::string bytes(sizeof(ncclUniqueId), '\0');
   ncclUniqueId id{};
   if (rank() == 0) {
-    Check<CommError>(ncclGetUniqueId(&id) == ncclSuccess, "{}: NCCL gives no unique id: {}", place,
-                     ncclGetLastError(nullptr));
+    Check<CommError>(Nccl().ncclGetUniqueId(&id) == ncclSuccess, "{}: NCCL gives no unique id: {}",
+                     place, Nccl().ncclGetLastError(nullptr));
     std::memcpy(bytes.data(), &id, sizeof id);
   }
   bytes = control_->AllGatherBytes(bytes)[0];
@@ -199,8 +200,8 @@ WorkPtr NcclProcessGroup::AllReduce(const Tensor& tensor, ReduceOp op) {
   bool widen = tensor.dtype() == DType::kBF16 && op == ReduceOp::kSum;
   Tensor sum = widen ? kernels::Cast(ctx_, tensor, DType::kF32) : tensor;
   auto work = Start("all_reduce", {tensor, sum}, [&](ncclComm_t comm, cudaStream_t stream) {
-    return ncclAllReduce(sum.raw(), sum.raw(), sum.size(), TypeOf(sum.dtype()), OpOf(op), comm,
-                         stream);
+    return Nccl().ncclAllReduce(sum.raw(), sum.raw(), sum.size(), TypeOf(sum.dtype()), OpOf(op),
+                                comm, stream);
   });
   if (widen) work->ThenRound(sum, tensor);
   return work;
@@ -213,8 +214,8 @@ WorkPtr NcclProcessGroup::ReduceScatter(const Tensor& input, const Tensor& outpu
   Tensor in = widen ? kernels::Cast(ctx_, input, DType::kF32) : input;
   Tensor sum = widen ? ctx_.Empty(output.shape(), DType::kF32) : output;
   auto work = Start("reduce_scatter", {in, sum, output}, [&](ncclComm_t comm, cudaStream_t stream) {
-    return ncclReduceScatter(in.raw(), sum.raw(), sum.size(), TypeOf(sum.dtype()), ncclSum, comm,
-                             stream);
+    return Nccl().ncclReduceScatter(in.raw(), sum.raw(), sum.size(), TypeOf(sum.dtype()), ncclSum,
+                                    comm, stream);
   });
   if (widen) work->ThenRound(sum, output);
   return work;
@@ -224,7 +225,7 @@ WorkPtr NcclProcessGroup::AllGather(const Tensor& input, const Tensor& output) {
   CheckAllGather(*this, input, output);
   if (OnHost(input)) return control_->AllGather(input, output);
   return Start("all_gather", {input, output}, [&](ncclComm_t comm, cudaStream_t stream) {
-    return ncclAllGather(input.raw(), output.raw(), input.bytes(), ncclUint8, comm, stream);
+    return Nccl().ncclAllGather(input.raw(), output.raw(), input.bytes(), ncclUint8, comm, stream);
   });
 }
 
@@ -236,18 +237,18 @@ WorkPtr NcclProcessGroup::AllToAll(const Tensor& send, const std::vector<int64_t
   return Start("all_to_all", {send, recv}, [&](ncclComm_t comm, cudaStream_t stream) {
     const char* from = static_cast<const char*>(send.raw());
     char* to = static_cast<char*>(recv.raw());
-    ncclResult_t result = ncclGroupStart();
+    ncclResult_t result = Nccl().ncclGroupStart();
     for (int r = 0; r < size() && result == ncclSuccess; ++r) {
       int64_t out = send_rows[r] * row, in = recv_rows[r] * row;
-      if (out > 0) result = ncclSend(from, out, ncclUint8, r, comm, stream);
+      if (out > 0) result = Nccl().ncclSend(from, out, ncclUint8, r, comm, stream);
       if (in > 0 && (result == ncclSuccess || result == ncclInProgress)) {
-        result = ncclRecv(to, in, ncclUint8, r, comm, stream);
+        result = Nccl().ncclRecv(to, in, ncclUint8, r, comm, stream);
       }
       if (result == ncclInProgress) result = ncclSuccess;
       from += out;
       to += in;
     }
-    ncclResult_t end = ncclGroupEnd();
+    ncclResult_t end = Nccl().ncclGroupEnd();
     return result == ncclSuccess ? end : result;
   });
 }
@@ -257,7 +258,8 @@ WorkPtr NcclProcessGroup::Broadcast(const Tensor& tensor, int root) {
   CheckPeer(*this, "broadcast", root);
   if (OnHost(tensor)) return control_->Broadcast(tensor, root);
   return Start("broadcast", {tensor}, [&](ncclComm_t comm, cudaStream_t stream) {
-    return ncclBroadcast(tensor.raw(), tensor.raw(), tensor.bytes(), ncclUint8, root, comm, stream);
+    return Nccl().ncclBroadcast(tensor.raw(), tensor.raw(), tensor.bytes(), ncclUint8, root, comm,
+                                stream);
   });
 }
 
@@ -282,6 +284,7 @@ WorkPtr NcclProcessGroup::Receive(const Tensor& tensor, int peer, int tag) {
 }  // namespace
 
 GroupPtr MakeNcclGroup(const Context& ctx, GroupPtr control, GroupOptions options) {
+  Nccl();  // where it is absent, every rank says so now
   return std::make_shared<NcclProcessGroup>(ctx, std::move(control),
                                             std::make_shared<NcclWatcher>(), options);
 }
@@ -293,12 +296,6 @@ std::string GpuIdentity(Device device) {
   std::string text;
   for (char byte : properties.uuid.bytes) text += fmt::format("{:02x}", static_cast<uint8_t>(byte));
   return text;
-}
-
-std::string NcclVersion() {
-  int version = 0;
-  if (ncclGetVersion(&version) != ncclSuccess) return "?";
-  return fmt::format("{}.{}.{}", version / 10000, version / 100 % 100, version % 100);
 }
 
 }  // namespace hone::parallel

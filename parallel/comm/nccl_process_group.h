@@ -33,7 +33,4 @@ GroupPtr MakeNcclGroup(const Context& ctx, GroupPtr control, GroupOptions option
 // What two ranks on the same GPU have in common, and no others: its UUID.
 std::string GpuIdentity(Device device);
 
-// "2.28.9": the library's, not the header's. "" without CUDA.
-std::string NcclVersion();
-
 }  // namespace hone::parallel

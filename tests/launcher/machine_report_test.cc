@@ -50,7 +50,9 @@ TEST(MachineReport, SaysWhatIsInTheWay) {
   m.cuda_built = false;
   EXPECT_EQ(m.WhyNoGpu(), "this hone is built without CUDA");
   m.gpu.cudnn = m.gpu.nccl = "";
-  EXPECT_EQ(m.WhyNoGpu(), "libraries are missing: libcudnn.so.9, libnccl.so.2");
+  EXPECT_EQ(m.WhyNoGpu(), "libcudnn.so.9 is missing, libnccl.so.2 is missing");
+  m.gpu.cudnn = "9.1.0";
+  EXPECT_THAT(m.WhyNoGpu(), HasSubstr("libcudnn.so.9 is version 9.1.0 and not 9.12.0 or later"));
   m.gpu.gpus.clear();
   EXPECT_EQ(m.WhyNoGpu(), "the driver finds no GPU");
   m.gpu.driver = "570.10";

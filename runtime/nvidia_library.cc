@@ -1,0 +1,60 @@
+#include "runtime/nvidia_library.h"
+
+#include <dlfcn.h>
+
+#include <cstdlib>
+#include <vector>
+
+#include "runtime/error.h"
+
+namespace hone::runtime {
+namespace {
+
+std::vector<std::string> PlacesOf(const std::string& file) {
+  std::vector<std::string> places = {file};
+  if (const char* home = std::getenv("CUDA_HOME")) {
+    places.push_back(std::string(home) + "/lib64/" + file);
+  }
+  places.push_back("/usr/local/cuda/lib64/" + file);
+  return places;
+}
+
+}  // namespace
+
+std::string VersionText(int64_t version) {
+  if (version == 0) return "";
+  return fmt::format("{}.{}.{}", version / 10000, version / 100 % 100, version % 100);
+}
+
+LoadedLibrary::LoadedLibrary(const NvidiaLibrary& wanted) : wanted_(wanted) {
+  for (const std::string& place : PlacesOf(wanted.file)) {
+    handle_ = dlopen(place.c_str(), RTLD_NOW | RTLD_LOCAL);
+    if (handle_) return;
+    tried_ += (tried_.empty() ? "" : "; ") + std::string(dlerror());
+  }
+}
+
+void* LoadedLibrary::Address(const char* function) const {
+  return handle_ ? dlsym(handle_, function) : nullptr;
+}
+
+void* LoadedLibrary::NeededAddress(const char* function) const {
+  Check<DeviceError>(handle_ != nullptr,
+                     "[{}] {} is not there for {}: {}. Install {}, or name its folder in "
+                     "LD_LIBRARY_PATH",
+                     wanted_.name, wanted_.file, function, tried_, wanted_.package);
+  void* address = Address(function);
+  Check<DeviceError>(address != nullptr, "[{}] {} has no {}: install {}, version {} or later",
+                     wanted_.name, wanted_.file, function, wanted_.package,
+                     VersionText(wanted_.least));
+  return address;
+}
+
+void LoadedLibrary::CheckVersion(int64_t version) const {
+  Check<DeviceError>(version >= wanted_.least,
+                     "[{}] {} is version {} and too old: install {}, version {} or later",
+                     wanted_.name, wanted_.file, VersionText(version), wanted_.package,
+                     VersionText(wanted_.least));
+}
+
+}  // namespace hone::runtime

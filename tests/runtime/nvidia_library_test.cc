@@ -1,0 +1,69 @@
+// Libraries that are loaded at their first use. glibc's libm stands for one that is there.
+#include "runtime/nvidia_library.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cstdlib>
+
+#include "runtime/error.h"
+
+namespace hone::runtime {
+namespace {
+
+using testing::AllOf;
+using testing::HasSubstr;
+
+constexpr NvidiaLibrary kPresent{"Present", "libm.so.6", 21400, "the present package"};
+constexpr NvidiaLibrary kAbsent{"Absent", "libhone_absent.so.7", 10000, "the absent package"};
+
+std::string MessageOf(const auto& fn) {
+  try {
+    fn();
+  } catch (const DeviceError& error) {
+    return error.what();
+  }
+  return "";
+}
+
+struct Functions {
+  LoadedLibrary library{kPresent};
+  HONE_LIBRARY_FUNCTION(cbrtf);
+};
+
+TEST(NvidiaLibrary, FindsFunctionsByNameAndType) {
+  Functions functions;
+  EXPECT_EQ(functions.cbrtf(27.0f), 3.0f);
+}
+
+TEST(NvidiaLibrary, AbsentLibraryNamesWhatWasSoughtAndWhatToInstall) {
+  LoadedLibrary library(kAbsent);
+  EXPECT_EQ(library.Find<int()>("absentCreate"), nullptr);
+  std::string message = MessageOf([&] { library.Need<int()>("absentCreate"); });
+  EXPECT_THAT(message,
+              AllOf(HasSubstr("[Absent]"), HasSubstr("absentCreate"),
+                    HasSubstr("libhone_absent.so.7: cannot open"),
+                    HasSubstr("/usr/local/cuda/lib64/libhone_absent.so.7: cannot open"),
+                    HasSubstr("Install the absent package"), HasSubstr("LD_LIBRARY_PATH")));
+}
+
+TEST(NvidiaLibrary, LooksBelowCudaHome) {
+  setenv("CUDA_HOME", "/opt/some_cuda", 1);
+  std::string message = MessageOf([&] { LoadedLibrary(kAbsent).Need<int()>("absentCreate"); });
+  unsetenv("CUDA_HOME");
+  EXPECT_THAT(message, HasSubstr("/opt/some_cuda/lib64/libhone_absent.so.7: cannot open"));
+}
+
+TEST(NvidiaLibrary, AbsentFunctionAndOldVersionAskForANewerOne) {
+  LoadedLibrary library(kPresent);
+  EXPECT_EQ(MessageOf([&] { library.Need<int()>("presentLater"); }),
+            "[Present] libm.so.6 has no presentLater: install the present package, version 2.14.0 "
+            "or later");
+  EXPECT_EQ(MessageOf([&] { library.CheckVersion(21399); }),
+            "[Present] libm.so.6 is version 2.13.99 and too old: install the present package, "
+            "version 2.14.0 or later");
+  library.CheckVersion(21400);
+}
+
+}  // namespace
+}  // namespace hone::runtime
