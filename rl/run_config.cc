@@ -233,7 +233,8 @@ void ReadGrpo(ConfigReader& r, uint64_t seed, StageConfig* s) {
   if (g.dynamic_sampling_rounds < 1) r.Fail("dynamic_sampling_rounds", "must be at least 1");
   r.Optional("overlong_buffer", &g.overlong_buffer);
   r.Optional("replay_routing", &g.replay_routing);
-  g.reference = static_cast<GrpoConfig::Place>(r.OneOf("reference", {"learner", "pool"}, 0));
+  g.reference =
+      static_cast<GrpoConfig::Place>(r.OneOf("reference", {"learner", "pool", "host"}, 0));
   g.scoring = static_cast<GrpoConfig::Place>(r.OneOf("scoring", {"learner", "pool"}, 0));
   r.Optional("general_last_steps", &g.general_last_steps);
   r.Optional("general_share", &g.general_share);

@@ -88,9 +88,10 @@ struct GrpoConfig {
   int64_t dynamic_sampling_rounds = 4;
   double overlong_buffer = 0;  // DAPO's soft punishment: share of max_new_tokens; 0: none
   bool replay_routing = false;
-  // Where frozen models are kept and read: beside the policy on the learner ranks, or by the
-  // workers from pinned weights, through leases.
-  enum class Place { kLearner, kPool };
+  // Where frozen models are kept and read: beside the policy on the learner ranks; by the workers
+  // from pinned weights, through leases; or, the reference only, in the learner's host memory, and
+  // on its device while it reads.
+  enum class Place { kLearner, kPool, kHost };
   Place reference = Place::kLearner, scoring = Place::kLearner;  // scoring: reward models
   int64_t general_last_steps = 0;  // general prompts take part in the last n steps only
   double general_share = 0.5;      // of the prompts, while they do

@@ -18,6 +18,15 @@ SlabIndex Prefixed(SlabIndex slabs) {
   return slabs;
 }
 
+// Slabs like these in pinned host memory.
+SlabIndex MakeHostSlabs(SlabIndex slabs) {
+  for (SlabTensor& s : slabs) {
+    std::shared_ptr<void> memory = runtime::MakePinned(s.tensor.bytes());
+    s.tensor = Tensor(memory.get(), s.tensor.shape(), s.tensor.dtype(), Device::Cpu(), memory);
+  }
+  return slabs;
+}
+
 }  // namespace
 
 // Frozen chunks of the learner's layout, and forward passes over them.
@@ -58,7 +67,21 @@ ReferencePolicy::ReferencePolicy(Environment& env, const StageConfig& stage)
 }
 
 ReferencePolicy::~ReferencePolicy() {
-  if (!chunks_) env_.pool->Release(kName);
+  if (in_pool()) env_.pool->Release(kName);
+}
+
+void ReferencePolicy::Put(const SlabIndex& weights) {
+  if (in_pool()) {
+    pinned_ = env_.pool->Pin(kName, weights);
+    return;
+  }
+  if (host_.empty()) host_ = MakeHostSlabs(weights);
+  runtime::CopySlabs(weights, host_);
+}
+
+SlabIndex ReferencePolicy::Weights() const {
+  if (chunks_) return chunks_->State();
+  return in_pool() ? env_.pool->Pinned(kName) : host_;
 }
 
 void ReferencePolicy::Refresh(int64_t step) {
@@ -66,7 +89,7 @@ void ReferencePolicy::Refresh(int64_t step) {
   if (chunks_) {
     runtime::CopySlabs(env_.learner.Weights(), chunks_->State());
   } else {
-    Pin(env_.learner.Weights());
+    Put(env_.learner.Weights());
   }
 }
 
@@ -74,9 +97,9 @@ void ReferencePolicy::Restore(int64_t step) {
   step_ = saved_step_ = step;
   std::string path = step == 0 ? ResolveFrom(env_, stage_.from) : Path(step);
   if (chunks_) return chunks_->Load(env_.directory.fs(), path);
-  Chunks loaded(env_.learner);  // only until it is published
+  Chunks loaded(env_.learner);  // only until it is where it belongs
   loaded.Load(env_.directory.fs(), path);
-  Pin(loaded.State());
+  Put(loaded.State());
 }
 
 std::string ReferencePolicy::Path(int64_t step) const {
@@ -86,8 +109,7 @@ std::string ReferencePolicy::Path(int64_t step) const {
 
 void ReferencePolicy::Save() {
   if (step_ == saved_step_) return;
-  env_.learner.SaveSlabs(Path(step_),
-                         Prefixed(chunks_ ? chunks_->State() : env_.pool->Pinned(kName)));
+  env_.learner.SaveSlabs(Path(step_), Prefixed(Weights()));
   saved_step_ = step_;
 }
 
@@ -116,7 +138,15 @@ void ReferencePolicy::Prune(FileSystem& fs, const std::string& checkpoints) {
 
 std::vector<std::vector<float>> ReferencePolicy::Logprobs(const RolloutBatch& batch,
                                                           int64_t rollout) {
+  if (in_pool()) return ReadInPool(batch, rollout);
   if (chunks_) return LearnerLogprobs(env_, stage_, batch, chunks_->engine());
+  Chunks visiting(env_.learner);
+  runtime::CopySlabs(host_, visiting.State());
+  return LearnerLogprobs(env_, stage_, batch, visiting.engine());
+}
+
+std::vector<std::vector<float>> ReferencePolicy::ReadInPool(const RolloutBatch& batch,
+                                                            int64_t rollout) {
   SamplePool::Reading reading;
   reading.kind = LeaseKind::kLogprob;
   reading.stage = stage_.name + "/reference";

@@ -1,6 +1,7 @@
 // The reference policy of reinforcement learning: a frozen earlier policy, from which β·KL keeps
-// the present one. It lives either on the learner ranks, as chunks of their own layout, or in the
-// pool: then a rank keeps only the part of it that it serves, and workers read samples with it.
+// the present one. It lives on the learner ranks, as chunks of their own layout; or in their pinned
+// host memory, from which it visits the device while samples are read; or in the pool: then a rank
+// keeps only the part of it that it serves, and workers read samples with it.
 #pragma once
 
 #include <memory>
@@ -37,14 +38,18 @@ class ReferencePolicy {
 
  private:
   std::string Path(int64_t step) const;
-  // Publishes it to the pool.
-  void Pin(const SlabIndex& weights) { pinned_ = env_.pool->Pin(kName, weights); }
+  bool in_pool() const { return stage_.grpo.reference == GrpoConfig::Place::kPool; }
+  // To the host's memory, or published to the pool.
+  void Put(const SlabIndex& weights);
+  SlabIndex Weights() const;
+  std::vector<std::vector<float>> ReadInPool(const RolloutBatch& batch, int64_t rollout);
 
   static constexpr char kName[] = "reference";
   Environment& env_;
   const StageConfig& stage_;
   class Chunks;
-  std::unique_ptr<Chunks> chunks_;  // null when it is in the pool
+  std::unique_ptr<Chunks> chunks_;  // null unless it is on the learner ranks
+  SlabIndex host_;                  // empty unless it is there
   WeightVersion pinned_;
   int64_t step_ = 0, saved_step_ = 0;
 };

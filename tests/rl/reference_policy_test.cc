@@ -1,0 +1,145 @@
+// emulated: ascending
+// The reference policy in the host's memory against the one on the learner's device: the bits of
+// what it reads, what the device holds, and its checkpoints.
+#include "rl/stages/reference_policy.h"
+
+#include <gtest/gtest.h>
+
+#include "tests/rl/run_testing.h"
+#include "tests/runtime/runtime_test_util.h"
+
+namespace hone::rl {
+namespace {
+
+constexpr char kRun[] = R"(run: {name: tiny, seed: 3}
+tokenizer: byte
+model: {family: deepseek_v3, hidden_size: 12, intermediate_size: 20, moe_intermediate_size: 8,
+  num_hidden_layers: 2, first_k_dense_replace: 1, num_attention_heads: 2, kv_lora_rank: 8,
+  qk_nope_head_dim: 4, qk_rope_head_dim: 4, v_head_dim: 4, n_routed_experts: 4,
+  n_shared_experts: 1, num_experts_per_tok: 2, n_group: 2, topk_group: 1, vocab_size: 263,
+  max_position_embeddings: 128, tie_word_embeddings: true, initializer_range: 0.3}
+train: {dtype: bf16}
+stages:
+  - {name: rl, kind: grpo, steps: 2, lr: {peak: 0.001}, batch: {pack_tokens: 48},
+     prompts: {family: chain}, reward: {accuracy: 1}, group_size: 2, prompts_per_rollout: 3}
+)";
+
+RolloutBatch MakeRollout() {
+  RolloutBatch rollout;
+  for (int s = 0; s < 6; ++s) {
+    Sample& sample = rollout.samples.emplace_back();
+    sample.key = {"rl", 0, s / 2, s % 2};
+    for (int i = 0; i < 9 + s; ++i) {
+      const TokenSource source = i < 3 ? TokenSource::kPrompt : TokenSource::kModel;
+      sample.tokens.push_back({(31 * s + 7 * i) % 256, source, 0, 1});
+    }
+    rollout.group.push_back(s / 2);
+  }
+  rollout.reward = rollout.advantage = std::vector<double>(6, 0.0);
+  return rollout;
+}
+
+RunConfig ReadConfig(const std::string& place) {
+  Config file = Config::FromString(kRun, "test.yaml");
+  file.Override("stages.rl.reference=" + place);
+  return ReadRunConfig(file);
+}
+
+struct LearnerRun {
+  LearnerRun(const std::string& place, const std::string& dir, const parallel::GroupPtr& world)
+      : config(ReadConfig(place)),
+        directory(runtime::LocalFileSystem(), dir),
+        ctx(TestDevice()),
+        mesh(config.mesh, ctx.device().is_cpu() ? world : parallel::MakeStagedGroup(ctx, world)),
+        learner(ctx, mesh, config, directory.fs()),
+        env{config, directory, learner, data::LoadTokenizer("byte", {}),
+            state,  metrics,   nullptr, stop} {
+    learner.BeginStage(stage().optimizer);
+  }
+  const StageConfig& stage() const { return config.stages[0]; }
+  // Other weights in the policy.
+  void Change(uint64_t seed) {
+    for (auto& chunk : learner.chunks()) chunk->Initialize(seed);
+  }
+  runtime::MemoryUsage Usage() const { return ctx.allocator()->Usage(); }
+
+  RunConfig config;
+  RunDirectory directory;
+  Context ctx;
+  parallel::Mesh mesh;
+  Learner learner;
+  RunState state;
+  std::unique_ptr<runtime::MetricsWriter> metrics;
+  const std::atomic<bool> stop{false};
+  Environment env;
+};
+
+constexpr auto kWeights = static_cast<size_t>(MemoryCategory::kWeights);
+
+void OnOneRank(const std::function<void(const parallel::GroupPtr&)>& body) {
+  parallel::RunThreadRanks(1, body);
+}
+
+TEST(ReferencePolicy, OfTheHostReadsTheBitsOfTheLearners) {
+  runtime::TemporaryFolder folder;
+  OnOneRank([&](const parallel::GroupPtr& world) {
+    const RolloutBatch batch = MakeRollout();
+    std::vector<std::vector<std::vector<float>>> read;
+    for (const char* place : {"learner", "host"}) {
+      LearnerRun run(place, folder / place, world);
+      ReferencePolicy reference(run.env, run.stage());
+      reference.Refresh(0);
+      run.Change(17);
+      read.push_back(reference.Logprobs(batch, 0));
+      reference.Refresh(1);
+      run.Change(18);
+      read.push_back(reference.Logprobs(batch, 1));
+      EXPECT_NE(read[0], read[1]) << "the refresh changed nothing";
+    }
+    EXPECT_EQ(read[0][0].size(), 6u);
+    EXPECT_EQ(read[2], read[0]);
+    EXPECT_EQ(read[3], read[1]);
+  });
+}
+
+TEST(ReferencePolicy, OfTheHostIsOnTheDeviceOnlyWhileItReads) {
+  runtime::TemporaryFolder folder;
+  OnOneRank([&](const parallel::GroupPtr& world) {
+    LearnerRun run("host", folder / "run", world);
+    const int64_t policy = run.Usage().live[kWeights];
+    ReferencePolicy reference(run.env, run.stage());
+    reference.Refresh(0);
+    EXPECT_EQ(run.Usage().peak[kWeights], policy);
+    reference.Logprobs(MakeRollout(), 0);
+    EXPECT_EQ(run.Usage().live[kWeights], policy);
+    EXPECT_EQ(run.Usage().peak[kWeights], 2 * policy);
+  });
+}
+
+TEST(ReferencePolicy, ComesBackFromItsCheckpointWhereverItIsKept) {
+  runtime::TemporaryFolder folder;
+  OnOneRank([&](const parallel::GroupPtr& world) {
+    const RolloutBatch batch = MakeRollout();
+    for (auto [before, after] : {std::pair{"host", "learner"}, {"learner", "host"}}) {
+      const std::string dir = folder / before;
+      std::vector<std::vector<float>> want;
+      {
+        LearnerRun run(before, dir, world);
+        ReferencePolicy reference(run.env, run.stage());
+        run.Change(21);
+        reference.Refresh(4);
+        reference.Save();
+        run.learner.WaitForSave();
+        want = reference.Logprobs(batch, 0);
+      }
+      LearnerRun run(after, dir, world);
+      ReferencePolicy reference(run.env, run.stage());
+      reference.Restore(4);
+      EXPECT_EQ(reference.step(), 4);
+      EXPECT_EQ(reference.Logprobs(batch, 0), want);
+    }
+  });
+}
+
+}  // namespace
+}  // namespace hone::rl
