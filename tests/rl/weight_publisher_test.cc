@@ -109,6 +109,64 @@ TEST_F(WeightPublisherTest, StreamsWhatDoesNotFitAChunk) {
   EXPECT_TRUE(BytesOf(slabs) == BytesOf(targets));
 }
 
+// Serves what it is told, as protobuf writes it.
+class OddServer final : public proto::WeightServer::Service {
+ public:
+  OddServer() {
+    grpc::ServerBuilder builder;
+    int port = 0;
+    builder.AddListeningPort("127.0.0.1:0", grpc::InsecureServerCredentials(), &port);
+    builder.RegisterService(this);
+    server_ = builder.BuildAndStart();
+    address = "127.0.0.1:" + std::to_string(port);
+  }
+  grpc::Status Manifest(grpc::ServerContext*, const proto::ManifestRequest*,
+                        proto::ManifestReply* reply) override {
+    *reply = manifest;
+    return grpc::Status::OK;
+  }
+  grpc::Status Stream(grpc::ServerContext*, const proto::ManifestRequest*,
+                      grpc::ServerWriter<proto::WeightChunk>* writer) override {
+    for (const std::string& piece : pieces) {
+      proto::WeightChunk chunk;
+      chunk.set_data(piece);
+      writer->Write(chunk);
+    }
+    return grpc::Status::OK;
+  }
+
+  std::string address;
+  proto::ManifestReply manifest;
+  std::vector<std::string> pieces;
+
+ private:
+  std::unique_ptr<grpc::Server> server_;
+};
+
+TEST_F(WeightPublisherTest, ReadsChunksOfAnySizeAndRefusesWhatIsNone) {
+  WeightPublisher publisher(options_);
+  WeightVersion version = publisher.Publish(*alone_, 1, source_->State());
+  OddServer server;
+  server.manifest = Manifest(publisher.address(), 1);
+  server.manifest.clear_shared_memory();
+  version.endpoints = {server.address};
+  const WeightSnapshot snapshot(source_->State());
+  const std::string bytes(snapshot.bytes(), static_cast<size_t>(snapshot.size()));
+  ASSERT_GT(bytes.size(), 20000u);
+  server.pieces = {bytes.substr(0, 1), bytes.substr(1, 126), bytes.substr(127, 128),
+                   bytes.substr(255, 16384), bytes.substr(16639)};
+  EXPECT_EQ(Fetched(version, false), BytesOf(source_->State()));
+
+  auto target = MakeModel(ctx_, MoeModel());
+  WeightSync sync(sync_options_);
+  std::swap(server.pieces[1], server.pieces[2]);
+  ExpectFetchFails(sync, version, target->State(), "the bytes were changed on the way");
+  server.pieces.pop_back();
+  ExpectFetchFails(sync, version, target->State(), "it ended early");
+  server.pieces.emplace_back();  // a message without data
+  ExpectFetchFails(sync, version, target->State(), "is no chunk of weights");
+}
+
 TEST_F(WeightPublisherTest, APublishedVersionDoesNotChangeAndOldOnesAreGone) {
   WeightPublisher publisher(options_);
   std::string first = BytesOf(source_->State());
