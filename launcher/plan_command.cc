@@ -22,7 +22,7 @@ struct PlanOptions {
 
 // The machine's flags, in the units people use for them.
 struct MachineFlags {
-  double tflops = 0, efficiency = 0, memory = 0, node = 0, network = 0;
+  double tflops = 0, efficiency = 0, memory = 0, node = 0, network = 0, host = 0;
   int node_ranks = 0;
 
   void Add(CLI::App& app) {
@@ -34,6 +34,8 @@ struct MachineFlags {
         ->check(CLI::PositiveNumber);
     app.add_option("--network-bandwidth", network, "GB/s from a rank to other nodes")
         ->check(CLI::PositiveNumber);
+    app.add_option("--host-bandwidth", host, "GB/s from a device to its host, and back")
+        ->check(CLI::PositiveNumber);
     app.add_option("--gpus-per-node", node_ranks)->check(CLI::PositiveNumber);
   }
   void Apply(rl::MachineModel* m) const {
@@ -42,6 +44,7 @@ struct MachineFlags {
     if (memory > 0) m->memory_bandwidth = memory * 1e9;
     if (node > 0) m->node_bandwidth = node * 1e9;
     if (network > 0) m->network_bandwidth = network * 1e9;
+    if (host > 0) m->host_bandwidth = host * 1e9;
     if (node_ranks > 0) m->node_ranks = node_ranks;
   }
 };

@@ -71,6 +71,12 @@ std::string MemoryTable(const std::vector<RankMemory>& ranks, const rl::Layout& 
     }
     text += fmt::format("{:>11}\n", ranks[r].in_flight);
   }
+  for (const RankMemory& rank : ranks) {
+    if (rank.host_optimizer + rank.host_weights == 0) continue;
+    text += fmt::format("  rank {} keeps in its host's memory: optimizer {}, reference {}\n",
+                        (&rank - ranks.data()) * layout.mesh.dp, GigaBytes(rank.host_optimizer),
+                        GigaBytes(rank.host_weights));
+  }
   return text;
 }
 
@@ -128,6 +134,8 @@ Json MemoryJson(const RankMemory& memory) {
     json[std::string(MemoryCategoryName(category))] = memory[category];
   }
   json["total"] = memory.total;
+  json["host_optimizer"] = memory.host_optimizer;
+  json["host_weights"] = memory.host_weights;
   return json;
 }
 

@@ -28,8 +28,8 @@ std::string WhatHelps(const RunConfig& config, const RankMemory& memory) {
                  ? "smaller batch.pack_tokens, or more pipeline ranks (mesh.pp)"
                  : "train.activation_checkpointing: true, or smaller batch.pack_tokens";
     case MemoryCategory::kOptimizer:
-      return "more replicas (mesh.dp, over which the optimizer's state is cut), or "
-             "optimizer.moments: bf16";
+      return "more replicas (mesh.dp, over which the optimizer's state is cut), "
+             "optimizer.moments: bf16, or on GPUs optimizer.offload: host";
     case MemoryCategory::kKvCache:
       return "rollout.cache_pages, or a smaller rollout.max_batch";
     default:
@@ -74,10 +74,9 @@ FitReport CheckFit(const RunConfig& config, int64_t rank_bytes, int64_t machine_
   int64_t learners = 0;
   for (const RankMemory& rank : largest.ranks) learners += rank.total * config.mesh.dp;
   const RankMemory worker = EstimateWorkerMemory(config);
-  // Two published versions of the weights are kept.
-  const int64_t pool = config.rollout.workers > 0 ? config.rollout.workers * worker.total +
-                                                        2 * worker[MemoryCategory::kWeights]
-                                                  : 0;
+  const int64_t pool = config.rollout.workers > 0
+                           ? config.rollout.workers * worker.total + EstimatePublishedBytes(config)
+                           : 0;
   report.verdict = Judge(learners + pool, machine_bytes);
   if (report.verdict == FitReport::Verdict::kFits) return report;
   const bool workers_weigh_more = pool > learners;

@@ -9,6 +9,7 @@
 #include "parallel/gradient_reducer.h"
 #include "parallel/shard_buckets.h"
 #include "parallel/sharded_optimizer.h"
+#include "parallel/state_stream.h"
 
 namespace hone::rl {
 namespace {
@@ -114,15 +115,26 @@ class RankEstimate {
       memory_[MemoryCategory::kOptimizer] +=
           SectionSize(held.tensor) * (accumulator() + 2 * moment);
     }
+    if (layout_.offload && !layout_.cpu) Offload(&memory_[MemoryCategory::kOptimizer]);
     const int64_t models = 1 + step_.frozen_models + step_.idle_models;
-    memory_[MemoryCategory::kWeights] = weights * models;
-    memory_[MemoryCategory::kOther] =
-        static_cast<int64_t>(chunks_.size()) * models * RopeTableBytes(model_, layout_.dtype);
+    const int64_t tables =
+        static_cast<int64_t>(chunks_.size()) * RopeTableBytes(model_, layout_.dtype);
+    memory_[MemoryCategory::kWeights] = weights * (models + step_.visiting_models);
+    memory_[MemoryCategory::kOther] = tables * (models + step_.visiting_models);
+    visit_ = step_.visiting_models * (weights + tables);
+    memory_.host_weights = step_.visiting_models * weights;
+  }
+  // Of the state the pieces under way are on the device.
+  void Offload(int64_t* state) {
+    memory_.host_optimizer = *state;
+    *state = std::min(*state,
+                      parallel::StateStream::kPieces * parallel::AdamWConfig().offload_piece_bytes);
   }
 
+  // While a step is taken.
   int64_t Static() const {
     return memory_[MemoryCategory::kWeights] + memory_[MemoryCategory::kGradients] +
-           memory_[MemoryCategory::kOptimizer] + memory_[MemoryCategory::kOther];
+           memory_[MemoryCategory::kOptimizer] + memory_[MemoryCategory::kOther] - visit_;
   }
 
   // What this rank's microbatches hold at each action.
@@ -250,7 +262,17 @@ class RankEstimate {
       communication = std::max(communication, sums + pair);
     }
     memory_[MemoryCategory::kCommunication] = communication;
-    memory_.total = Static() + std::max(moving, communication);
+    memory_.total = Static() + std::max({moving, communication, Visit()});
+  }
+
+  // A model that visits, and its forward of one microbatch, while neither activations nor sums of
+  // gradients nor pieces of the optimizer's state are there.
+  int64_t Visit() const {
+    int64_t forward = 0;
+    for (const ActivationBytes& a : activations_) {
+      forward = std::max(forward, a.ForwardPeak() + a.handed_on + a.exchange);
+    }
+    return visit_ > 0 ? visit_ + forward : 0;
   }
 
   // Buffers under way when the gradients that other pipeline ranks share arrive.
@@ -271,6 +293,7 @@ class RankEstimate {
   std::vector<model::StageOptions> chunks_;
   std::vector<ActivationBytes> activations_;
   std::vector<Held> tensors_;
+  int64_t visit_ = 0;  // bytes of models that visit
   RankMemory memory_;
 };
 
@@ -291,7 +314,10 @@ Layout LayoutOf(const RunConfig& config, bool cpu) {
   layout.activation_checkpointing = config.train.activation_checkpointing;
   layout.threads = config.train.threads;
   layout.cpu = cpu;
-  for (const StageConfig& stage : config.stages) layout.moments = stage.optimizer.moments;
+  for (const StageConfig& stage : config.stages) {
+    layout.moments = stage.optimizer.moments;
+    layout.offload = stage.optimizer.offload == parallel::AdamWConfig::Offload::kHost;
+  }
   return layout;
 }
 
@@ -340,23 +366,60 @@ std::vector<RankMemory> EstimateMemory(const model::ModelConfig& model, const La
   return ranks;
 }
 
+namespace {
+
+// Frozen models of the stage that has most of them in the pool: how many are published, and how
+// many a worker holds, which is one for each kind of reading.
+struct PoolModels {
+  int64_t published = 0, held = 0;
+};
+PoolModels FrozenInPool(const RunConfig& config) {
+  using Place = GrpoConfig::Place;
+  PoolModels most;
+  bool reads = false, scores = false;
+  for (const StageConfig& stage : config.stages) {
+    if (stage.kind != StageKind::kGrpo) continue;
+    const GrpoConfig& g = stage.grpo;
+    const bool reference = g.reference == Place::kPool && g.loss.kl_coefficient > 0;
+    const auto models =
+        static_cast<int64_t>(g.scoring == Place::kPool ? g.reward_models.size() : 0);
+    most.published = std::max(most.published, models + (reference ? 1 : 0));
+    reads = reads || reference;
+    scores = scores || models > 0;
+  }
+  most.held = (reads ? 1 : 0) + (scores ? 1 : 0);
+  return most;
+}
+
+int64_t WeightBytes(const RunConfig& config) {
+  const DType accumulated = kernels::AccDType(config.train.dtype);
+  int64_t bytes = 0;
+  for (const TensorInfo& t : TensorTable(config.model)) {
+    bytes += runtime::NumElements(t.shape) *
+             runtime::DTypeSize(t.buffer ? accumulated : config.train.dtype);
+  }
+  return bytes;
+}
+
+}  // namespace
+
+int64_t EstimatePublishedBytes(const RunConfig& config) {
+  return (2 + FrozenInPool(config).published) * WeightBytes(config);
+}
+
 RankMemory EstimateWorkerMemory(const RunConfig& config) {
   RankMemory memory;
   const RolloutConfig& r = config.rollout;
   const model::ModelConfig& m = config.model;
-  const DType accumulated = kernels::AccDType(config.train.dtype);
-  for (const TensorInfo& t : TensorTable(m)) {
-    memory[MemoryCategory::kWeights] +=
-        runtime::NumElements(t.shape) *
-        runtime::DTypeSize(t.buffer ? accumulated : config.train.dtype);
-  }
   const int64_t each = (m.max_position_embeddings + r.page_size - 1) / r.page_size + 1;
   const int64_t pages = r.cache_pages > 0 ? r.cache_pages : r.max_batch * each;
   memory[MemoryCategory::kKvCache] =
       pages * model::KvCache::BytesPerPage(
                   m, m.num_hidden_layers, r.page_size, config.train.dtype,
                   r.absorb ? model::KvCache::Mla::kLatent : model::KvCache::Mla::kExpanded);
-  memory[MemoryCategory::kOther] = RopeTableBytes(m, config.train.dtype);
+  const int64_t models = 1 + FrozenInPool(config).held;
+  memory[MemoryCategory::kWeights] = models * WeightBytes(config);
+  memory[MemoryCategory::kOther] = models * RopeTableBytes(m, config.train.dtype);
   for (int64_t bytes : memory.bytes) memory.total += bytes;
   return memory;
 }

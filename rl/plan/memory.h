@@ -19,6 +19,7 @@ struct Layout {
   parallel::MeshConfig mesh;
   parallel::PipelineConfig pipeline;
   DType dtype = DType::kF32, moments = DType::kF32;
+  bool offload = false;  // the optimizer's state to the host, where that is not the device itself
   bool activation_checkpointing = false;
   int threads = 1;
   bool cpu = true;  // else devices whose kernels need no f32 copies of bf16 tensors
@@ -37,8 +38,9 @@ struct StepShape {
   int64_t sequences = 1;     // in it
   int64_t microbatches = 1;  // of a replica
   model::MicrobatchShape::Loss loss = model::MicrobatchShape::Loss::kCrossEntropy;
-  int64_t frozen_models = 0;  // beside the one in training: the reference, reward models
-  int64_t idle_models = 0;    // with gradients: the policy while a reward model is trained
+  int64_t frozen_models = 0;    // beside the one in training: the reference, reward models
+  int64_t visiting_models = 0;  // from the host's memory, while nothing is trained: the reference
+  int64_t idle_models = 0;      // with gradients: the policy while a reward model is trained
 };
 
 // Elements with a gradient that a pipeline rank holds.
@@ -51,6 +53,7 @@ struct ParameterCounts {
 struct RankMemory {
   std::array<int64_t, runtime::kMemoryCategoryCount> bytes{};
   int64_t total = 0;
+  int64_t host_optimizer = 0, host_weights = 0;  // in the host's memory, where offloaded
   int in_flight = 0;  // microbatches (of a chunk) whose activations are held at once
   ParameterCounts parameters;
   int64_t& operator[](MemoryCategory c) { return bytes[static_cast<size_t>(c)]; }
@@ -62,7 +65,10 @@ struct RankMemory {
 std::vector<RankMemory> EstimateMemory(const model::ModelConfig& model, const Layout& layout,
                                        const StepShape& step);
 
-// A rollout worker: one rank with the whole model.
+// A rollout worker: one rank with the whole model, and those that it reads samples with.
 RankMemory EstimateWorkerMemory(const RunConfig& config);
+// What learner ranks keep published, all together: two versions of the policy, and models that
+// workers read with.
+int64_t EstimatePublishedBytes(const RunConfig& config);
 
 }  // namespace hone::rl

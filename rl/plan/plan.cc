@@ -85,7 +85,9 @@ StepShape StepOf(const RunConfig& config, const StageConfig& stage, int dp) {
     sequences = g.prompts_per_rollout * g.group_size / g.minibatches;
     step.loss = Loss::kPolicy;
     using Place = GrpoConfig::Place;
-    if (g.reference == Place::kLearner && g.loss.kl_coefficient > 0) ++step.frozen_models;
+    const bool reference = g.loss.kl_coefficient > 0;
+    if (reference && g.reference == Place::kLearner) ++step.frozen_models;
+    if (reference && g.reference == Place::kHost) ++step.visiting_models;
     if (g.scoring == Place::kLearner) {
       step.frozen_models += static_cast<int64_t>(g.reward_models.size());
     }

@@ -161,12 +161,16 @@ class StepModel {
         e.traffic.tied / (machine_.network_bandwidth * machine_.bandwidth_efficiency);
     e.reduce_seconds = std::max(0.0, reduce - backward);
     e.gather_seconds = machine_.SecondsToExchange(e.traffic.weights, layout_.mesh.dp);
-    double state = 0;
+    double state = 0, offloaded = 0;
     for (const RankMemory& m : memory_) {
       state = std::max(state, static_cast<double>(m[MemoryCategory::kOptimizer]));
+      offloaded = std::max(offloaded, static_cast<double>(m.host_optimizer));
     }
-    // Read and written; the gradients' shard is read with it.
-    e.optimizer_seconds = 2.3 * state / (machine_.memory_bandwidth * machine_.bandwidth_efficiency);
+    // Read and written; the gradients' shard is read with it. What is offloaded comes and leaves at
+    // the same time.
+    e.optimizer_seconds = (offloaded > 0 ? offloaded / machine_.host_bandwidth
+                                         : 2.3 * state / machine_.memory_bandwidth) /
+                          machine_.bandwidth_efficiency;
     e.seconds = e.schedule_seconds + e.reduce_seconds + e.gather_seconds + e.optimizer_seconds;
     e.tokens_per_second =
         tokens() * static_cast<double>(step_.microbatches * layout_.mesh.dp) / e.seconds;
@@ -200,8 +204,9 @@ std::string MachineModel::ToString() const {
   return fmt::format(
       "{:g} TFLOP/s a rank, {:.0f} % of it reached; {:g} GB/s of memory; {:g} GB/s from rank to "
       "rank "
-      "in a node{}; {:.0f} % of the bandwidths reached",
+      "in a node{}{}; {:.0f} % of the bandwidths reached",
       flops / 1e12, 100 * efficiency, memory_bandwidth / 1e9, node_bandwidth / 1e9, beyond,
+      node_ranks < kOneNode ? fmt::format(", {:g} GB/s to its host", host_bandwidth / 1e9) : "",
       100 * bandwidth_efficiency);
 }
 

@@ -22,7 +22,8 @@ struct MachineModel {
   double memory_bandwidth = 3.35e12;  // bytes/s
   double node_bandwidth = 450e9;      // bytes/s that a rank sends to others of its node
   double network_bandwidth = 50e9;    // … to other nodes
-  double bandwidth_efficiency = 0.8;  // of the three
+  double host_bandwidth = 64e9;       // … to the host and, at the same time, from it
+  double bandwidth_efficiency = 0.8;  // of the four
   int node_ranks = 8;
 
   // One core of a server's CPU a thread, as docs/benchmarks.md measured it; one node.

@@ -148,6 +148,57 @@ TEST(PlanTest, StepsOfEveryKind) {
   EXPECT_THROW(StepOf(config, *config.FindStage("cold_start"), 3), ConfigError);
 }
 
+TEST(PlanTest, OffloadedStatesAreTheHosts) {
+  const RunConfig plain = LoadPlanConfig(ConfigPath("r1_qwen2.5_1.5b"), {});
+  const RunConfig host = LoadPlanConfig(ConfigPath("r1_qwen2.5_1.5b"), {"optimizer.offload=host"});
+  const MachineModel machine;
+  const StagePlan before = PlanRun(plain, LayoutOf(plain, false), machine).stages[0];
+  const StagePlan after = PlanRun(host, LayoutOf(host, false), machine).stages[0];
+  const int64_t state = before.ranks[0][MemoryCategory::kOptimizer];
+  const int64_t pieces = 3 * 16 << 20;
+  ASSERT_GT(state, pieces);
+  EXPECT_EQ(before.ranks[0].host_optimizer, 0);
+  EXPECT_EQ(after.ranks[0].host_optimizer, state);
+  EXPECT_EQ(after.ranks[0][MemoryCategory::kOptimizer], pieces);
+  EXPECT_EQ(before.ranks[0].total - after.ranks[0].total, state - pieces);
+  EXPECT_DOUBLE_EQ(after.estimate.optimizer_seconds,
+                   static_cast<double>(state) / (machine.host_bandwidth * 0.8));
+  // On the CPU the host's memory is the device's.
+  const StagePlan cpu = PlanRun(host, LayoutOf(host, true), machine).stages[0];
+  EXPECT_EQ(cpu.ranks[0].host_optimizer, 0);
+  EXPECT_EQ(cpu.ranks[0][MemoryCategory::kOptimizer], state);
+}
+
+TEST(PlanTest, TheReferenceIsCountedWhereItIs) {
+  auto load = [](const std::string& place) {
+    return LoadPlanConfig(
+        ConfigPath("r1_qwen2.5_1.5b"),
+        {"stages.reasoning_rl.reference=" + place, "stages.all_scenario.reference=" + place});
+  };
+  auto step = [](const RunConfig& c) { return StepOf(c, *c.FindStage("reasoning_rl"), 8); };
+  const RunConfig learner = load("learner"), pool = load("pool"), host = load("host");
+  EXPECT_EQ(step(learner).frozen_models, 1);
+  EXPECT_EQ(step(pool).frozen_models + step(pool).visiting_models, 0);
+  EXPECT_EQ(step(host).frozen_models, 0);
+  EXPECT_EQ(step(host).visiting_models, 1);
+  const auto worker_weights = [](const RunConfig& c) {
+    return EstimateWorkerMemory(c)[MemoryCategory::kWeights];
+  };
+  const int64_t weights = worker_weights(learner);
+  EXPECT_EQ(worker_weights(host), weights);
+  EXPECT_EQ(worker_weights(pool), 2 * weights);
+  EXPECT_EQ(EstimatePublishedBytes(learner), 2 * weights);
+  EXPECT_EQ(EstimatePublishedBytes(pool), 3 * weights);
+  // A step with a visitor behind it needs less than one beside a lodger.
+  auto rank = [&](const RunConfig& c) {
+    return EstimateMemory(c.model, LayoutOf(c, false), step(c))[0];
+  };
+  EXPECT_EQ(rank(host).host_weights, weights);
+  EXPECT_EQ(rank(host)[MemoryCategory::kWeights], rank(learner)[MemoryCategory::kWeights]);
+  EXPECT_LT(rank(host).total, rank(learner).total);
+  EXPECT_GE(rank(host).total, rank(pool).total);
+}
+
 TEST(PlanTest, FitIsJudgedAgainstTheDevice) {
   const RunConfig config = LoadPlanConfig(ConfigPath("r1_qwen2.5_1.5b"), {});
   const RunPlan plan = PlanRun(config, LayoutOf(config, false), MachineModel());
