@@ -205,6 +205,7 @@ TrainEngine::StepResult TrainEngine::Step(const std::vector<TokenBatch>& microba
       .Run(impl.ctx, lists[impl.mesh.pp_index()], microbatches, &loss, /*train=*/true,
            [&impl](const Parameter& p) { impl.OnGradient(p); });
   impl.reducer->Finish();
+  if (impl.options.before_update) impl.options.before_update();
   const auto update = impl.optimizer->Step(*impl.reducer, lr);
   StepResult result;
   result.gradient_norm = update.gradient_norm;

@@ -26,6 +26,7 @@ class TrainEngine {
     PipelineConfig pipeline;
     AdamWConfig optimizer;
     GradientReducer::Options reducer;
+    std::function<void()> before_update;  // of parameters and optimizer state; may be null
   };
   // `chunks` are this rank's stages, in chunk order. Not owned: context, mesh, chunks. Tied
   // parameters of two chunks of this rank are made to share the storage of the original.

@@ -17,7 +17,8 @@ Learner::Learner(Context& ctx, const parallel::Mesh& mesh, const RunConfig& conf
   auto save_group = mesh.world()->Split(0, mesh.world()->rank(), "checkpoint");
   writer_ = std::make_unique<runtime::CheckpointWriter>(
       fs, parallel::MakeRendezvous(save_group),
-      runtime::CheckpointWriter::Options{.asynchronous = config.train.asynchronous_checkpoints});
+      runtime::CheckpointWriter::Options{.asynchronous = config.train.asynchronous_checkpoints,
+                                         .stream = &ctx.stream()});
   Initialize();
 }
 
@@ -69,7 +70,8 @@ void Learner::BeginStage(const parallel::AdamWConfig& optimizer, Mtp mtp) {
   parallel::TrainEngine::Options options;
   options.pipeline = config_.pipeline;
   options.optimizer = optimizer;
-  engine_.reset();  // frees the old optimizer state before the new is made
+  options.before_update = [this] { writer_->Hold(); };
+  EndStage();  // frees the old optimizer state before the new is made
   engine_ = std::make_unique<parallel::TrainEngine>(ctx_, mesh_, stages, options);
 }
 
@@ -126,6 +128,11 @@ void Learner::SaveSlabs(const std::string& dir, const SlabIndex& slabs) {
 
 void Learner::LoadSlabs(const std::string& dir, const SlabIndex& slabs) const {
   runtime::CheckpointReader(fs_, dir).Load(slabs);
+}
+
+void Learner::EndStage() {
+  writer_->Hold();
+  engine_.reset();
 }
 
 void Learner::WaitForSave() { writer_->Wait(); }

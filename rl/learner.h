@@ -52,7 +52,7 @@ class Learner {
   std::string Load(const std::string& dir);
 
   // Frees the optimizer state, when another model is to be trained beside this one.
-  void EndStage() { engine_.reset(); }
+  void EndStage();
 
   // The chunks of a frozen model of the same layout: the reference policy; with a value head, a
   // reward model.

@@ -34,9 +34,10 @@ struct CheckpointContents {
   std::vector<LazySlab> lazy = {};
 };
 
-// Collective. `contents` is copied to host memory before the call returns when asynchronous; the
-// rest happens on a background thread, and `Wait` (or the next Save) reports its error. At most one
-// save is in flight. Thread: call from one thread only.
+// Collective. When asynchronous, `contents` is copied to host memory, on the host before the call
+// returns and from a device behind what its stream has been given; the rest happens on a background
+// thread, and `Wait` (or the next Save) reports its error. At most one save is in flight. Thread:
+// call from one thread only.
 class CheckpointWriter {
  public:
   struct Options {
@@ -44,6 +45,8 @@ class CheckpointWriter {
     int compression = 0;  // deflate level; 0: contiguous datasets at the disk's speed
     // How many bytes of lazy slabs, or one slab, are held beside the one that is being written.
     int64_t ahead_bytes = 64 << 20;
+    // What works on tensors of a device; see Hold. Null: Save waits for the device.
+    Stream* stream = nullptr;
   };
   CheckpointWriter(FileSystem& fs, std::shared_ptr<Rendezvous> ranks, Options options);
   ~CheckpointWriter();
@@ -53,6 +56,9 @@ class CheckpointWriter {
   void Save(const std::string& dir, const CheckpointContents& contents,
             std::function<void()> on_committed = nullptr);
   void Wait();
+  // Before the device's tensors are changed or freed: makes `stream` of the options wait, on the
+  // device, until the last Save has read them.
+  void Hold();
 
  private:
   struct Impl;

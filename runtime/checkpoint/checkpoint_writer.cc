@@ -15,6 +15,7 @@
 #include "runtime/checkpoint/slab_table.h"
 #include "runtime/digest.h"
 #include "runtime/error.h"
+#include "runtime/host_snapshot.h"
 
 namespace hone::runtime {
 namespace {
@@ -96,25 +97,6 @@ class PieceReader {
   std::thread thread_;  // last: it uses the others
 };
 
-// One block that the snapshots of successive saves share.
-class SnapshotBuffer {
- public:
-  // Room for `bytes`; what Take handed out before is gone.
-  void Reset(int64_t bytes) {
-    if (bytes > capacity_) {
-      block_.reset();
-      block_ = std::make_unique_for_overwrite<char[]>(bytes);
-      capacity_ = bytes;
-    }
-    used_ = 0;
-  }
-  char* Take(int64_t bytes) { return block_.get() + std::exchange(used_, used_ + bytes); }
-
- private:
-  std::unique_ptr<char[]> block_;
-  int64_t capacity_ = 0, used_ = 0;
-};
-
 // What fn throws, as text; "" when it returns.
 template <class Fn>
 std::string ErrorOf(const Fn& fn) {
@@ -148,7 +130,7 @@ struct CheckpointWriter::Impl {
   FileSystem& fs;
   std::shared_ptr<Rendezvous> ranks;
   Options options;
-  SnapshotBuffer buffer;
+  HostSnapshot snapshot;
   std::thread thread;
   std::exception_ptr error;
 
@@ -205,19 +187,15 @@ std::vector<LazySlab> CheckpointWriter::Impl::TakePieces(const CheckpointContent
     return !options.asynchronous && t.contiguous() && t.device().is_cpu();
   };
   const SlabIndex& slabs = contents.slabs;
-  int64_t total = 0;
+  std::vector<Tensor> copied;
   for (size_t i = 0; i < slabs.size(); ++i) {
-    if (chosen[i] && !in_place(slabs[i].tensor)) total += slabs[i].tensor.bytes();
+    if (chosen[i] && !in_place(slabs[i].tensor)) copied.push_back(slabs[i].tensor);
   }
-  buffer.Reset(total);
+  const std::vector<Tensor> copies = snapshot.Take(copied, options.stream);
   std::vector<LazySlab> pieces;
-  for (size_t i = 0; i < slabs.size(); ++i) {
+  for (size_t i = 0, next = 0; i < slabs.size(); ++i) {
     if (!chosen[i]) continue;
-    Tensor t = slabs[i].tensor;
-    if (!in_place(t)) {
-      t = Tensor(buffer.Take(t.bytes()), t.shape(), t.dtype(), Device::Cpu());
-      CopyTo(slabs[i].tensor, t);
-    }
+    Tensor t = in_place(slabs[i].tensor) ? slabs[i].tensor : copies[next++];
     pieces.push_back({slabs[i].slab, t.dtype(), [t] { return t; }});
   }
   for (size_t i = 0; i < contents.lazy.size(); ++i) {
@@ -234,6 +212,7 @@ SlabTable CheckpointWriter::Impl::WriteShard(const Job& job) {
   std::map<std::string, int> uses;  // of a dataset name: a rank may hold two slabs of one tensor
   std::optional<Hdf5File> file;
   if (any) file.emplace(Hdf5File::Create(fs, path));
+  snapshot.Wait();
   PieceReader reader(job.pieces, options.ahead_bytes);
   for (const LazySlab& piece : job.pieces) {
     ReadyPiece ready = reader.Take();
@@ -356,6 +335,10 @@ void CheckpointWriter::Save(const std::string& dir, const CheckpointContents& co
       impl->error = std::current_exception();
     }
   });
+}
+
+void CheckpointWriter::Hold() {
+  if (impl_->options.stream) impl_->snapshot.Hold(*impl_->options.stream);
 }
 
 void CheckpointWriter::Wait() {
