@@ -1,8 +1,10 @@
 #include "model/kv_cache.h"
 
 #include <algorithm>
+#include <limits>
 #include <utility>
 
+#include "kernels/embedding/embedding.h"
 #include "runtime/error.h"
 
 namespace hone::model {
@@ -40,6 +42,8 @@ KvCache::KvCache(Context& ctx, const ModelConfig& config, int64_t layers, int64_
       references_(pages, 0) {
   Check<ConfigError>(pages > 0 && page_size > 0,
                      "[kv_cache] {} pages of {} tokens; both must be > 0", pages, page_size);
+  Check<ConfigError>(pages <= std::numeric_limits<int32_t>::max() / page_size,
+                     "[kv_cache] {} pages of {} tokens: more than 2^31 tokens", pages, page_size);
   TokenWidth width = WidthOf(config, mla);
   for (int64_t layer = 0; layer < layers; ++layer) {
     if (config.is_mla() && mla == Mla::kLatent) {
@@ -123,22 +127,6 @@ std::vector<int64_t> KvCache::NewTokenRows(std::span<const int32_t> cu_seqlens,
   return row_T;
 }
 
-namespace {
-
-// Calls fn(begin, end, first row) for each run of consecutive rows.
-template <class Fn>
-void ForEachRun(std::span<const int64_t> row_T, Fn&& fn) {
-  int64_t n = static_cast<int64_t>(row_T.size());
-  for (int64_t begin = 0; begin < n;) {
-    int64_t end = begin + 1;
-    while (end < n && row_T[end] == row_T[begin] + (end - begin)) ++end;
-    fn(begin, end, row_T[begin]);
-    begin = end;
-  }
-}
-
-}  // namespace
-
 void KvCache::Write(Context& ctx, int64_t layer, const Tensor& first, const Tensor& second,
                     std::span<const int64_t> row_T) {
   if (layout_ == kernels::KvLayout::kByHead) {
@@ -148,12 +136,11 @@ void KvCache::Write(Context& ctx, int64_t layer, const Tensor& first, const Tens
                                 second.Reshape({tokens, v[1], v[3]}), row_T, first_[layer],
                                 second_[layer]);
   }
+  const std::vector<int32_t> narrow_T(row_T.begin(), row_T.end());
   auto write = [&](const Tensor& source, const Tensor& pool) {
     Tensor rows = TokenRows(pool);
-    Tensor from = source.Reshape({static_cast<int64_t>(row_T.size()), rows.cols()});
-    ForEachRun(row_T, [&](int64_t begin, int64_t end, int64_t row) {
-      CopyTo(from.Slice(begin, end), rows.Slice(row, row + end - begin), &ctx.stream());
-    });
+    kernels::SetRows(ctx, rows, narrow_T,
+                     source.Reshape({static_cast<int64_t>(row_T.size()), rows.cols()}));
   };
   write(first, first_[layer]);
   write(second, second_[layer]);

@@ -1,3 +1,6 @@
+#include <numeric>
+
+#include "kernels/embedding/embedding.h"
 #include "model/transformer_stage_impl.h"
 
 namespace hone::model {
@@ -26,13 +29,11 @@ void CheckDecodeBatch(const DecodeBatch& batch, int64_t page_size) {
   }
 }
 
+// Those rows of x: x itself where they are all of them, in order.
 Tensor GatherRows(Context& ctx, const Tensor& x_TD, const std::vector<int32_t>& rows) {
-  const int64_t count = static_cast<int64_t>(rows.size());
-  Tensor out = ctx.Empty({count, x_TD.cols()}, x_TD.dtype());
-  for (int64_t r = 0; r < count; ++r) {
-    CopyTo(x_TD.Slice(rows[r], rows[r] + 1), out.Slice(r, r + 1), &ctx.stream());
-  }
-  return out;
+  std::vector<int32_t> all(static_cast<size_t>(x_TD.rows()));
+  std::iota(all.begin(), all.end(), 0);
+  return rows == all ? x_TD : kernels::Embedding(ctx, x_TD, rows);
 }
 
 }  // namespace

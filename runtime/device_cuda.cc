@@ -8,6 +8,7 @@
 #include "runtime/device.h"
 #include "runtime/error.h"
 #include "runtime/gpu_report.h"
+#include "runtime/step_recorder.h"
 
 namespace hone::runtime {
 namespace {
@@ -87,6 +88,7 @@ class CudaStream : public Stream {
     cudaStreamDestroy(stream_);
   }
   void Synchronize() override {
+    if (auto* recorder = StepRecorder::Of(*this)) recorder->Waits();
     CheckCuda(cudaStreamSynchronize(stream_), "stream", "cudaStreamSynchronize", device_.index);
   }
   void* handle() override { return stream_; }
@@ -106,14 +108,22 @@ class CudaEvent : public Event {
   }
   ~CudaEvent() override { cudaEventDestroy(event_); }
   void Record(Stream& stream) override {
+    Tell(StepRecorder::Of(stream));
     Checked(cudaEventRecord(event_, Handle(stream)), "record");
   }
   void Wait(Stream& stream) override {
+    Tell(StepRecorder::Of(stream));
     Checked(cudaStreamWaitEvent(Handle(stream), event_, 0), "cudaStreamWaitEvent");
   }
-  void Synchronize() override { Checked(cudaEventSynchronize(event_), "cudaEventSynchronize"); }
+  void Synchronize() override {
+    Tell(StepRecorder::OfThread());
+    Checked(cudaEventSynchronize(event_), "cudaEventSynchronize");
+  }
 
  private:
+  static void Tell(StepRecorder* recorder) {
+    if (recorder) recorder->Waits();
+  }
   static cudaStream_t Handle(Stream& stream) { return static_cast<cudaStream_t>(stream.handle()); }
   void Checked(cudaError_t status, const char* call) {
     CheckCuda(status, "event", call, device_.index);
@@ -133,7 +143,21 @@ cudaMemcpyKind Kind(Device dst, Device src) {
 
 // For calls without a stream: what is under way on the device comes first.
 void WaitForDevice(Device device) {
+  if (auto* recorder = StepRecorder::OfThread()) recorder->Waits();
   CheckCuda(cudaDeviceSynchronize(), "copy", "cudaDeviceSynchronize", device.index);
+}
+
+// From ordinary host memory, which is free again when this returns.
+void Upload(CudaStream& stream, StepRecorder* recorder, char* dst, const char* src, int64_t bytes,
+            int device) {
+  auto handle = static_cast<cudaStream_t>(stream.handle());
+  const void* kept = recorder ? recorder->Upload(dst, src, bytes) : src;
+  if (kept == src) {
+    stream.staging().Upload(dst, src, bytes, handle, device);
+  } else if (kept) {
+    CheckCuda(cudaMemcpyAsync(dst, kept, bytes, cudaMemcpyHostToDevice, handle), "copy",
+              "cudaMemcpyAsync", device);
+  }
 }
 
 }  // namespace
@@ -196,6 +220,8 @@ void CopyBytesAsync(void* dst, Device dst_device, const void* src, Device src_de
     return;
   }
   Use(device, "copy");
+  auto* recorder = StepRecorder::Of(stream);
+  if (recorder && !recorder->Issue(Piece::kCopy, dst, src, bytes)) return;
   CheckCuda(cudaMemcpyAsync(dst, src, bytes, Kind(dst_device, src_device),
                             static_cast<cudaStream_t>(stream.handle())),
             "copy", "cudaMemcpyAsync", device.index);
@@ -217,9 +243,14 @@ void CopyRows(void* dst, Device dst_device, int64_t dst_pitch, const void* src, 
   if (!cuda) WaitForDevice(device);  // a CPU's stream orders nothing here
   auto handle = cuda ? static_cast<cudaStream_t>(cuda->handle()) : nullptr;
   bool whole = rows == 1 || (dst_pitch == row_bytes && src_pitch == row_bytes);
+  auto* recorder = cuda ? StepRecorder::Of(*cuda) : nullptr;
   if (whole && cuda && src_device.is_cpu()) {
-    cuda->staging().Upload(to, from, row_bytes * rows, handle, device.index);
+    Upload(*cuda, recorder, to, from, row_bytes * rows, device.index);
     return;
+  }
+  if (recorder) {
+    if (dst_device.is_cpu() || src_device.is_cpu()) recorder->Waits();
+    if (!recorder->Issue(Piece::kCopy, to, dst_pitch, from, src_pitch, row_bytes, rows)) return;
   }
   cudaError_t status =
       whole ? cudaMemcpyAsync(to, from, row_bytes * rows, Kind(dst_device, src_device), handle)
@@ -240,6 +271,8 @@ void FillZero(void* dst, Device device, int64_t bytes, Stream* stream) {
   Use(device, "fill");
   auto handle = stream ? static_cast<cudaStream_t>(stream->handle()) : nullptr;
   if (!handle) WaitForDevice(device);
+  auto* recorder = handle ? StepRecorder::Of(*stream) : nullptr;
+  if (recorder && !recorder->Issue(Piece::kFill, dst, bytes)) return;
   CheckCuda(cudaMemsetAsync(dst, 0, bytes, handle), "fill", "cudaMemsetAsync", device.index);
   if (!handle) WaitForDevice(device);
 }

@@ -6,6 +6,7 @@
 #include "runtime/cuda_check.h"
 #include "runtime/error.h"
 #include "runtime/memory_counter.h"
+#include "runtime/step_recorder.h"
 
 namespace hone::runtime {
 namespace {
@@ -22,6 +23,12 @@ class CudaAllocator : public Allocator {
   Device device() const override { return device_; }
 
   void* Allocate(int64_t bytes, MemoryCategory category) override {
+    auto* recorder = StepRecorder::Of(*stream());
+    if (void* ptr = recorder ? recorder->Allocate(bytes) : nullptr) {
+      std::lock_guard lock(mutex_);
+      counter_.Add(bytes, category);
+      return ptr;
+    }
     Use();
     void* ptr = Take(bytes);
     if (!ptr) {  // what other streams freed, and what lies in pieces
@@ -30,16 +37,21 @@ class CudaAllocator : public Allocator {
       ptr = Take(bytes);
     }
     if (!ptr) ThrowOutOfMemory(bytes, category);
+    if (recorder) recorder->Measure(ptr, bytes);
     std::lock_guard lock(mutex_);
     counter_.Add(bytes, category);
     return ptr;
   }
 
   void Free(void* ptr, int64_t bytes, MemoryCategory category) override {
+    {
+      std::lock_guard lock(mutex_);
+      counter_.Remove(bytes, category);
+    }
+    if (DeviceArena::GiveBack(ptr)) return;
+    if (auto* recorder = StepRecorder::Of(*stream()); recorder && recorder->Keep(ptr)) return;
     cudaSetDevice(device_.index);
     cudaFreeAsync(ptr, Handle());  // from destructors: an earlier failure shows elsewhere
-    std::lock_guard lock(mutex_);
-    counter_.Remove(bytes, category);
   }
 
   MemoryUsage Usage() const override {

@@ -7,6 +7,7 @@
 #include "runtime/device.h"
 #include "runtime/error.h"
 #include "runtime/gpu_report.h"
+#include "runtime/replay.h"
 
 namespace hone::runtime {
 namespace {
@@ -39,6 +40,11 @@ std::unique_ptr<Event> MakeEvent(Device device) {
 
 std::shared_ptr<Allocator> MakeCudaAllocator(Device device) {
   NeedCpu(device, "allocator");
+  return nullptr;
+}
+
+std::unique_ptr<Replay> MakeCudaReplay(const std::shared_ptr<Allocator>& allocator) {
+  NeedCpu(allocator->device(), "replay");
   return nullptr;
 }
 

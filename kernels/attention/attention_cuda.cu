@@ -4,6 +4,7 @@
 // chains in ascending order, a tile's sum is one fixed tree, and keys that a row does not see weigh
 // exactly 0: so its bits depend neither on the rows beside it, nor on the chunking, nor on kRows.
 #include <algorithm>
+#include <bit>
 #include <cstring>
 #include <vector>
 
@@ -220,6 +221,7 @@ void PagedAttention(Context& ctx, const Tensor& q_THC, const PagedKv& kv,
                          static_cast<int32_t>(list.size()), 0, 0});
     list.insert(list.end(), kv.pages_S[s].begin(), kv.pages_S[s].end());
   }
+  list.resize(std::bit_ceil(list.size()));  // a step that is replayed finds few different lengths
   Tensor pages = Upload(ctx, std::span<const int32_t>(list));
   Inputs<T> in{Rows<T>(q_THC),
                Rows<T>(kv.k_PSGC),

@@ -17,6 +17,7 @@
 #include "kernels/cuda/cublaslt_library.h"
 #include "runtime/cuda_check.h"
 #include "runtime/error.h"
+#include "runtime/step_recorder.h"
 
 namespace hone::kernels::cuda {
 namespace {
@@ -214,6 +215,10 @@ int64_t WorkspaceFor(std::string_view op, const Product& p, cublasLtHandle_t han
 }  // namespace
 
 void Multiply(Context& ctx, std::string_view op, const Product& p) {
+  if (auto* recorder = runtime::StepRecorder::Of(ctx.stream());
+      recorder && !recorder->Issue(runtime::Piece::kProduct, p)) {
+    return;
+  }
   int device = ctx.device().index;
   runtime::CheckCuda(cudaSetDevice(device), op, "cudaSetDevice", device);
   cublasLtHandle_t handle = library().Handle(op, p, device);

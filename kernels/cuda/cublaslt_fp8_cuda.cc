@@ -10,6 +10,7 @@
 #include "kernels/cuda/cublaslt_library.h"
 #include "runtime/cuda_check.h"
 #include "runtime/error.h"
+#include "runtime/step_recorder.h"
 
 namespace hone::kernels::cuda {
 namespace {
@@ -112,6 +113,12 @@ cublasLtMatmulAlgo_t Choose(Library& library, Description& d) {
 // out's rows are those of a, padding included, and its columns those of b.
 void Issue(Context& ctx, const Fp8Matrix& a, const Fp8Matrix& b, const Tensor& out,
            bool accumulate) {
+  if (auto* recorder = runtime::StepRecorder::Of(ctx.stream());
+      recorder && !recorder->Issue(runtime::Piece::kFp8Product, a.values.raw(), a.scale.raw(),
+                                   b.values.raw(), b.scale.raw(), out.raw(), a.rows, b.rows, a.cols,
+                                   out.row_stride(), accumulate)) {
+    return;
+  }
   runtime::CheckCuda(cudaSetDevice(ctx.device().index), "fp8_multiply", "cudaSetDevice",
                      ctx.device().index);
   const bool wide = out.dtype() == DType::kF32;

@@ -254,9 +254,14 @@ Graph* Find(Context& ctx, const Problem& p) {
   return nullptr;
 }
 
-using Pack = std::unordered_map<int64_t, void*>;
+using Pack = std::unordered_map<int64_t, void*>;  // as the frontend wants it
 
 void Execute(Context& ctx, Graph& graph, Pack& pack, const char* op) {
+  if (auto* recorder = runtime::StepRecorder::Of(ctx.stream())) {
+    bool issue = recorder->Issue(runtime::Piece::kCudnn, &graph);
+    for (const auto& [uid, data] : pack) issue = recorder->Issue(uid, data);
+    if (!issue) return;
+  }
   int64_t bytes = 0;
   auto status = graph.get_workspace_size(bytes);
   Tensor workspace = ctx.Empty({bytes}, DType::kU8, MemoryCategory::kOther);

@@ -28,6 +28,7 @@
 #include "kernels/cuda/intrinsics.h"
 #include "runtime/context.h"
 #include "runtime/cuda_check.h"
+#include "runtime/step_recorder.h"
 
 namespace hone::kernels::cuda {
 
@@ -58,6 +59,11 @@ void Launch(Context& ctx, std::string_view op, void (*kernel)(Params...), const 
   const dim3 grid = blocks.grid;
   if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
   const int device = ctx.device().index;
+  auto* recorder = runtime::StepRecorder::Of(ctx.stream());
+  if (recorder && !recorder->Issue(kernel, grid, blocks.threads, blocks.shared_bytes,
+                                   static_cast<Params>(args)...)) {
+    return;
+  }
   CheckCuda(cudaSetDevice(device), op, "cudaSetDevice", device);
   constexpr int64_t kSharedWithoutAsking = 48 * 1024;
   if (blocks.shared_bytes > kSharedWithoutAsking) {

@@ -51,4 +51,18 @@ void EmbeddingBackward(Context& ctx, const Tensor& dy_TD, std::span<const int32_
   });
 }
 
+void SetRows(Context& ctx, const Tensor& table_VD, std::span<const int32_t> row_T,
+             const Tensor& x_TD) {
+  CheckTensor(kOp, "table", ctx, table_VD, table_VD.dtype());
+  CheckTokens(table_VD, row_T);
+  CheckTensor(kOp, "rows", ctx, x_TD, table_VD.dtype(),
+              {static_cast<int64_t>(row_T.size()), table_VD.dim(1)});
+  SwitchFloat(kOp, table_VD.dtype(), [&](auto t) {
+    using T = decltype(t);
+    SwitchDevice(
+        ctx, [&] { cpu::SetRows<T>(table_VD, row_T, x_TD); },
+        [&] { cuda::SetRows<T>(ctx, table_VD, row_T, x_TD); });
+  });
+}
+
 }  // namespace hone::kernels

@@ -33,10 +33,19 @@ void EmbeddingBackward(Context& ctx, const Tensor& dy_TD, std::span<const int32_
   });
 }
 
+template <class T>
+void SetRows(const Tensor& table_VD, std::span<const int32_t> row_T, const Tensor& x_TD) {
+  Rows<T> table(table_VD), x(x_TD);
+  for (size_t t = 0; t < row_T.size(); ++t) {
+    std::memcpy(table[row_T[t]], x[static_cast<int64_t>(t)], x_TD.cols() * sizeof(T));
+  }
+}
+
 #define HONE_INSTANTIATE(T)                                                                     \
   template void Embedding<T>(Context&, const Tensor&, std::span<const int32_t>, const Tensor&); \
   template void EmbeddingBackward<T>(Context&, const Tensor&, std::span<const int32_t>,         \
-                                     const Tensor&);
+                                     const Tensor&);                                            \
+  template void SetRows<T>(const Tensor&, std::span<const int32_t>, const Tensor&);
 HONE_INSTANTIATE(float)
 HONE_INSTANTIATE(double)
 HONE_INSTANTIATE(BF16)

@@ -14,5 +14,7 @@ void Embedding(Context& ctx, const Tensor& table_VD, std::span<const int32_t> to
 template <class T>
 void EmbeddingBackward(Context& ctx, const Tensor& dy_TD, std::span<const int32_t> token_T,
                        const Tensor& dtable_VD);
+template <class T>
+void SetRows(const Tensor& table_VD, std::span<const int32_t> row_T, const Tensor& x_TD);
 
 }  // namespace hone::kernels::cpu

@@ -41,9 +41,9 @@ void Embedding(Context& ctx, const Tensor& table_VD, std::span<const int32_t> to
 }
 
 template <class T>
-void ScatterRows(Context& ctx, const Tensor& rows_RD, std::span<const int32_t> index_R,
-                 const Tensor& y_TD) {
-  GatherRows<T, true>(ctx, "scatter_rows", rows_RD, index_R, y_TD);
+void SetRows(Context& ctx, const Tensor& table_VD, std::span<const int32_t> row_T,
+             const Tensor& x_TD) {
+  GatherRows<T, true>(ctx, "set_rows", x_TD, row_T, table_VD);
 }
 
 template <class T>
@@ -73,10 +73,10 @@ void EmbeddingBackward(Context& ctx, const Tensor& dy_TD, std::span<const int32_
          RowsAligned(dy_TD, dtable_VD), Rows<Acc<T>>(dtable_VD));
 }
 
-#define HONE_INSTANTIATE(T)                                                                       \
-  template void Embedding<T>(Context&, const Tensor&, std::span<const int32_t>, const Tensor&);   \
-  template void ScatterRows<T>(Context&, const Tensor&, std::span<const int32_t>, const Tensor&); \
-  template void EmbeddingBackward<T>(Context&, const Tensor&, std::span<const int32_t>,           \
+#define HONE_INSTANTIATE(T)                                                                     \
+  template void Embedding<T>(Context&, const Tensor&, std::span<const int32_t>, const Tensor&); \
+  template void SetRows<T>(Context&, const Tensor&, std::span<const int32_t>, const Tensor&);   \
+  template void EmbeddingBackward<T>(Context&, const Tensor&, std::span<const int32_t>,         \
                                      const Tensor&);
 HONE_INSTANTIATE(float)
 HONE_INSTANTIATE(double)

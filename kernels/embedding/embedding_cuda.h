@@ -14,10 +14,8 @@ void Embedding(Context& ctx, const Tensor& table_VD, std::span<const int32_t> to
 template <class T>
 void EmbeddingBackward(Context& ctx, const Tensor& dy_TD, std::span<const int32_t> token_T,
                        const Tensor& dtable_VD);
-
-// y[index_R[r]] = rows[r]; indices differ.
 template <class T>
-void ScatterRows(Context& ctx, const Tensor& rows_RD, std::span<const int32_t> index_R,
-                 const Tensor& y_TD);
+void SetRows(Context& ctx, const Tensor& table_VD, std::span<const int32_t> row_T,
+             const Tensor& x_TD);
 
 }  // namespace hone::kernels::cuda

@@ -4,8 +4,6 @@
 
 #include "kernels/dispatch.h"
 #include "kernels/embedding/embedding.h"
-#include "kernels/embedding/embedding_cuda.h"
-#include "kernels/switch_device.h"
 
 namespace hone::kernels {
 
@@ -58,16 +56,7 @@ void ScatterRows(Context& ctx, const Tensor& rows_BD, std::span<const int32_t> r
     CopyTo(rows_BD, y_TD.Slice(row_B.front(), row_B.back() + 1), &ctx.stream());
     return;
   }
-  SwitchFloat("scatter_rows", y_TD.dtype(), [&](auto t) {
-    using T = decltype(t);
-    auto on_cpu = [&] {
-      Rows<T> rows(rows_BD), y(y_TD);
-      for (size_t b = 0; b < row_B.size(); ++b) {
-        std::copy_n(rows[static_cast<int64_t>(b)], rows_BD.cols(), y[row_B[b]]);
-      }
-    };
-    SwitchDevice(ctx, on_cpu, [&] { cuda::ScatterRows<T>(ctx, rows_BD, row_B, y_TD); });
-  });
+  SetRows(ctx, y_TD, row_B, rows_BD);
 }
 
 }  // namespace hone::kernels

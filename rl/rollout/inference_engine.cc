@@ -8,6 +8,7 @@
 #include "kernels/sampling/likeliest.h"
 #include "model/kv_cache.h"
 #include "runtime/packed_weights.h"
+#include "runtime/replay.h"
 
 namespace hone::rl {
 namespace {
@@ -69,7 +70,8 @@ struct InferenceEngine::Impl {
               // Rebuilding keys and values at every step costs far more time than keeping them
               // costs memory.
               e.mla_decode == model::MlaDecode::kExpand ? model::KvCache::Mla::kExpanded
-                                                        : model::KvCache::Mla::kLatent) {
+                                                        : model::KvCache::Mla::kLatent),
+        replay(runtime::MakeReplay(c.allocator())) {
     for (parallel::Parameter* p : model.Parameters()) weights.Register(p->value);
   }
 
@@ -86,6 +88,7 @@ struct InferenceEngine::Impl {
   void DropSharedPrompt(uint64_t group);
   bool DropAnySharedPrompt();
   void Compute(std::vector<SequenceList::iterator>* sampled_from, Tensor* logits);
+  Tensor Forward(model::DecodeBatch batch, std::vector<int32_t>* routing);
   void Draw(SequenceList::iterator it, const kernels::SampledToken& token);
   void ExtendTail(Sequence& sequence, int32_t token) const;
   GenerateResult Finish(SequenceList::iterator it, FinishReason reason);
@@ -96,6 +99,7 @@ struct InferenceEngine::Impl {
   std::function<std::string(int32_t)> token_bytes;
   model::KvCache cache;
   runtime::PackedWeights weights;  // as they are until Drain
+  std::unique_ptr<runtime::Replay> replay;
   SequenceList waiting, active;
   std::map<uint64_t, SharedPrompt> prompts;  // by group
   std::map<uint64_t, int64_t> waiting_in_group;
@@ -297,6 +301,32 @@ void InferenceEngine::Impl::AdmitWhatFits() {
   }
 }
 
+// A batch of single tokens is filled up with copies of its last one and replayed, where a device
+// can: copies write what the token itself writes, and their logits and choices are dropped.
+Tensor InferenceEngine::Impl::Forward(model::DecodeBatch batch, std::vector<int32_t>* routing) {
+  PackedWeightsInUse in_use(ctx, weights);
+  const size_t rows = batch.token_T.size(), wanted = batch.logits_rows.size();
+  if (!config.replay || batch.pages_S.size() != rows) {
+    return model.Decode(ctx, batch, cache, routing);
+  }
+  const auto padded = static_cast<size_t>(replay->PaddedRows(static_cast<int64_t>(rows)));
+  batch.token_T.resize(padded, batch.token_T.back());
+  batch.position_T.resize(padded, batch.position_T.back());
+  batch.pages_S.resize(padded, batch.pages_S.back());
+  for (size_t r = rows; r < padded; ++r) {
+    batch.logits_rows.push_back(static_cast<int32_t>(r));
+    batch.cu_seqlens.push_back(static_cast<int32_t>(r) + 1);
+  }
+  Tensor logits;
+  replay->Run(static_cast<int64_t>(padded), [&] {
+    if (routing) routing->clear();
+    logits = model.Decode(ctx, batch, cache, routing);
+  });
+  if (routing) routing->resize(routing->size() / padded * rows);
+  stats.replayed_steps = replay->stats().replayed;
+  return logits.Slice(0, static_cast<int64_t>(wanted));
+}
+
 // One forward over chunks of prompts and single tokens. Logits come for sequences that are now
 // computed to their end.
 void InferenceEngine::Impl::Compute(std::vector<SequenceList::iterator>* sampled_from,
@@ -332,9 +362,9 @@ void InferenceEngine::Impl::Compute(std::vector<SequenceList::iterator>* sampled
   }
   if (batch.token_T.empty()) return;
   std::vector<int32_t> routing;
-  PackedWeightsInUse in_use(ctx, weights);
-  *logits = model.Decode(ctx, batch, cache, config.record_routing ? &routing : nullptr);
-  size_t per_token = routing.size() / batch.token_T.size(), at = 0;
+  const size_t tokens = batch.token_T.size();
+  *logits = Forward(std::move(batch), config.record_routing ? &routing : nullptr);
+  size_t per_token = routing.size() / tokens, at = 0;
   for (auto& [it, count] : parts) {
     it->computed += count;
     auto begin = routing.begin() + static_cast<int64_t>(at);

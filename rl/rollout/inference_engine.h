@@ -27,6 +27,7 @@ struct EngineConfig {
   int64_t max_tokens = 512;     // prompt and completion of one sequence
   model::MlaDecode mla_decode = model::MlaDecode::kExpand;
   bool record_routing = false;
+  bool replay = true;  // decode steps on a GPU (runtime/replay.h); changes no bit
 };
 
 // Pages of a cache in which a sequence of up to `tokens` tokens can run: its own, and one for a
@@ -65,6 +66,7 @@ struct GenerateResult {
 
 struct EngineStats {
   int64_t steps = 0, prefill_tokens = 0, decoded_tokens = 0, preemptions = 0, shared_pages = 0;
+  int64_t replayed_steps = 0;  // forwards that a GPU was given whole (runtime/replay.h)
 };
 
 class InferenceEngine {

@@ -4,6 +4,7 @@
 #include <cuda_runtime.h>
 
 #include "runtime/cuda_check.h"
+#include "runtime/step_recorder.h"
 
 namespace hone::kernels::cuda {
 namespace {
@@ -32,6 +33,10 @@ bool Multiply(const Product& p) {
 }  // namespace
 
 void Multiply(Context& ctx, std::string_view op, const Product& p) {
+  if (auto* recorder = runtime::StepRecorder::Of(ctx.stream());
+      recorder && !recorder->Issue(runtime::Piece::kProduct, p)) {
+    return;
+  }
   auto work = [p] {
     if (p.input == DType::kF64) return Multiply<double, double>(p);
     if (p.input == DType::kF32) return Multiply<float, float>(p);

@@ -6,6 +6,7 @@
 
 #include "kernels/fp8/e4m3.h"
 #include "runtime/cuda_check.h"
+#include "runtime/step_recorder.h"
 
 namespace hone::kernels::cuda {
 namespace {
@@ -46,6 +47,12 @@ bool Multiply(const Operand& a, const Operand& b, T* out, int64_t stride, int64_
 
 void MultiplyFp8(Context& ctx, const Fp8Matrix& a, const Fp8Matrix& b, const Tensor& out,
                  bool accumulate) {
+  if (auto* recorder = runtime::StepRecorder::Of(ctx.stream());
+      recorder && !recorder->Issue(runtime::Piece::kFp8Product, a.values.raw(), a.scale.raw(),
+                                   b.values.raw(), b.scale.raw(), out.raw(), a.rows, b.rows, a.cols,
+                                   out.row_stride(), accumulate)) {
+    return;
+  }
   auto work = [=, first = Operand(a), second = Operand(b)] {
     if (out.dtype() == DType::kF32) {
       return Multiply(first, second, out.data<float>(), out.row_stride(), a.rows, b.rows, a.cols,

@@ -219,6 +219,7 @@ enum cudaError_t {
   cudaErrorInvalidDevice = 101,
   cudaErrorNotReady = 600,
   cudaErrorLaunchFailure = 719,
+  cudaErrorStreamCaptureUnsupported = 900,
 };
 enum cudaMemcpyKind {
   cudaMemcpyHostToHost,
@@ -238,15 +239,23 @@ enum cudaDeviceAttr {
 inline constexpr unsigned cudaStreamNonBlocking = 1;
 inline constexpr unsigned cudaEventDisableTiming = 2;
 inline constexpr unsigned cudaHostAllocDefault = 0;
+enum cudaStreamCaptureMode {
+  cudaStreamCaptureModeGlobal,
+  cudaStreamCaptureModeThreadLocal,
+  cudaStreamCaptureModeRelaxed,
+};
 
 namespace hone::cuda_emulation {
 struct EmulatedStream;
 struct EmulatedEvent;
 struct EmulatedPool;
+struct EmulatedGraph;
 }  // namespace hone::cuda_emulation
 using cudaStream_t = hone::cuda_emulation::EmulatedStream*;
 using cudaEvent_t = hone::cuda_emulation::EmulatedEvent*;
 using cudaMemPool_t = hone::cuda_emulation::EmulatedPool*;
+using cudaGraph_t = hone::cuda_emulation::EmulatedGraph*;
+using cudaGraphExec_t = hone::cuda_emulation::EmulatedGraph*;
 
 struct cudaDeviceProp {
   char name[256];
@@ -284,6 +293,15 @@ cudaError_t cudaEventDestroy(cudaEvent_t event);
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream);
 cudaError_t cudaEventSynchronize(cudaEvent_t event);
 cudaError_t cudaEventQuery(cudaEvent_t event);
+
+// While a stream is captured, what it is given goes into a graph; to wait for it, or to allocate or
+// free in its order, is an error.
+cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode mode);
+cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph);
+cudaError_t cudaGraphInstantiate(cudaGraphExec_t* exec, cudaGraph_t graph, uint64_t flags);
+cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t stream);
+cudaError_t cudaGraphExecDestroy(cudaGraphExec_t exec);
+cudaError_t cudaGraphDestroy(cudaGraph_t graph);
 
 cudaError_t cudaMalloc(void** ptr, size_t bytes);
 cudaError_t cudaFree(void* ptr);

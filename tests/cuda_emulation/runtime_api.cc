@@ -9,14 +9,21 @@
 #include <set>
 #include <string>
 #include <unordered_map>
+#include <vector>
 
 #include "tests/cuda_emulation/arena.h"
 
 namespace hone::cuda_emulation {
 
+// Work that was captured, to be run any number of times.
+struct EmulatedGraph {
+  std::vector<std::function<bool()>> work;
+};
+
 // Work that waits is run when somebody waits for it, in order.
 struct EmulatedStream {
   std::deque<std::function<bool()>> work;
+  std::unique_ptr<EmulatedGraph> captured;  // not null while work is captured instead
 };
 
 // Has happened when its stream got to it.
@@ -71,7 +78,10 @@ bool RunWork(EmulatedStream* stream, const bool* happened) {
   return ok;
 }
 
+bool Captured(const EmulatedStream* stream) { return stream && stream->captured; }
+
 cudaError_t Drain(EmulatedStream* stream) {
+  if (Captured(stream)) return cudaErrorStreamCaptureUnsupported;
   Machine& m = machine();
   if (!RunWork(stream, nullptr)) m.sticky = cudaErrorLaunchFailure;
   return std::exchange(m.sticky, cudaSuccess);
@@ -87,6 +97,10 @@ cudaError_t DrainAll() {
 
 // In order behind what the stream has; at once unless streams are lazy.
 cudaError_t Push(EmulatedStream* stream, std::function<bool()> work) {
+  if (Captured(stream)) {
+    stream->captured->work.push_back(std::move(work));
+    return cudaSuccess;
+  }
   (stream ? *stream : machine().legacy).work.push_back(std::move(work));
   return settings().lazy_streams ? cudaSuccess : Drain(stream);
 }
@@ -147,6 +161,8 @@ const char* cudaGetErrorName(cudaError_t status) {
       return "cudaErrorNotReady";
     case cudaErrorLaunchFailure:
       return "cudaErrorLaunchFailure";
+    case cudaErrorStreamCaptureUnsupported:
+      return "cudaErrorStreamCaptureUnsupported";
   }
   return "unknown";
 }
@@ -227,6 +243,39 @@ cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
   return Drain(stream);
 }
 
+cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode) {
+  Locked lock;
+  if (Captured(stream)) return cudaErrorStreamCaptureUnsupported;
+  stream->captured = std::make_unique<EmulatedGraph>();
+  return cudaSuccess;
+}
+cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph) {
+  Locked lock;
+  if (!Captured(stream)) return cudaErrorInvalidValue;
+  *graph = stream->captured.release();
+  return cudaSuccess;
+}
+cudaError_t cudaGraphInstantiate(cudaGraphExec_t* exec, cudaGraph_t graph, uint64_t) {
+  *exec = new EmulatedGraph(*graph);
+  return cudaSuccess;
+}
+cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t stream) {
+  Locked lock;
+  cudaError_t status = cudaSuccess;
+  for (const auto& work : exec->work) {
+    if (cudaError_t e = Push(stream, work); e != cudaSuccess) status = e;
+  }
+  return status;
+}
+cudaError_t cudaGraphExecDestroy(cudaGraphExec_t exec) {
+  delete exec;
+  return cudaSuccess;
+}
+cudaError_t cudaGraphDestroy(cudaGraph_t graph) {
+  delete graph;
+  return cudaSuccess;
+}
+
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) {
   *event = new EmulatedEvent;
   return cudaSuccess;
@@ -237,6 +286,7 @@ cudaError_t cudaEventDestroy(cudaEvent_t event) {
 }
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
   Locked lock;
+  if (Captured(stream)) return cudaErrorStreamCaptureUnsupported;
   event->stream = stream;
   event->happened = std::make_shared<bool>(false);
   return Push(stream, [happened = event->happened] { return *happened = true; });
@@ -244,6 +294,7 @@ cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
 
 cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned) {
   Locked lock;
+  if (Captured(stream)) return cudaErrorStreamCaptureUnsupported;
   return Push(stream, [from = event->stream, happened = event->happened] {
     return !happened || RunWork(from, happened.get());
   });
@@ -269,11 +320,13 @@ cudaError_t cudaFree(void* ptr) {
   if (ptr && !FreeChecked(ptr)) status = cudaErrorLaunchFailure;
   return status;
 }
-cudaError_t cudaMallocAsync(void** ptr, size_t bytes, cudaStream_t) {
-  return cudaMalloc(ptr, bytes);
+cudaError_t cudaMallocAsync(void** ptr, size_t bytes, cudaStream_t stream) {
+  Locked lock;
+  return Captured(stream) ? cudaErrorStreamCaptureUnsupported : cudaMalloc(ptr, bytes);
 }
 cudaError_t cudaFreeAsync(void* ptr, cudaStream_t stream) {
   Locked lock;
+  if (Captured(stream)) return machine().sticky = cudaErrorStreamCaptureUnsupported;
   cudaError_t status = Push(stream, [ptr] { return FreeChecked(ptr); });
   machine().sticky = status;  // destructors do not look at what this returns; the next call does
   return status;
@@ -310,6 +363,9 @@ cudaError_t cudaMemcpy2DAsync(void* dst, size_t dst_pitch, const void* src, size
       !Valid(src, (rows - 1) * src_pitch + width)) {
     return cudaErrorInvalidValue;
   }
+  // As on a GPU: ordinary host memory is read, or written, before the call returns.
+  const bool ordinary = IsOrdinaryHost(dst) || IsOrdinaryHost(src);
+  if (ordinary && Captured(stream)) return cudaErrorStreamCaptureUnsupported;
   cudaError_t status = Enqueue(stream, [=] {
     for (size_t r = 0; r < rows; ++r) {
       std::memmove(static_cast<char*>(dst) + r * dst_pitch,
@@ -317,8 +373,6 @@ cudaError_t cudaMemcpy2DAsync(void* dst, size_t dst_pitch, const void* src, size
     }
     return true;
   });
-  // As on a GPU: ordinary host memory is read, or written, before the call returns.
-  bool ordinary = IsOrdinaryHost(dst) || IsOrdinaryHost(src);
   return ordinary && status == cudaSuccess ? Drain(stream) : status;
 }
 cudaError_t cudaMemcpyAsync(void* dst, const void* src, size_t bytes, cudaMemcpyKind kind,

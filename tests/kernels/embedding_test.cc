@@ -22,6 +22,26 @@ TEST(Embedding, LooksUpRows) {
   }
 }
 
+TEST(Embedding, SetsRows) {
+  Context ctx(TestDevice());
+  std::vector<int32_t> row = {4, 0, 2};
+  for (DType dtype : {DType::kF32, DType::kBF16, DType::kF64}) {
+    for (int64_t dim : {7, 64}) {
+      // Rows of a wider table, as latents lie in a cache.
+      Tensor wide = Random(ctx, {5, dim + 8}, dtype, 1), before = ctx.Clone(wide);
+      Tensor x = Random(ctx, {3, dim}, dtype, 2), table = wide.Columns(8, dim + 8);
+      SetRows(ctx, table, row, x);
+      for (int64_t t = 0; t < 3; ++t) {
+        ExpectSameBits(table.Slice(row[t], row[t] + 1), x.Slice(t, t + 1), "set");
+      }
+      for (int64_t r : {1, 3}) {
+        ExpectSameBits(wide.Slice(r, r + 1), before.Slice(r, r + 1), "not named");
+      }
+      ExpectSameBits(wide.Columns(0, 8), before.Columns(0, 8), "beside");
+    }
+  }
+}
+
 TEST(Embedding, BackwardAddsEveryUseOfAToken) {
   Context ctx(TestDevice());
   std::vector<int32_t> token = {4, 0, 4, 2, 4};

@@ -191,6 +191,21 @@ TEST_P(EngineTest, AGroupsPromptIsPrefilledOnce) {
   EXPECT_EQ(alone.decoded_tokens, grouped.decoded_tokens);
 }
 
+TEST_P(EngineTest, ReplayedStepsLeaveTheBits) {
+  EngineConfig config = Usual();
+  config.max_batch = 13;  // fewer and fewer towards the end: batches of many sizes
+  config.replay = false;
+  std::vector<GenerateRequest> requests = Requests(true);
+  if (GetParam()) requests.resize(3);  // experts are chosen on the host: nothing is replayed
+  EngineStats run, replayed;
+  Results expected = Draw(config, requests, &run);
+  EXPECT_EQ(run.replayed_steps, 0);
+  config.replay = true;
+  ExpectSame(expected, Draw(config, requests, &replayed), "replayed");
+  const bool replays = !TestDevice().is_cpu() && !GetParam();
+  EXPECT_EQ(replayed.replayed_steps > replayed.steps / 4, replays) << replayed.replayed_steps;
+}
+
 TEST_P(EngineTest, ContinuesWhatAnotherLeaseBegan) {
   Results expected = Draw(Usual(), Requests(false));
   for (size_t kept : {1, 4, 11}) {

@@ -1,0 +1,44 @@
+// Work that is done again and again: the decode step of a rollout engine.
+//
+// On CUDA the pieces of a step cost the host more time to hand over, one by one, than the GPU to do
+// them. So a step is recorded as a graph that one call starts. What makes that safe is that nobody
+// has to say what may change between two steps: `work` runs on the host each time, but while a
+// recorded step is replayed nothing of it reaches the driver. Each piece (a kernel with its grid
+// and arguments, a copy, a product) is compared with what was recorded instead, and values that
+// the host uploads are written where the recorded copies read them. Where all pieces are the same
+// the graph is started; where one differs (a longer list, weights at other addresses) the step runs
+// as if there were no graph and is recorded anew. So results have the same bits with and without.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+
+#include "runtime/allocator.h"
+
+namespace hone::runtime {
+
+struct ReplayStats {
+  int64_t recorded = 0, replayed = 0;  // steps; the rest ran piece by piece
+};
+
+// Used by one thread. The base runs everything as it comes: the CPU's.
+class Replay {
+ public:
+  virtual ~Replay() = default;
+  // Runs `work`, which gives work to the allocator's stream. Steps of one `key` are alike: of one
+  // number of rows, say. `work` may be called twice, the first time for nothing: it must set, and
+  // not add to, what it leaves on the host. Nobody else may use the stream meanwhile. Tensors that
+  // `work` makes and leaves are valid until the next Run. A step that waits for the device is never
+  // recorded.
+  virtual void Run(int64_t key, const std::function<void()>& work);
+  // To how many rows a step of `rows` is best filled up, so that few keys occur.
+  virtual int64_t PaddedRows(int64_t rows) const { return rows; }
+  virtual ReplayStats stats() const { return {}; }
+};
+
+std::unique_ptr<Replay> MakeReplay(const std::shared_ptr<Allocator>& allocator);
+// Where MakeReplay gets CUDA's.
+std::unique_ptr<Replay> MakeCudaReplay(const std::shared_ptr<Allocator>& allocator);
+
+}  // namespace hone::runtime
