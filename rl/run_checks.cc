@@ -151,6 +151,11 @@ void CheckRun(const RunConfig& c) {
     CheckProblems(c, *e.problems, *tokenizer, e.sampling.max_new_tokens,
                   "evaluate: suite '" + e.name + "'");
   }
+  Check<ConfigError>(
+      c.rollout.workers == 0 || c.rollout.device == c.train.device || c.rollout.allow_logprob_gap,
+      "[rollout] rollout.device and train.device are not the same: the workers' log-probabilities "
+      "would not be the learner's. Give both one device, or allow it by "
+      "rollout.allow_logprob_gap: true");
   if (c.rollout.workers > 0) return;
   for (const StageConfig& s : c.stages) {
     Check<ConfigError>(!Samples(s), "{}: stage '{}' samples, but rollout.workers is 0", s.where,

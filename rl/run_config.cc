@@ -76,6 +76,10 @@ void RolloutConfig::Read(ConfigReader& r) {
   r.Optional("workers", &workers);
   r.Optional("threads", &threads);
   device = static_cast<Device::Type>(r.OneOf("device", {"cpu", "cuda"}, 0));
+  if (r.Has("numerics")) {
+    numerics = static_cast<Numerics>(r.OneOf("numerics", {"batch_invariant", "fast"}, -1));
+  }
+  r.Optional("allow_logprob_gap", &allow_logprob_gap);
   r.Optional("verifier_helpers", &verifier_helpers);
   r.Optional("lag", &lag);
   r.Optional("max_staleness", &max_staleness);

@@ -144,6 +144,8 @@ struct RolloutConfig {
   int workers = 0;           // that `hone run` starts
   int threads = 1;           // of each
   Device::Type device = Device::Type::kCpu;
+  std::optional<Numerics> numerics;  // of workers on GPUs; none: the learner's
+  bool allow_logprob_gap = false;    // workers of another build or device than the learner's
   int verifier_helpers = 1;  // of each
   int64_t lag = 0, max_staleness = 0;
   int64_t max_batch = 64, page_size = 64, cache_pages = 0, prefill_chunk = 256;

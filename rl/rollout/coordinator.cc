@@ -24,7 +24,9 @@ grpc::Status Refused(grpc::StatusCode code, const std::string& why) { return {co
 
 struct Coordinator::Impl final : proto::RolloutPool::Service {
   Impl(FileSystem& fs, Options o)
-      : options(std::move(o)), book(fs, options.journal_dir, options.lease, options.vocab_size) {
+      : options(std::move(o)),
+        build(BuildId(options.device)),
+        book(fs, options.journal_dir, options.lease, options.vocab_size) {
     security = {options.secret, options.tls_certificate, options.tls_key, options.tls_ca};
     grpc::ServerBuilder builder;
     grpc::ResourceQuota quota;
@@ -85,9 +87,11 @@ struct Coordinator::Impl final : proto::RolloutPool::Service {
     if (request->protocol() != kProtocolVersion) {
       why = fmt::format("protocol {} where {} is spoken: update the worker", request->protocol(),
                         kProtocolVersion);
-    } else if (request->build() != BuildId()) {
-      why = fmt::format("build '{}' where the learner is '{}': log-probabilities would differ",
-                        request->build(), BuildId());
+    } else if (request->build() != build && !options.any_build) {
+      why = fmt::format(
+          "build '{}' where the learner is '{}': log-probabilities would differ; "
+          "rollout.allow_logprob_gap: true takes such workers",
+          request->build(), build);
     } else if (!request->model_digest().empty() &&
                request->model_digest() != options.model_digest) {
       why = fmt::format("model {} where the run trains {}", request->model_digest(),
@@ -312,6 +316,7 @@ struct Coordinator::Impl final : proto::RolloutPool::Service {
   }
 
   Options options;
+  std::string build;  // of the learner
   Security security;
   std::string address;
   std::unique_ptr<grpc::Server> server;

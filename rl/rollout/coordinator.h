@@ -19,6 +19,7 @@
 #include "rl/reward/turn_environment.h"
 #include "rl/rollout/sample.h"
 #include "runtime/config.h"
+#include "runtime/device.h"
 #include "runtime/file_system.h"
 
 namespace hone::rl {
@@ -78,6 +79,8 @@ class Coordinator {
     std::string secret;                            // every call carries it
     std::string tls_certificate, tls_key, tls_ca;  // files; mutual TLS when given
     std::string worker_config;  // YAML handed to workers at registration: model, tokenizer, engine
+    Device device;              // the learner's: workers on another are refused, …
+    bool any_build = false;     // … as those of another build, unless this allows them
     std::string model_digest;   // of config + tokenizer: a worker that computes another is refused
     std::chrono::milliseconds lease{60'000};
     std::chrono::milliseconds heartbeat{1'000};  // a worker that misses five is taken for dead

@@ -38,8 +38,9 @@ TokenBatch BatchOf(const std::vector<Sample>& samples) {
 }  // namespace
 
 SequenceReader::SequenceReader(LeaseKind kind, model::ModelConfig model, DType dtype, int threads,
-                               Device device)
+                               Device device, Numerics numerics)
     : kind_(kind), ctx_(std::make_unique<Context>(device, threads)) {
+  ctx_->numerics = numerics;
   model.value_head = kind == LeaseKind::kScore;
   model::StageOptions options;
   options.end_layer = model.num_hidden_layers;

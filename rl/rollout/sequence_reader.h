@@ -16,7 +16,7 @@ class SequenceReader {
  public:
   // kScore: the model has a value head, whatever `model` says.
   SequenceReader(LeaseKind kind, model::ModelConfig model, DType dtype, int threads,
-                 Device device = {});
+                 Device device = {}, Numerics numerics = Numerics::kBatchInvariant);
   ~SequenceReader();
 
   // Where weights of version() go; set_version once they are there, and 0 before.

@@ -148,7 +148,11 @@ grpc::Status CheckSecret(const grpc::ServerContextBase& context, const std::stri
   return {grpc::StatusCode::UNAUTHENTICATED, "wrong secret: take the one in RUN/secret"};
 }
 
-std::string BuildId() {
+std::string BuildId(Device device) {
+  if (!device.is_cpu()) {
+    const std::string described = runtime::DescribeDevice(device);  // behind the index
+    return "gcc" __VERSION__ " cuda" + described.substr(device.ToString().size());
+  }
   std::string id = "gcc" __VERSION__ " cpu";
   for (const char* feature : {"avx2", "fma", "avx512f"}) {
     bool has = std::string(feature) == "avx2"  ? __builtin_cpu_supports("avx2")

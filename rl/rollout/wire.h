@@ -11,10 +11,11 @@
 #include "rl/reward/turn_environment.h"
 #include "rl/rollout/sample.h"
 #include "rollout.pb.h"
+#include "runtime/device.h"
 
 namespace hone::rl {
 
-inline constexpr int kProtocolVersion = 2;
+inline constexpr int kProtocolVersion = 3;
 
 proto::Sample ToProto(const Sample& sample);
 Sample FromProto(const proto::Sample& message);
@@ -36,8 +37,8 @@ void Prepare(grpc::ClientContext& context, const Security& security,
 // The server's check of the secret, in time that does not depend on where it differs.
 grpc::Status CheckSecret(const grpc::ServerContextBase& context, const std::string& secret);
 
-// What decides the bits of a result: instruction set, kernels, compiler.
-std::string BuildId();
+// What decides the bits of a result: compiler and instruction set, or the kind of GPU.
+std::string BuildId(Device device = {});
 // "host" of HOST:PORT, and the address a client reaches a listener at.
 std::string ReachableAddress(const std::string& listen, int port);
 

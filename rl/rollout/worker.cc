@@ -89,7 +89,7 @@ class Worker {
   // lost.
   bool Serve(const std::string& address) {
     connected_ = false;
-    Session session(options_.name, security_, address);
+    Session session(options_.name, security_, address, options_.device);
     proto::RegisterReply hello = session.Register("");
     connected_ = true;
     if (!model_ || hello.config() != config_) {

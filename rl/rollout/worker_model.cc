@@ -19,6 +19,7 @@ WorkerModel::WorkerModel(const std::string& text, int threads, Device device)
   tokenizer_ = data::LoadTokenizer(config.tokenizer, config.special_tokens);
   digest_ = ModelDigest(config.model, tokenizer_->Digest());
   ctx_ = std::make_unique<Context>(device, threads);
+  ctx_->numerics = config.numerics;
   model::StageOptions options;
   options.end_layer = config.model.num_hidden_layers;
   options.dtype = config.dtype;
@@ -39,7 +40,7 @@ SequenceReader& WorkerModel::Reader(LeaseKind kind) {
   auto& reader = readers_[kind];
   if (!reader) {
     reader = std::make_unique<SequenceReader>(kind, config_.model, config_.dtype, threads_,
-                                              ctx_->device());
+                                              ctx_->device(), config_.numerics);
   }
   return *reader;
 }

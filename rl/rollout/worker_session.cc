@@ -13,9 +13,11 @@ constexpr int64_t kMaxMessageBytes = 64 << 20;
 
 }  // namespace
 
-Session::Session(std::string worker_name, Security security, const std::string& address)
+Session::Session(std::string worker_name, Security security, const std::string& address,
+                 Device device)
     : name_(std::move(worker_name)),
       security_(std::move(security)),
+      device_(device),
       stub_(proto::RolloutPool::NewStub(Connect(address, security_, kMaxMessageBytes))) {}
 
 template <class Fn>
@@ -42,7 +44,7 @@ proto::RegisterReply Session::Register(const std::string& model_digest) {
   proto::RegisterRequest request;
   request.set_protocol(kProtocolVersion);
   request.set_name(name_);
-  request.set_build(BuildId());
+  request.set_build(BuildId(device_));
   request.set_model_digest(model_digest);
   proto::RegisterReply reply;
   Call("register", [&](grpc::ClientContext* c) { return stub_->Register(c, request, &reply); });

@@ -25,7 +25,7 @@ class RefusedError : public Error {
 // itself, CommError when the coordinator is lost.
 class Session {
  public:
-  Session(std::string worker_name, Security security, const std::string& address);
+  Session(std::string worker_name, Security security, const std::string& address, Device device);
 
   // First with an empty digest, which only asks for the config; then for good.
   proto::RegisterReply Register(const std::string& model_digest);
@@ -42,6 +42,7 @@ class Session {
 
   std::string name_;
   Security security_;
+  Device device_;  // of the worker's model
   std::unique_ptr<proto::RolloutPool::Stub> stub_;
   int64_t worker_ = 0;
 };

@@ -43,6 +43,7 @@ WorkerConfig MakeWorkerConfig(const RunConfig& config) {
   worker.tokenizer = config.tokenizer;
   worker.special_tokens = config.special_tokens;
   worker.dtype = config.train.dtype;
+  worker.numerics = config.rollout.numerics.value_or(config.train.numerics);
   worker.engine.max_batch = config.rollout.max_batch;
   worker.engine.page_size = config.rollout.page_size;
   worker.engine.cache_pages = config.rollout.cache_pages;
@@ -83,6 +84,8 @@ SamplePool::SamplePool(Learner& learner, RunDirectory& directory, const std::str
   options.prompts_per_lease = config.rollout.prompts_per_lease;
   options.journal_dir = directory.journal();
   options.vocab_size = config.model.vocab_size;
+  options.device = learner.ctx().device();
+  options.any_build = config.rollout.allow_logprob_gap;
   coordinator_ = std::make_unique<Coordinator>(directory.fs(), options);
   directory.fs().WriteAtomically(directory.coordinator_address(), coordinator_->address());
 }

@@ -212,6 +212,18 @@ TEST_F(CoordinatorTest, RefusesWithAReasonAndGoesOn) {
                 fmt::format("protocol 99 where {} is spoken", kProtocolVersion));
   ExpectRefused(other.Register("m", kProtocolVersion, "pdp11"), precondition,
                 "build 'pdp11' where the learner");
+  const std::string gpu = "gcc" __VERSION__ " cuda: some GPU";
+  ExpectRefused(other.Register("m", kProtocolVersion, gpu), precondition,
+                fmt::format("build '{}' where the learner is '{}'", gpu, BuildId()));
+  {
+    Coordinator::Options lenient = Options();
+    lenient.any_build = true;
+    lenient.journal_dir.clear();
+    auto second = Start(lenient);
+    Client foreign(second->address());
+    EXPECT_TRUE(foreign.Register("m", kProtocolVersion, gpu).ok());
+    ExpectRefused(foreign.Register("x", kProtocolVersion, gpu), precondition, "model x");
+  }
   other.worker = 77;
   ExpectRefused(other.Submit({}), grpc::StatusCode::NOT_FOUND, "worker 77 is not registered");
   EXPECT_EQ(coordinator->stats().workers, 0);
