@@ -156,6 +156,10 @@ void CheckRun(const RunConfig& c) {
       "[rollout] rollout.device and train.device are not the same: the workers' log-probabilities "
       "would not be the learner's. Give both one device, or allow it by "
       "rollout.allow_logprob_gap: true");
+  Check<ConfigError>(
+      c.rollout.publish == RolloutConfig::Publish::kHost || c.train.device == Device::Type::kCuda,
+      "[rollout] publish: device keeps published weights on the learner's devices, "
+      "and train.device is cpu; set rollout.publish: host");
   if (c.rollout.workers > 0) return;
   for (const StageConfig& s : c.stages) {
     Check<ConfigError>(!Samples(s), "{}: stage '{}' samples, but rollout.workers is 0", s.where,

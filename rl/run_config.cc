@@ -80,6 +80,7 @@ void RolloutConfig::Read(ConfigReader& r) {
     numerics = static_cast<Numerics>(r.OneOf("numerics", {"batch_invariant", "fast"}, -1));
   }
   r.Optional("allow_logprob_gap", &allow_logprob_gap);
+  publish = static_cast<Publish>(r.OneOf("publish", {"host", "device"}, 0));
   r.Optional("verifier_helpers", &verifier_helpers);
   r.Optional("lag", &lag);
   r.Optional("max_staleness", &max_staleness);

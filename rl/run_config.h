@@ -146,6 +146,14 @@ struct RolloutConfig {
   Device::Type device = Device::Type::kCpu;
   std::optional<Numerics> numerics;  // of workers on GPUs; none: the learner's
   bool allow_logprob_gap = false;    // workers of another build or device than the learner's
+  // Where learner ranks keep published weights: in host memory, or on their devices, from which
+  // workers on the same machine's devices copy them past the host.
+  enum class Publish { kHost, kDevice };
+  Publish publish = Publish::kHost;
+  // So many versions. A device has room for one where none but the newest is asked for.
+  int64_t versions() const {
+    return publish == Publish::kDevice && lag + max_staleness == 0 ? 1 : 2;
+  }
   int verifier_helpers = 1;  // of each
   int64_t lag = 0, max_staleness = 0;
   int64_t max_batch = 64, page_size = 64, cache_pages = 0, prefill_chunk = 256;

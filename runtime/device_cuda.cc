@@ -8,6 +8,7 @@
 #include "runtime/device.h"
 #include "runtime/error.h"
 #include "runtime/gpu_report.h"
+#include "runtime/host_traffic.h"
 #include "runtime/step_recorder.h"
 
 namespace hone::runtime {
@@ -133,6 +134,12 @@ class CudaEvent : public Event {
   cudaEvent_t event_ = nullptr;
 };
 
+thread_local int64_t host_traffic = 0;
+
+void CountTraffic(Device dst, Device src, int64_t bytes) {
+  if (dst.is_cpu() != src.is_cpu()) host_traffic += bytes;
+}
+
 // The device that a copy runs on.
 Device DeviceOf(Device a, Device b) { return a.is_cpu() ? b : a; }
 
@@ -163,6 +170,8 @@ void Upload(CudaStream& stream, StepRecorder* recorder, char* dst, const char* s
 }  // namespace
 
 bool CudaIsBuilt() { return true; }
+
+int64_t HostTraffic() { return host_traffic; }
 
 int CudaDeviceCount() {
   int count = 0;
@@ -220,6 +229,7 @@ void CopyBytesAsync(void* dst, Device dst_device, const void* src, Device src_de
     return;
   }
   Use(device, "copy");
+  CountTraffic(dst_device, src_device, bytes);
   auto* recorder = StepRecorder::Of(stream);
   if (recorder && !recorder->Issue(Piece::kCopy, dst, src, bytes)) return;
   CheckCuda(cudaMemcpyAsync(dst, src, bytes, Kind(dst_device, src_device),
@@ -239,6 +249,7 @@ void CopyRows(void* dst, Device dst_device, int64_t dst_pitch, const void* src, 
     return;
   }
   Use(device, "copy");
+  CountTraffic(dst_device, src_device, row_bytes * rows);
   auto* cuda = dynamic_cast<CudaStream*>(stream);
   if (!cuda) WaitForDevice(device);  // a CPU's stream orders nothing here
   auto handle = cuda ? static_cast<cudaStream_t>(cuda->handle()) : nullptr;

@@ -7,6 +7,7 @@
 #include "runtime/device.h"
 #include "runtime/error.h"
 #include "runtime/gpu_report.h"
+#include "runtime/host_traffic.h"
 #include "runtime/replay.h"
 
 namespace hone::runtime {
@@ -20,6 +21,8 @@ void NeedCpu(Device device, const char* what) {
 }  // namespace
 
 bool CudaIsBuilt() { return false; }
+
+int64_t HostTraffic() { return 0; }
 
 int CudaDeviceCount() { return 0; }
 

@@ -404,7 +404,7 @@ int64_t WeightBytes(const RunConfig& config) {
 }  // namespace
 
 int64_t EstimatePublishedBytes(const RunConfig& config) {
-  return (2 + FrozenInPool(config).published) * WeightBytes(config);
+  return (config.rollout.versions() + FrozenInPool(config).published) * WeightBytes(config);
 }
 
 RankMemory EstimateWorkerMemory(const RunConfig& config) {

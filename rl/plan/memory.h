@@ -67,8 +67,8 @@ std::vector<RankMemory> EstimateMemory(const model::ModelConfig& model, const La
 
 // A rollout worker: one rank with the whole model, and those that it reads samples with.
 RankMemory EstimateWorkerMemory(const RunConfig& config);
-// What learner ranks keep published, all together: two versions of the policy, and models that
-// workers read with.
+// What learner ranks keep published, all together: versions of the policy, and models that workers
+// read with.
 int64_t EstimatePublishedBytes(const RunConfig& config);
 
 }  // namespace hone::rl

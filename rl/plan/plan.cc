@@ -124,12 +124,24 @@ int64_t RunPlan::PeakBytes() const {
   return peak;
 }
 
+namespace {
+
+// Snapshots of weights on each rank's device.
+int64_t PublishedOnDevice(const RunConfig& config, const Layout& layout) {
+  const bool on_device = config.rollout.publish == RolloutConfig::Publish::kDevice;
+  if (!on_device || layout.cpu || config.rollout.workers == 0) return 0;
+  return EstimatePublishedBytes(config) / layout.mesh.ranks();
+}
+
+}  // namespace
+
 RunPlan PlanRun(const RunConfig& config, const Layout& layout, const MachineModel& machine) {
   RunPlan plan;
   plan.layout = layout;
   RunConfig laid_out = config;
   laid_out.mesh = layout.mesh;
   laid_out.pipeline = layout.pipeline;
+  const int64_t published = PublishedOnDevice(config, layout);
   for (const StageConfig& stage : config.stages) {
     if (!TakesSteps(stage)) continue;
     StagePlan s;
@@ -140,6 +152,10 @@ RunPlan PlanRun(const RunConfig& config, const Layout& layout, const MachineMode
     model.value_head = model.value_head || stage.kind == StageKind::kRewardModel;
     s.ranks = EstimateMemory(model, layout, s.step);
     s.estimate = EstimateStep(model, layout, s.step, s.ranks, machine);
+    for (RankMemory& rank : s.ranks) {
+      rank[MemoryCategory::kCommunication] += published;
+      rank.total += published;
+    }
     plan.stages.push_back(std::move(s));
   }
   return plan;

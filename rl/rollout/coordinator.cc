@@ -61,6 +61,7 @@ struct Coordinator::Impl final : proto::RolloutPool::Service {
     std::string name;
     Clock::time_point last_seen;
     int64_t progress = 0;
+    int64_t weight_host_bytes = 0;
   };
 
   // The caller's worker; refused when its secret is wrong or it is not registered. Needs the lock.
@@ -107,7 +108,7 @@ struct Coordinator::Impl final : proto::RolloutPool::Service {
     reply->set_max_message_bytes(options.max_message_bytes);
     if (request->model_digest().empty()) return grpc::Status::OK;  // it has yet to build the model
     reply->set_worker(next_worker++);
-    workers[reply->worker()] = {request->name(), Clock::now(), 0};
+    workers[reply->worker()] = {request->name(), Clock::now()};
     return grpc::Status::OK;
   }
 
@@ -119,6 +120,8 @@ struct Coordinator::Impl final : proto::RolloutPool::Service {
     WorkerState& worker = workers.at(request->worker());
     if (request->progress() != worker.progress) book.Renew(request->worker());
     worker.progress = request->progress();
+    counts.weight_host_bytes += request->weight_host_bytes() - worker.weight_host_bytes;
+    worker.weight_host_bytes = request->weight_host_bytes();
     reply->set_shutdown(shutdown);
     for (int64_t id : book.TakeCancelled(request->worker())) reply->add_cancelled_leases(id);
     return grpc::Status::OK;

@@ -69,6 +69,7 @@ struct RolloutPlan {
 struct PoolStats {
   int workers = 0;
   int64_t leased = 0, reissued = 0, refused = 0, repeats = 0;
+  int64_t weight_host_bytes = 0;  // that passed between host and device as workers fetched weights
   std::map<std::string, int64_t> outcomes;
 };
 

@@ -1,6 +1,8 @@
 #include "rl/rollout/weight_publisher.h"
 
 #include <algorithm>
+#include <atomic>
+#include <fstream>
 #include <map>
 #include <mutex>
 #include <set>
@@ -11,13 +13,22 @@
 #include "rl/rollout/wire.h"
 #include "rollout.grpc.pb.h"
 #include "runtime/error.h"
+#include "runtime/host_traffic.h"
+#include "runtime/shareable_memory.h"
 
 namespace hone::rl {
 namespace {
 
-constexpr size_t kVersionsKept = 2;
 constexpr int kMaxMessage = 64 << 20;
 constexpr auto kFetchDeadline = std::chrono::minutes(10);
+
+// Names this machine, so that nobody tries to open device memory of another.
+std::string MachineId() {
+  std::ifstream file("/proc/sys/kernel/random/boot_id");
+  std::string id;
+  std::getline(file, id);
+  return id;
+}
 
 void FillInfo(const SlabTensor& s, proto::SlabInfo* m) {
   m->set_name(s.slab.name);
@@ -42,12 +53,37 @@ Slab ToSlab(const proto::SlabInfo& m) {
   return slab;
 }
 
+// The server's side of a loan: keeps the snapshot until the call ends. Owned by the call.
+class Lender final : public grpc::ServerWriteReactor<proto::Loan> {
+ public:
+  Lender(std::shared_ptr<const WeightSnapshot> snapshot, const grpc::Status& status)
+      : snapshot_(std::move(snapshot)) {
+    if (!snapshot_) {
+      Finish(status);
+      return;
+    }
+    loan_.set_handle(snapshot_->handle());
+    StartWrite(&loan_);
+  }
+
+ private:
+  void OnCancel() override {
+    if (snapshot_) Finish(grpc::Status::CANCELLED);
+  }
+  void OnDone() override { delete this; }
+
+  std::shared_ptr<const WeightSnapshot> snapshot_;
+  proto::Loan loan_;
+};
+
 }  // namespace
 
 // ---- Serving ------------------------------------------------------------------------------------
 
-struct WeightPublisher::Impl final
-    : proto::WeightServer::WithRawCallbackMethod_Stream<proto::WeightServer::Service> {
+using Served = proto::WeightServer::WithRawCallbackMethod_Stream<
+    proto::WeightServer::WithCallbackMethod_Lend<proto::WeightServer::Service>>;
+
+struct WeightPublisher::Impl final : Served {
   explicit Impl(Options o) : options(std::move(o)) {
     Security security{options.secret, options.tls_certificate, options.tls_key, options.tls_ca};
     grpc::ServerBuilder builder;
@@ -80,7 +116,10 @@ struct WeightPublisher::Impl final
     auto snapshot = Find(request->version(), &status);
     if (!snapshot) return status;
     for (const SlabTensor& s : snapshot->slabs()) FillInfo(s, reply->add_slabs());
-    if (options.shared_memory) {
+    if (!options.shared_memory) return status;
+    if (!snapshot->place().is_cpu()) {
+      reply->set_device_machine(MachineId());
+    } else {
       reply->set_shared_memory(snapshot->path());
       reply->set_nonce(snapshot->nonce());
     }
@@ -95,7 +134,20 @@ struct WeightPublisher::Impl final
     if (status.ok()) {
       status = grpc::SerializationTraits<proto::ManifestRequest>::Deserialize(&copy, &request);
     }
-    return SendSnapshot(status.ok() ? Find(request.version(), &status) : nullptr, status);
+    auto snapshot = status.ok() ? Find(request.version(), &status) : nullptr;
+    if (snapshot && !snapshot->place().is_cpu()) host_bytes += snapshot->size();
+    return SendSnapshot(std::move(snapshot), status);
+  }
+
+  grpc::ServerWriteReactor<proto::Loan>* Lend(grpc::CallbackServerContext* context,
+                                              const proto::ManifestRequest* request) override {
+    grpc::Status status = CheckSecret(*context, options.secret);
+    auto snapshot = status.ok() ? Find(request->version(), &status) : nullptr;
+    if (snapshot && snapshot->place().is_cpu()) {
+      snapshot = nullptr;
+      status = {grpc::StatusCode::FAILED_PRECONDITION, "these weights are in host memory"};
+    }
+    return new Lender(std::move(snapshot), status);
   }
 
   // What a rank serves of the slabs that `keys` names. Asked for by name, since a reward model has
@@ -141,6 +193,26 @@ struct WeightPublisher::Impl final
     return own.owned;
   }
 
+  // Forgets what the next snapshot takes the place of: a device should not hold one more.
+  void MakeRoom(const std::string& pinned_as) {
+    std::lock_guard lock(mutex);
+    if (!pinned_as.empty()) {
+      pinned.erase(pinned_as);
+      return;
+    }
+    while (snapshots.size() >= options.versions) snapshots.erase(snapshots.begin());
+  }
+
+  void Keep(int64_t version, std::shared_ptr<WeightSnapshot> snapshot,
+            const std::string& pinned_as) {
+    std::lock_guard lock(mutex);
+    if (pinned_as.empty()) {
+      snapshots[version] = std::move(snapshot);
+    } else {
+      pinned[pinned_as] = {version, std::move(snapshot)};
+    }
+  }
+
   struct Held {
     int64_t version = 0;
     std::shared_ptr<WeightSnapshot> snapshot;
@@ -153,6 +225,7 @@ struct WeightPublisher::Impl final
   std::map<int64_t, std::shared_ptr<WeightSnapshot>> snapshots;
   std::map<std::string, Held> pinned;
   std::map<std::string, Ownership> ownership;  // by the name that is pinned; "": the policy's
+  std::atomic<int64_t> host_bytes{0};
 };
 
 WeightPublisher::WeightPublisher(Options options)
@@ -167,21 +240,14 @@ WeightVersion WeightPublisher::Publish(parallel::ProcessGroup& world, int64_t ve
   for (size_t i = 0; i < slabs.size(); ++i) {
     if (owned[i]) mine.push_back(slabs[i]);
   }
+  impl_->MakeRoom(pinned_as);
+  const int64_t traffic = runtime::HostTraffic();
   WeightDigester digester;
   auto snapshot = std::make_shared<WeightSnapshot>(
-      mine, [&digester](const SlabTensor& copied) { digester.Add(copied); });
+      mine, impl_->options.place, [&digester](const SlabTensor& copied) { digester.Add(copied); });
   std::string partial = digester.Finish();
-  {
-    std::lock_guard lock(impl_->mutex);
-    if (!pinned_as.empty()) {
-      impl_->pinned[pinned_as] = {version, snapshot};
-    } else {
-      impl_->snapshots[version] = snapshot;
-    }
-    while (impl_->snapshots.size() > kVersionsKept) {
-      impl_->snapshots.erase(impl_->snapshots.begin());
-    }
-  }
+  impl_->host_bytes += runtime::HostTraffic() - traffic;
+  impl_->Keep(version, std::move(snapshot), pinned_as);
   WeightVersion result;
   result.version = version;
   std::vector<std::string> digests;
@@ -204,6 +270,8 @@ void WeightPublisher::Release(const std::string& name) {
   impl_->pinned.erase(name);
 }
 
+int64_t WeightPublisher::host_bytes() const { return impl_->host_bytes; }
+
 // ---- Fetching -----------------------------------------------------------------------------------
 
 namespace {
@@ -217,6 +285,8 @@ class Delivery {
       missing_.push_back(target[i].slab.size());
     }
   }
+
+  Device device() const { return target_.empty() ? Device::Cpu() : target_[0].tensor.device(); }
 
   // The memory of `slab`, where that is one piece of one target; or null.
   char* PlaceOf(const Slab& slab, DType dtype) const {
@@ -239,12 +309,20 @@ class Delivery {
   // `slab` came, to where PlaceOf said.
   void Placed(const Slab& slab) { Came(by_name_.at(slab.name)[0], slab.size()); }
 
-  // `slab` came: it is copied to wherever the targets want it.
-  void Copy(const Slab& slab, DType dtype, const char* bytes) {
+  // `slab` came, to memory of `from`: it is copied to wherever the targets want it.
+  void Copy(const Slab& slab, DType dtype, const char* bytes, Device from = {}) {
     auto found = by_name_.find(slab.name);
     if (found == by_name_.end()) return;
-    Tensor tensor(const_cast<char*>(bytes), slab.extent, dtype, Device::Cpu());
+    Tensor tensor(const_cast<char*>(bytes), slab.extent, dtype, from);
     for (size_t i : found->second) Came(i, runtime::CopySlab({slab, tensor}, target_[i]));
+  }
+
+  // The whole manifest came, to memory of `from`.
+  void CopyAll(const proto::ManifestReply& manifest, const char* bytes, Device from) {
+    for (const proto::SlabInfo& info : manifest.slabs()) {
+      Copy(ToSlab(info), runtime::DTypeFromName(info.dtype()), bytes, from);
+      bytes += info.bytes();
+    }
   }
 
   // The digest of all targets; CommError when something of them has not come.
@@ -283,6 +361,7 @@ struct WeightSync::Impl {
   Options options;
   Security security;
   std::map<std::string, std::shared_ptr<grpc::Channel>> channels;
+  int64_t host_bytes = 0;
 
   const std::shared_ptr<grpc::Channel>& ChannelTo(const std::string& endpoint) {
     auto& channel = channels[endpoint];
@@ -300,19 +379,41 @@ struct WeightSync::Impl {
         proto::WeightServer::NewStub(ChannelTo(endpoint))->Manifest(&context, request, &manifest);
     Check<CommError>(status.ok(), "[weights] {} does not serve weights {}: {}", endpoint, version,
                      status.error_message());
+    if (options.shared_memory && FetchMapped(manifest, delivery)) return;
+    if (options.shared_memory && FetchLent(endpoint, request, manifest, delivery)) return;
+    StreamFrom(endpoint, request, manifest, delivery);
+  }
+
+  // From a file in memory; false where there is none, or not here.
+  static bool FetchMapped(const proto::ManifestReply& manifest, Delivery& delivery) {
+    if (manifest.shared_memory().empty()) return false;
     int64_t size = 0;
     for (const proto::SlabInfo& info : manifest.slabs()) size += info.bytes();
-    if (options.shared_memory && !manifest.shared_memory().empty()) {
-      MappedSnapshot mapped(manifest.shared_memory(), manifest.nonce(), size);
-      if (const char* at = mapped.bytes()) {
-        for (const proto::SlabInfo& info : manifest.slabs()) {
-          delivery.Copy(ToSlab(info), runtime::DTypeFromName(info.dtype()), at);
-          at += info.bytes();
-        }
-        return;
-      }
+    MappedSnapshot mapped(manifest.shared_memory(), manifest.nonce(), size);
+    if (mapped.bytes()) delivery.CopyAll(manifest, mapped.bytes(), Device::Cpu());
+    return mapped.bytes() != nullptr;
+  }
+
+  // From the learner's device to one of this machine that reaches it; false where they do not.
+  bool FetchLent(const std::string& endpoint, const proto::ManifestRequest& request,
+                 const proto::ManifestReply& manifest, Delivery& delivery) {
+    const Device device = delivery.device();
+    if (device.is_cpu() || manifest.device_machine() != MachineId()) return false;
+    grpc::ClientContext context;
+    Prepare(context, security, kFetchDeadline);
+    auto call = proto::WeightServer::NewStub(ChannelTo(endpoint))->Lend(&context, request);
+    proto::Loan loan;
+    if (!call->Read(&loan)) {
+      throw CommError(fmt::format("[weights] {} does not lend weights {}: {}", endpoint,
+                                  request.version(), call->Finish().error_message()));
     }
-    StreamFrom(endpoint, request, manifest, delivery);
+    auto memory = runtime::OpenShareable(device, loan.handle());
+    if (memory) delivery.CopyAll(manifest, static_cast<const char*>(memory.get()), device);
+    const bool copied = memory != nullptr;
+    memory.reset();  // before the learner may free it
+    context.TryCancel();
+    call->Finish();
+    return copied;
   }
 
   // Straight to where it belongs; or a slab at a time, so that no second copy of the model is held.
@@ -344,13 +445,16 @@ WeightSync::WeightSync(Options options) : impl_(std::make_unique<Impl>()) {
   impl_->options = std::move(options);
 }
 WeightSync::~WeightSync() = default;
+int64_t WeightSync::host_bytes() const { return impl_->host_bytes; }
 
 void WeightSync::Fetch(const WeightVersion& version, const SlabIndex& target) {
+  const int64_t traffic = runtime::HostTraffic();
   Delivery delivery(target);
   for (const std::string& endpoint : version.endpoints) {
     impl_->FetchFrom(endpoint, version.version, delivery);
   }
   std::string digest = delivery.Finish(version.version);
+  impl_->host_bytes += runtime::HostTraffic() - traffic;
   Check<CommError>(digest == version.digest,
                    "[weights] version {} has digest {} here and {} at its "
                    "source: the bytes were changed on the way",

@@ -13,10 +13,22 @@
 
 namespace hone::rl {
 
-WeightSnapshot::WeightSnapshot(const SlabIndex& slabs,
-                               const std::function<void(const SlabTensor&)>& copied) {
-  size_ = kNonceBytes;
+WeightSnapshot::WeightSnapshot(const SlabIndex& slabs, Device place,
+                               const std::function<void(const SlabTensor&)>& copied)
+    : place_(place) {
   for (const SlabTensor& s : slabs) size_ += s.tensor.bytes();
+  if (!place.is_cpu()) on_device_ = runtime::MakeShareable(place, size());
+  char* at = place.is_cpu() ? MapFile() : static_cast<char*>(on_device_.get());
+  for (const SlabTensor& s : slabs) {
+    Tensor copy(at, s.tensor.shape(), s.tensor.dtype(), place);
+    CopyTo(s.tensor, copy);
+    slabs_.push_back({s.slab, copy});
+    if (copied) copied(slabs_.back());
+    at += s.tensor.bytes();
+  }
+}
+
+char* WeightSnapshot::MapFile() {
   file_ = memfd_create("hone-weights", MFD_CLOEXEC);
   Check<IoError>(file_ >= 0 && ftruncate(file_, size_) == 0,
                  "[weights] cannot reserve {} bytes of shared memory: {}", size_,
@@ -28,14 +40,12 @@ WeightSnapshot::WeightSnapshot(const SlabIndex& slabs,
   base_ = static_cast<char*>(mapping);
   Check<IoError>(getrandom(base_, kNonceBytes, 0) == kNonceBytes, "[weights] no randomness: {}",
                  std::strerror(errno));
-  char* at = base_ + kNonceBytes;
-  for (const SlabTensor& s : slabs) {
-    Tensor copy(at, s.tensor.shape(), s.tensor.dtype(), Device::Cpu());
-    CopyTo(s.tensor, copy);
-    slabs_.push_back({s.slab, copy});
-    if (copied) copied(slabs_.back());
-    at += s.tensor.bytes();
-  }
+  return base_ + kNonceBytes;
+}
+
+void WeightSnapshot::Read(int64_t at, int64_t bytes, char* to) const {
+  const char* from = static_cast<const char*>(on_device_.get()) + at;
+  runtime::CopyBytes(to, Device::Cpu(), from, place_, bytes, nullptr);
 }
 
 WeightSnapshot::~WeightSnapshot() {

@@ -25,8 +25,15 @@ grpc::Slice HeaderOf(int64_t bytes) {
 
 using Held = std::shared_ptr<const WeightSnapshot>;
 
-// A view that keeps its snapshot alive.
+// A view that keeps its snapshot alive; of one on a device, a copy.
 grpc::Slice SliceOf(const Held& snapshot, int64_t at, int64_t bytes) {
+  if (!snapshot->place().is_cpu()) {
+    auto* copy = new std::vector<char>(static_cast<size_t>(bytes));
+    snapshot->Read(at, bytes, copy->data());
+    return grpc::Slice(
+        copy->data(), copy->size(), [](void* c) { delete static_cast<std::vector<char>*>(c); },
+        copy);
+  }
   return grpc::Slice(
       const_cast<char*>(snapshot->bytes()) + at, static_cast<size_t>(bytes),
       [](void* held) { delete static_cast<Held*>(held); }, new Held(snapshot));
@@ -42,8 +49,12 @@ class Sender final : public grpc::ServerWriteReactor<grpc::ByteBuffer> {
   void SendNext() {
     const int64_t bytes = std::min(kChunk, snapshot_->size() - at_);
     if (bytes == 0) return Finish(grpc::Status::OK);
-    const grpc::Slice parts[] = {HeaderOf(bytes), SliceOf(snapshot_, at_, bytes)};
-    message_ = grpc::ByteBuffer(parts, 2);
+    try {
+      const grpc::Slice parts[] = {HeaderOf(bytes), SliceOf(snapshot_, at_, bytes)};
+      message_ = grpc::ByteBuffer(parts, 2);
+    } catch (const Error& e) {  // of the device
+      return Finish({grpc::StatusCode::INTERNAL, e.what()});
+    }
     at_ += bytes;
     StartWrite(&message_);
   }

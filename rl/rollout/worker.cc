@@ -112,6 +112,7 @@ class Worker {
     readings_.clear();
     finished_.Clear();
     last_submit_ = next_lease_ = Clock::now();
+    host_bytes_before_ = weights_.host_bytes();
   }
 
   bool Loop(Session& session, Heartbeats& heartbeats) {
@@ -137,7 +138,8 @@ class Worker {
       for (GenerateResult& result : model_->engine().Step()) Drawn(std::move(result));
       CollectScores(model_->engine().pending() == 0 && readings_.empty() && !tasks_.empty());
       SubmitIfDue(session);
-      Heartbeats::News news = heartbeats.Exchange(Progress());
+      Heartbeats::News news =
+          heartbeats.Exchange(Progress(), weights_.host_bytes() - host_bytes_before_);
       for (int64_t lease : news.cancelled_leases) Drop(lease);
       if (news.shutdown) return true;
     }
@@ -412,6 +414,7 @@ class Worker {
   const std::atomic<bool>& stop_;
   bool connected_ = false;
   WeightSync weights_;
+  int64_t host_bytes_before_ = 0;  // of earlier sessions
   std::string config_;
   std::unique_ptr<WorkerModel> model_;
   int64_t version_ = 0;

@@ -52,10 +52,8 @@ proto::RegisterReply Session::Register(const std::string& model_digest) {
   return reply;
 }
 
-proto::HeartbeatReply Session::Heartbeat(int64_t progress) {
-  proto::HeartbeatRequest request;
+proto::HeartbeatReply Session::Heartbeat(proto::HeartbeatRequest request) {
   request.set_worker(worker_);
-  request.set_progress(progress);
   proto::HeartbeatReply reply;
   Call("heartbeat", [&](grpc::ClientContext* c) { return stub_->Heartbeat(c, request, &reply); });
   return reply;
@@ -117,9 +115,10 @@ Heartbeats::~Heartbeats() {
   thread_.join();
 }
 
-Heartbeats::News Heartbeats::Exchange(int64_t progress) {
+Heartbeats::News Heartbeats::Exchange(int64_t progress, int64_t weight_host_bytes) {
   std::lock_guard lock(mutex_);
-  progress_ = progress;
+  next_.set_progress(progress);
+  next_.set_weight_host_bytes(weight_host_bytes);
   Check<CommError>(error_.empty(), "{}", error_);
   return std::exchange(news_, {});
 }
@@ -127,12 +126,12 @@ Heartbeats::News Heartbeats::Exchange(int64_t progress) {
 void Heartbeats::Run() {
   std::unique_lock lock(mutex_);
   while (!changed_.wait_for(lock, every_, [this] { return ending_; })) {
-    int64_t progress = progress_;
+    const proto::HeartbeatRequest request = next_;
     lock.unlock();
     proto::HeartbeatReply reply;
     std::string error;
     try {
-      reply = session_.Heartbeat(progress);
+      reply = session_.Heartbeat(request);
     } catch (const Error& e) {
       error = e.what();
     }

@@ -30,7 +30,7 @@ class Session {
   // First with an empty digest, which only asks for the config; then for good.
   proto::RegisterReply Register(const std::string& model_digest);
   // From another thread than the other calls.
-  proto::HeartbeatReply Heartbeat(int64_t progress);
+  proto::HeartbeatReply Heartbeat(proto::HeartbeatRequest request);
   proto::LeaseReply TakeLeases(int64_t max_samples, int64_t max_readings, int64_t wait_ms);
   // In as many messages as it takes, the leases with the last.
   void Submit(proto::SubmitRequest request);
@@ -59,8 +59,9 @@ class Heartbeats {
     bool shutdown = false;
     std::vector<int64_t> cancelled_leases;
   };
+  // `progress`: anything that ascends while the worker gets on; `weight_host_bytes`: WeightSync's.
   // CommError when the coordinator no longer answers.
-  News Exchange(int64_t progress);
+  News Exchange(int64_t progress, int64_t weight_host_bytes);
 
  private:
   void Run();
@@ -70,7 +71,7 @@ class Heartbeats {
   std::mutex mutex_;
   std::condition_variable changed_;
   bool ending_ = false;
-  int64_t progress_ = 0;
+  proto::HeartbeatRequest next_;
   News news_;
   std::string error_;
   std::thread thread_;  // last: it uses the others

@@ -181,6 +181,9 @@ class GrpoStage {
     CheckUsable(drawn);
     summary_ = Summarize(drawn);
     summary_["waiting_seconds"] = std::round(waited.count() * 1e4) / 1e4;
+    if (env_.config.rollout.publish == RolloutConfig::Publish::kDevice) {
+      summary_["weight_host_bytes"] = env_.pool->WeightHostBytes();
+    }
     if (config_.dynamic_sampling) {
       summary_["rounds"] = rounds;
       summary_["informative_prompts"] = InformativePrompts(drawn, config_);

@@ -69,6 +69,10 @@ SamplePool::SamplePool(Learner& learner, RunDirectory& directory, const std::str
   publisher.tls_certificate = config.rollout.tls_certificate;
   publisher.tls_key = config.rollout.tls_key;
   publisher.tls_ca = config.rollout.tls_ca;
+  if (config.rollout.publish == RolloutConfig::Publish::kDevice) {
+    publisher.place = learner.ctx().device();
+  }
+  publisher.versions = static_cast<size_t>(config.rollout.versions());
   publisher_ = std::make_unique<WeightPublisher>(publisher);
   if (learner.mesh().world()->rank() != 0) return;
   Coordinator::Options options;
@@ -112,6 +116,16 @@ WeightVersion SamplePool::Pin(const std::string& name, const SlabIndex& slabs) {
   WeightVersion version = publisher_->Publish(*learner_.mesh().world(), NextVersion(), slabs, name);
   if (coordinator_) coordinator_->Publish(version, name);
   return version;
+}
+
+int64_t SamplePool::WeightHostBytes() const {
+  const int64_t fetched = coordinator_ ? coordinator_->stats().weight_host_bytes : 0;
+  const std::string mine = std::to_string(publisher_->host_bytes() + fetched);
+  int64_t sum = 0;
+  for (const std::string& bytes : learner_.mesh().world()->AllGatherBytes(mine)) {
+    sum += std::stoll(bytes);
+  }
+  return sum;
 }
 
 SlabIndex SamplePool::Pinned(const std::string& name) const { return publisher_->Pinned(name); }

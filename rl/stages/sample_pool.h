@@ -31,6 +31,9 @@ class SamplePool {
   WeightVersion Pin(const std::string& name, const SlabIndex& slabs);
   SlabIndex Pinned(const std::string& name) const;
   void Release(const std::string& name);
+  // What passed between hosts and devices so far as weights were published, and fetched by workers
+  // as far as they have told. Collective.
+  int64_t WeightHostBytes() const;
   // ConfigError for a prompt that no worker's cache can hold.
   void Begin(RolloutPlan plan);
   // What a signal does to a wait: ends it, or does so once no sample has come for a few seconds.

@@ -1,6 +1,8 @@
 #include "tests/cuda_emulation/arena.h"
 
+#include <fcntl.h>
 #include <signal.h>
+#include <sys/file.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -8,6 +10,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <new>
+#include <string>
 
 #include "tests/cuda_emulation/emulator.h"
 
@@ -40,6 +43,7 @@ void OnSegmentationFault(int signal, siginfo_t* info, void*) {
 }
 
 int64_t RoundUp(int64_t bytes) { return (bytes + 2 * kAlign - 1) / kAlign * kAlign; }  // and a gap
+int64_t WholePages(int64_t bytes) { return (bytes + kPage - 1) / kPage * kPage; }
 
 }  // namespace
 
@@ -72,6 +76,64 @@ void* Arena::Allocate(int64_t bytes) {
   return base_ + at;
 }
 
+void* Arena::AllocateShared(int64_t bytes) {
+  Mapping mapping{-1, WholePages(RoundUp(bytes))};
+  if (used_ + mapping.bytes > settings().memory_bytes) return nullptr;
+  mapping.file = memfd_create("emulated-device", MFD_CLOEXEC);
+  if (mapping.file < 0 || ftruncate(mapping.file, mapping.bytes) != 0) throw std::bad_alloc();
+  int64_t at = Map(mapping);
+  used_ += mapping.bytes;
+  live_[at] = bytes;
+  new_.push_back(at);
+  if (open_ > 0) FillNew();
+  return base_ + at;
+}
+
+int64_t Arena::Map(const Mapping& mapping) {
+  int64_t at = WholePages(top_);
+  int protection = accessible_ ? PROT_READ | PROT_WRITE : PROT_NONE;
+  void* memory =
+      mmap(base_ + at, mapping.bytes, protection, MAP_SHARED | MAP_FIXED, mapping.file, 0);
+  if (memory == MAP_FAILED) throw std::bad_alloc();
+  top_ = at + mapping.bytes;
+  mapped_[at] = mapping;
+  return at;
+}
+
+// The addresses are not used again.
+void Arena::Unmap(int64_t at) {
+  const Mapping mapping = mapped_.at(at);
+  mmap(base_ + at, mapping.bytes, PROT_NONE,
+       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
+  close(mapping.file);
+  mapped_.erase(at);
+  accessible_ = false;  // not all of it any more
+  if (open_ > 0) FillNew();
+}
+
+bool Arena::FileOf(const void* ptr, File* file) const {
+  auto it = mapped_.find(static_cast<const char*>(ptr) - base_);
+  if (it == mapped_.end() || !live_.contains(it->first)) return false;
+  *file = {getpid(), it->second.file, it->second.bytes};
+  return true;
+}
+
+void* Arena::Adopt(const File& theirs) {
+  const std::string path =
+      "/proc/" + std::to_string(theirs.process) + "/fd/" + std::to_string(theirs.file);
+  const int file = open(path.c_str(), O_RDWR | O_CLOEXEC);
+  if (file < 0) return nullptr;
+  flock(file, LOCK_SH);  // as long as it is open here, or this process lives
+  return base_ + Map({file, theirs.bytes});
+}
+
+void Arena::Return(void* ptr) { Unmap(static_cast<char*>(ptr) - base_); }
+
+bool Arena::OpenElsewhere(const void* ptr) const {
+  auto it = mapped_.find(static_cast<const char*>(ptr) - base_);
+  return it != mapped_.end() && flock(it->second.file, LOCK_EX | LOCK_NB) != 0;
+}
+
 bool Arena::Free(void* ptr) {
   int64_t at = static_cast<char*>(ptr) - base_;
   auto it = live_.find(at);
@@ -85,9 +147,14 @@ bool Arena::Free(void* ptr) {
   std::memset(base_ + at, kUnwritten, rounded);
   ASAN_POISON_MEMORY_REGION(base_ + at, rounded);
   Close();
-  used_ -= rounded;
-  free_.emplace(rounded, at);
   live_.erase(it);
+  if (auto shared = mapped_.find(at); shared != mapped_.end()) {
+    used_ -= shared->second.bytes;
+    Unmap(at);
+  } else {
+    used_ -= rounded;
+    free_.emplace(rounded, at);
+  }
   return gap_intact;
 }
 
@@ -98,6 +165,9 @@ bool Arena::Holds(const void* ptr) const {
 
 bool Arena::Inside(const void* ptr, int64_t bytes) const {
   int64_t at = static_cast<const char*>(ptr) - base_;
+  for (const auto& [begin, mapping] : mapped_) {  // another process knows how long they are
+    if (at >= begin && at + bytes <= begin + mapping.bytes && !live_.contains(begin)) return true;
+  }
   auto it = live_.upper_bound(at);
   if (it == live_.begin()) return false;
   --it;

@@ -15,8 +15,20 @@ class Arena {
 
   // Null where the device's memory would not do.
   void* Allocate(int64_t bytes);
+  // The same, of a file in memory that other processes can map.
+  void* AllocateShared(int64_t bytes);
   // False if somebody wrote behind the allocation's end.
   bool Free(void* ptr);
+  // How another process finds an allocation of AllocateShared; false for anything else.
+  struct File {
+    int process = 0, file = -1;
+    int64_t bytes = 0;
+  };
+  bool FileOf(const void* ptr, File* file) const;
+  // Another process's allocation, here; null where there is none. Its owner sees that it is open.
+  void* Adopt(const File& file);
+  void Return(void* ptr);
+  bool OpenElsewhere(const void* ptr) const;
   bool Holds(const void* ptr) const;
   // Whether [ptr, ptr + bytes) lies in one allocation.
   bool Inside(const void* ptr, int64_t bytes) const;
@@ -27,8 +39,15 @@ class Arena {
   void Close();
 
  private:
+  struct Mapping {
+    int file = -1;
+    int64_t bytes = 0;  // of the file, whole pages
+  };
+
   void Protect(int protection);
   void FillNew();
+  int64_t Map(const Mapping& mapping);
+  void Unmap(int64_t at);
 
   char* base_;
   int64_t top_ = 0;  // everything handed out so far lies below
@@ -36,6 +55,7 @@ class Arena {
   int open_ = 0;
   bool accessible_ = false;
   std::map<int64_t, int64_t> live_;       // offset → bytes
+  std::map<int64_t, Mapping> mapped_;     // of live_ and of other processes'
   std::vector<int64_t> new_;              // of live_; filled when the arena opens
   std::multimap<int64_t, int64_t> free_;  // bytes, rounded, → offset
 };

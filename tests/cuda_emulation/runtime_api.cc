@@ -1,8 +1,10 @@
 // The CUDA runtime's functions, on the CPU.
 #include <cuda_runtime.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include <cstdlib>
+#include <cstring>
 #include <deque>
 #include <memory>
 #include <mutex>
@@ -311,18 +313,48 @@ cudaError_t cudaEventQuery(cudaEvent_t event) {
 
 cudaError_t cudaMalloc(void** ptr, size_t bytes) {
   Locked lock;
-  *ptr = machine().arena.Allocate(static_cast<int64_t>(bytes));
+  *ptr = machine().arena.AllocateShared(static_cast<int64_t>(bytes));
   return *ptr ? cudaSuccess : cudaErrorMemoryAllocation;
 }
 cudaError_t cudaFree(void* ptr) {
   Locked lock;
   cudaError_t status = DrainAll();
+  if (ptr && machine().arena.OpenElsewhere(ptr)) {
+    machine().failure = "memory is freed that another process has open";
+    status = machine().sticky = cudaErrorLaunchFailure;
+  }
   if (ptr && !FreeChecked(ptr)) status = cudaErrorLaunchFailure;
   return status;
 }
 cudaError_t cudaMallocAsync(void** ptr, size_t bytes, cudaStream_t stream) {
   Locked lock;
-  return Captured(stream) ? cudaErrorStreamCaptureUnsupported : cudaMalloc(ptr, bytes);
+  if (Captured(stream)) return cudaErrorStreamCaptureUnsupported;
+  *ptr = machine().arena.Allocate(static_cast<int64_t>(bytes));
+  return *ptr ? cudaSuccess : cudaErrorMemoryAllocation;
+}
+
+// As on a GPU: of cudaMalloc's memory only, for other processes only.
+cudaError_t cudaIpcGetMemHandle(cudaIpcMemHandle_t* handle, void* ptr) {
+  Locked lock;
+  Arena::File file;
+  if (!machine().arena.FileOf(ptr, &file)) return cudaErrorInvalidValue;
+  static_assert(sizeof file <= sizeof handle->reserved);
+  *handle = {};
+  std::memcpy(handle->reserved, &file, sizeof file);
+  return cudaSuccess;
+}
+cudaError_t cudaIpcOpenMemHandle(void** ptr, cudaIpcMemHandle_t handle, unsigned) {
+  Locked lock;
+  Arena::File file;
+  std::memcpy(&file, handle.reserved, sizeof file);
+  *ptr = file.process == getpid() ? nullptr : machine().arena.Adopt(file);
+  return *ptr ? cudaSuccess : cudaErrorInvalidValue;
+}
+cudaError_t cudaIpcCloseMemHandle(void* ptr) {
+  Locked lock;
+  cudaError_t status = DrainAll();
+  machine().arena.Return(ptr);
+  return status;
 }
 cudaError_t cudaFreeAsync(void* ptr, cudaStream_t stream) {
   Locked lock;

@@ -68,9 +68,11 @@ class Client {
     for (const Sample& s : samples) *request.add_finished() = ToProto(s);
     return Submit(std::move(request), &submitted);
   }
-  grpc::Status Heartbeat(int64_t progress, proto::HeartbeatReply* reply) {
+  grpc::Status Heartbeat(int64_t progress, proto::HeartbeatReply* reply,
+                         int64_t weight_host_bytes = 0) {
     proto::HeartbeatRequest request;
     request.set_worker(worker);
+    request.set_weight_host_bytes(weight_host_bytes);
     request.set_progress(progress);
     grpc::ClientContext context;
     Prepare(context, security_, kDeadline);
@@ -367,6 +369,25 @@ TEST_F(CoordinatorTest, LeasesOfTheSilentAreReissuedThoseOfTheBusyAreNot) {
   ASSERT_EQ(again.leases_size(), 1);
   EXPECT_EQ(again.leases(0).prompt(), one.leases(0).prompt());
   EXPECT_GE(coordinator->stats().reissued, 1);
+}
+
+// Workers tell sums; what they told stays when they are gone.
+TEST_F(CoordinatorTest, WeightsThatPassedHostsAreCountedOnce) {
+  Coordinator::Options options = Options();
+  options.heartbeat = milliseconds(50);
+  auto coordinator = Start(options);
+  proto::HeartbeatReply beat;
+  for (int64_t expected : {9, 18}) {
+    Client worker(coordinator->address());
+    ASSERT_TRUE(worker.Register().ok());
+    for (int64_t sum : {5, 5, 9}) ASSERT_TRUE(worker.Heartbeat(1, &beat, sum).ok());
+    EXPECT_EQ(coordinator->stats().weight_host_bytes, expected);
+  }
+  for (int i = 0; i < 500 && coordinator->stats().workers > 0; ++i) {
+    std::this_thread::sleep_for(milliseconds(10));
+  }
+  EXPECT_EQ(coordinator->stats().workers, 0);
+  EXPECT_EQ(coordinator->stats().weight_host_bytes, 18);
 }
 
 TEST_F(CoordinatorTest, TheDeadAreForgottenAndTheirWorkGoesOn) {

@@ -189,6 +189,16 @@ TEST(PlanTest, TheReferenceIsCountedWhereItIs) {
   EXPECT_EQ(worker_weights(pool), 2 * weights);
   EXPECT_EQ(EstimatePublishedBytes(learner), 2 * weights);
   EXPECT_EQ(EstimatePublishedBytes(pool), 3 * weights);
+  // Published on the devices, in a synchronous run once.
+  RunConfig on_device = pool;
+  on_device.rollout.publish = RolloutConfig::Publish::kDevice;
+  EXPECT_EQ(EstimatePublishedBytes(on_device), 2 * weights) << "the policy, the reference";
+  const auto fullest = [](const RunConfig& c) {
+    return PlanRun(c, LayoutOf(c, false), MachineModel()).PeakBytes();
+  };
+  EXPECT_EQ(fullest(on_device) - fullest(pool), 2 * weights / pool.mesh.ranks());
+  on_device.rollout.max_staleness = 1;
+  EXPECT_EQ(EstimatePublishedBytes(on_device), 3 * weights);
   // A step with a visitor behind it needs less than one beside a lodger.
   auto rank = [&](const RunConfig& c) {
     return EstimateMemory(c.model, LayoutOf(c, false), step(c))[0];

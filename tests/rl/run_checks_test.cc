@@ -123,6 +123,14 @@ TEST(RunChecks, SamplingWithoutWorkers) {
 }
 
 // Whatever a rollout's lengths turn out to be, its minibatches are cut to fit the schedule.
+TEST(RunChecks, WeightsArePublishedWhereTheLearnerIs) {
+  EXPECT_THAT(ErrorOf({"rollout.publish=device"}),
+              AllOf(HasSubstr("publish: device"), HasSubstr("train.device is cpu")));
+  EXPECT_EQ(ErrorOf({"rollout.publish=device", "train.device=cuda", "rollout.device=cuda"}), "");
+  EXPECT_EQ(ErrorOf({"rollout.publish=host"}), "");
+  EXPECT_THAT(ErrorOf({"rollout.publish=gpu"}), HasSubstr("publish"));
+}
+
 TEST(RunChecks, EverySchedulePassesWithFewPacks) {
   for (const char* schedule : {"interleaved", "zb_h1", "dualpipe_v"}) {
     EXPECT_EQ(
