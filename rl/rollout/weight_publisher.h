@@ -24,7 +24,7 @@ class WeightPublisher {
     std::string secret;
     std::string tls_certificate, tls_key, tls_ca;
     bool shared_memory = true;
-    Device place;         // of the snapshots: the host, or the device that the slabs are on
+    Device place = {};    // of the snapshots: the host, or the device that the slabs are on
     size_t versions = 2;  // so many are kept, beside those that are pinned
   };
   explicit WeightPublisher(Options options);
