@@ -5,8 +5,8 @@
 #include <nlohmann/json.hpp>
 
 #include "parallel/comm/process_group.h"
-#include "rl/stages/peak_memory.h"
 #include "rl/loaded_model.h"
+#include "rl/stages/peak_memory.h"
 
 namespace hone::rl {
 
@@ -99,6 +99,7 @@ TrainingLoop::TrainingLoop(Environment& env, const StageConfig& stage, int64_t t
     BeginFrom(stage.from);
     offset = env_.state.Find(stage.name)->metrics_begin;
   }
+  UpdateRecord();
   if (env_.root()) {
     CutMetrics(offset);
     WriteRecord("running");
@@ -141,6 +142,7 @@ void TrainingLoop::FinishStep(const parallel::TrainEngine::StepResult& result, i
   double seconds = std::chrono::duration<double>(now - last_).count();
   last_ = now;
   seconds_ += seconds;
+  UpdateRecord();
   if (env_.root()) {
     json line = {{"stage", stage_.name},
                  {"step", step_},
@@ -203,13 +205,17 @@ void TrainingLoop::Complete(const json& cursor) {
   if (env_.root()) WriteRecord("done");
 }
 
-void TrainingLoop::WriteRecord(const std::string& state) {
+StageRecord* TrainingLoop::UpdateRecord() {
   StageRecord* record = env_.state.Find(stage_.name);
-  record->state = state;
   record->step = step_;
   record->steps = total_;
   record->tokens = tokens_;
   record->seconds = seconds_;
+  return record;
+}
+
+void TrainingLoop::WriteRecord(const std::string& state) {
+  UpdateRecord()->state = state;
   env_.directory.WriteState(env_.state);
 }
 

@@ -82,6 +82,8 @@ class TrainingLoop {
   void CutMetrics(int64_t offset);
   void PrintProgress(const parallel::TrainEngine::StepResult& result, int64_t tokens,
                      double seconds, const nlohmann::json& extra);
+  // Every rank's record says where the stage stands; rank 0 writes it when there is a checkpoint.
+  StageRecord* UpdateRecord();
   void WriteRecord(const std::string& state);
 
   Environment& env_;

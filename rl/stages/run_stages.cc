@@ -48,6 +48,48 @@ void EvaluateStage(Environment& env, const StageConfig& stage) {
   }
 }
 
+// The stage and then its suites, of both what is not done yet.
+void RunStage(Environment& env, const StageConfig& stage) {
+  // Every rank asks rank 0, whose view of the shared folder decides.
+  bool done = env.FromRoot(env.state.Find(stage.name)->state) == "done";
+  bool no_policy = stage.kind == StageKind::kRejectionSampling ||
+                   stage.kind == StageKind::kRewardModel || stage.kind == StageKind::kExport;
+  bool evaluate = env.pool != nullptr && !no_policy &&
+                  (env.config.evaluate_after_every_stage || stage.kind == StageKind::kEvaluate);
+  if (!done) {
+    RunOne(env, stage);
+    StageRecord* record = env.state.Find(stage.name);
+    record->state = "done";
+    if (env.root()) env.directory.WriteState(env.state);
+  }
+  bool evaluated = true;
+  for (const EvaluationSuite& suite : env.config.suites) {
+    bool wanted = suite.After(stage.name);
+    if (wanted && !env.state.Find(stage.name)->evaluations.count(suite.name)) evaluated = false;
+  }
+  evaluated = env.FromRoot(evaluated ? "1" : "0") == "1";
+  if (evaluate && !evaluated) {
+    if (done) env.LoadStart(stage.name);
+    EvaluateStage(env, stage);
+  }
+}
+
+// RunStage, whose errors of communication, which name rank and operation, also say where the run
+// stood.
+void RunStageNamingPlace(Environment& env, const StageConfig& stage) {
+  auto placed = [&](const CommError& e) {
+    return fmt::format("{}; in stage '{}' after step {}", e.what(), stage.name,
+                       env.state.Find(stage.name)->step);
+  };
+  try {
+    RunStage(env, stage);
+  } catch (const TimeoutError& e) {
+    throw TimeoutError(placed(e));
+  } catch (const CommError& e) {
+    throw CommError(placed(e));
+  }
+}
+
 }  // namespace
 
 void RunStages(Environment& env, const std::string& until) {
@@ -56,28 +98,7 @@ void RunStages(Environment& env, const std::string& until) {
   PrepareState(env);
   if (env.root()) env.directory.WriteState(env.state);
   for (const StageConfig& stage : env.config.stages) {
-    // Every rank asks rank 0, whose view of the shared folder decides.
-    bool done = env.FromRoot(env.state.Find(stage.name)->state) == "done";
-    bool no_policy = stage.kind == StageKind::kRejectionSampling ||
-                     stage.kind == StageKind::kRewardModel || stage.kind == StageKind::kExport;
-    bool evaluate = env.pool != nullptr && !no_policy &&
-                    (env.config.evaluate_after_every_stage || stage.kind == StageKind::kEvaluate);
-    if (!done) {
-      RunOne(env, stage);
-      StageRecord* record = env.state.Find(stage.name);
-      record->state = "done";
-      if (env.root()) env.directory.WriteState(env.state);
-    }
-    bool evaluated = true;
-    for (const EvaluationSuite& suite : env.config.suites) {
-      bool wanted = suite.After(stage.name);
-      if (wanted && !env.state.Find(stage.name)->evaluations.count(suite.name)) evaluated = false;
-    }
-    evaluated = env.FromRoot(evaluated ? "1" : "0") == "1";
-    if (evaluate && !evaluated) {
-      if (done) env.LoadStart(stage.name);
-      EvaluateStage(env, stage);
-    }
+    RunStageNamingPlace(env, stage);
     if (stage.name == until) break;
   }
 }

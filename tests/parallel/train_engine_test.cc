@@ -9,6 +9,7 @@
 #include <limits>
 #include <sstream>
 
+#include "tests/parallel/forwarding_group.h"
 #include "tests/parallel/ranks.h"
 #include "tests/parallel/toy_stage.h"
 
@@ -314,43 +315,20 @@ TEST(TrainEngine, RefusesMicrobatchesThatTheScheduleCannotTake) {
 }
 
 // Forwards everything but the sums, of which it returns this rank's part.
-class DeafGroup : public ProcessGroup {
+class DeafGroup : public ForwardingGroup {
  public:
-  DeafGroup(GroupPtr real, bool deaf) : real_(std::move(real)), deaf_(deaf) {}
-  const std::string& name() const override { return real_->name(); }
-  int rank() const override { return real_->rank(); }
-  int size() const override { return real_->size(); }
+  explicit DeafGroup(GroupPtr real) : ForwardingGroup(std::move(real)) {}
   WorkPtr AllReduce(const Tensor& t, ReduceOp op) override {
-    return real_->AllReduce(deaf_ ? Context().Clone(t) : t, op);
+    return real()->AllReduce(Context().Clone(t), op);
   }
   WorkPtr ReduceScatter(const Tensor& input, const Tensor& output) override {
-    if (!deaf_) return real_->ReduceScatter(input, output);
     CopyTo(input.Slice(rank() * output.size(), (rank() + 1) * output.size()), output);
-    return real_->ReduceScatter(input, Context().Clone(output));
-  }
-  WorkPtr AllGather(const Tensor& input, const Tensor& output) override {
-    return real_->AllGather(input, output);
-  }
-  WorkPtr AllToAll(const Tensor& send, const std::vector<int64_t>& send_rows, const Tensor& recv,
-                   const std::vector<int64_t>& recv_rows) override {
-    return real_->AllToAll(send, send_rows, recv, recv_rows);
-  }
-  WorkPtr Broadcast(const Tensor& t, int root) override { return real_->Broadcast(t, root); }
-  WorkPtr Send(const Tensor& t, int peer, int tag) override { return real_->Send(t, peer, tag); }
-  WorkPtr Receive(const Tensor& t, int peer, int tag) override {
-    return real_->Receive(t, peer, tag);
+    return real()->ReduceScatter(input, Context().Clone(output));
   }
   GroupPtr Split(int color, int key, const std::string& name) override {
-    GroupPtr group = real_->Split(color, key, name);
-    return group == nullptr ? nullptr : std::make_shared<DeafGroup>(group, deaf_);
+    GroupPtr group = real()->Split(color, key, name);
+    return group == nullptr ? nullptr : std::make_shared<DeafGroup>(group);
   }
-  std::vector<std::string> AllGatherBytes(const std::string& bytes) override {
-    return real_->AllGatherBytes(bytes);
-  }
-
- private:
-  GroupPtr real_;
-  bool deaf_;
 };
 
 std::string SelfCheckError(TrainEngine& engine, const std::string& digest = "d") {
@@ -397,10 +375,10 @@ TEST(TrainEngine, SelfCheckNamesTheRankWithAnotherConfigOrOtherWeights) {
 TEST(TrainEngine, SelfCheckFindsGradientsThatAreNotSummed) {
   OnRanks({2, 4}, [](GroupPtr world) {
     const int pp = world->size() / 2;
-    Rank deaf({ScheduleKind::k1F1B, pp, 2}, std::make_shared<DeafGroup>(world, true));
+    Rank deaf({ScheduleKind::k1F1B, pp, 2}, std::make_shared<DeafGroup>(world));
     EXPECT_THAT(SelfCheckError(deaf.engine),
                 HasSubstr("[self check] rank 0: row 0 of the gradient"));
-    Rank hearing({ScheduleKind::k1F1B, pp, 2}, std::make_shared<DeafGroup>(world, false));
+    Rank hearing({ScheduleKind::k1F1B, pp, 2}, std::make_shared<ForwardingGroup>(world));
     EXPECT_EQ(SelfCheckError(hearing.engine), "");
   });
 }

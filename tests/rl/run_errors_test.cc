@@ -1,0 +1,58 @@
+// An error of communication in a run says where the run stood: stage and step.
+#include <gmock/gmock.h>
+
+#include <typeinfo>
+
+#include "tests/parallel/forwarding_group.h"
+#include "tests/rl/run_testing.h"
+#include "tests/runtime/runtime_test_util.h"
+
+namespace hone::rl {
+namespace {
+
+constexpr char kLost[] = "[all_gather] group world, rank 0 of 2: rank 1 is gone";
+
+// A group whose peer is lost when the run's metrics have `lines` lines: E, when they gather.
+template <class E>
+class LosingGroup : public parallel::ForwardingGroup {
+ public:
+  LosingGroup(std::string metrics, int lines)
+      : ForwardingGroup(parallel::MakeSingleGroup()), metrics_(std::move(metrics)), lines_(lines) {}
+  std::vector<std::string> AllGatherBytes(const std::string& bytes) override {
+    auto& fs = runtime::LocalFileSystem();
+    const std::string text = fs.Exists(metrics_) ? fs.ReadAll(metrics_) : "";
+    if (std::count(text.begin(), text.end(), '\n') == lines_) throw E(kLost);
+    return real()->AllGatherBytes(bytes);
+  }
+
+ private:
+  std::string metrics_;
+  int lines_;
+};
+
+// What a run of six steps of `base` and some of `sft` ends with when its peer is lost.
+template <class E>
+std::string ErrorAfter(int lines) {
+  runtime::TemporaryFolder folder;
+  WriteQuestions(folder / "questions.jsonl");
+  Config file = Config::FromString(TinyRun(folder / "questions.jsonl"), "test.yaml");
+  const RunConfig config = ReadRunConfig(file);
+  auto world = std::make_shared<LosingGroup<E>>(folder / "run/metrics.jsonl", lines);
+  try {
+    TrainOneRank(config, folder / "run", false, world, Device::Cpu());
+  } catch (const Error& e) {
+    EXPECT_EQ(typeid(e), typeid(E));
+    return e.what();
+  }
+  return "";
+}
+
+TEST(RunErrors, OfCommunicationNameStageAndStepAndKeepTheirType) {
+  EXPECT_EQ(ErrorAfter<CommError>(3), fmt::format("{}; in stage 'base' after step 3", kLost));
+  EXPECT_EQ(ErrorAfter<TimeoutError>(8), fmt::format("{}; in stage 'sft' after step 2", kLost));
+}
+
+TEST(RunErrors, OthersStayAsTheyAre) { EXPECT_EQ(ErrorAfter<IoError>(1), kLost); }
+
+}  // namespace
+}  // namespace hone::rl
