@@ -265,7 +265,8 @@ TEST(BatchInvariance, Qwen3) { CheckInvariance(WithCommon(Qwen3()), DType::kF32)
 
 TEST(BatchInvariance, DeepSeekV3OnTwoExpertRanks) {
   const ModelConfig config = WithCommon(DeepSeek());
-  const Sequences sequences = MakeSequences();
+  Sequences sequences = MakeSequences();
+  sequences.resize(sequences.size() / 2 * 2);  // ranks with as many each take as many steps
   Model one(config, DType::kF32, 1);
   const Values logits = one.Decode(sequences, 64, 1000);
   const auto [targets, logp] = Draw(one.ctx, logits);
@@ -286,7 +287,7 @@ TEST(BatchInvariance, DeepSeekV3OnTwoExpertRanks) {
     for (auto [batch, chunk] : {std::pair{64, 1000}, {7, 64}, {64, 1}, {7, 1}, {1, 1}}) {
       EXPECT_TRUE(SameValues(model.Decode(half(sequences), batch, chunk, longest), half(logits)))
           << "batch " << batch << " by " << chunk;
-      if (!TestDevice().is_cpu()) break;  // an emulated GPU takes minutes for the others
+      if (!TestDevice().is_cpu() && chunk == 1) break;  // the others take an emulated GPU seconds
     }
   });
 }
