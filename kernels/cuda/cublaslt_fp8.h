@@ -6,6 +6,26 @@
 
 namespace hone::kernels::cuda {
 
+// All that decides what a product does, for the stream's recorder.
+struct Fp8Product {
+  Fp8Product(const Fp8Matrix& a, const Fp8Matrix& b, const Tensor& out, bool accumulate)
+      : a_values(a.values.raw()),
+        a_scale(a.scale.raw()),
+        b_values(b.values.raw()),
+        b_scale(b.scale.raw()),
+        out(out.raw()),
+        rows(a.rows),
+        cols(b.rows),
+        inner(a.cols),
+        out_stride(out.row_stride()),
+        accumulate(accumulate) {}
+
+  const void *a_values, *a_scale, *b_values, *b_scale;
+  void* out;
+  int64_t rows, cols, inner, out_stride;
+  bool accumulate;
+};
+
 // As kernels::Fp8Multiply, whose checks have been made. Asynchronous. DeviceError where the GPU has
 // no such product: it is Hopper's.
 void MultiplyFp8(Context& ctx, const Fp8Matrix& a_MK, const Fp8Matrix& b_NK, const Tensor& out_MN,

@@ -114,9 +114,8 @@ cublasLtMatmulAlgo_t Choose(Library& library, Description& d) {
 void Issue(Context& ctx, const Fp8Matrix& a, const Fp8Matrix& b, const Tensor& out,
            bool accumulate) {
   if (auto* recorder = runtime::StepRecorder::Of(ctx.stream());
-      recorder && !recorder->Issue(runtime::Piece::kFp8Product, a.values.raw(), a.scale.raw(),
-                                   b.values.raw(), b.scale.raw(), out.raw(), a.rows, b.rows, a.cols,
-                                   out.row_stride(), accumulate)) {
+      recorder &&
+      !recorder->Issue(runtime::Piece::kFp8Product, Fp8Product(a, b, out, accumulate))) {
     return;
   }
   runtime::CheckCuda(cudaSetDevice(ctx.device().index), "fp8_multiply", "cudaSetDevice",

@@ -10,7 +10,8 @@ namespace {
 
 constexpr std::string_view kOp = "embedding";
 
-void CheckTokens(const Tensor& table_VD, std::span<const int32_t> token_T) {
+// The shape of a row of the table for each token; the tokens are checked.
+Shape RowsShape(const Tensor& table_VD, std::span<const int32_t> token_T) {
   CheckShape(table_VD.ndim() == 2, "[{}] table has shape {}, expected [vocabulary, dim]", kOp,
              runtime::ShapeToString(table_VD.shape()));
   int64_t vocab = table_VD.dim(0);
@@ -19,15 +20,14 @@ void CheckTokens(const Tensor& table_VD, std::span<const int32_t> token_T) {
                "[{}] token {} at position {} is outside the vocabulary [0, {})", kOp, token_T[t], t,
                vocab);
   }
+  return {static_cast<int64_t>(token_T.size()), table_VD.dim(1)};
 }
 
 }  // namespace
 
 Tensor Embedding(Context& ctx, const Tensor& table_VD, std::span<const int32_t> token_T) {
   CheckTensor(kOp, "table", ctx, table_VD, table_VD.dtype());
-  CheckTokens(table_VD, token_T);
-  Tensor y_TD =
-      ctx.Empty({static_cast<int64_t>(token_T.size()), table_VD.dim(1)}, table_VD.dtype());
+  Tensor y_TD = ctx.Empty(RowsShape(table_VD, token_T), table_VD.dtype());
   SwitchFloat(kOp, table_VD.dtype(), [&](auto t) {
     using T = decltype(t);
     SwitchDevice(
@@ -40,9 +40,7 @@ Tensor Embedding(Context& ctx, const Tensor& table_VD, std::span<const int32_t> 
 void EmbeddingBackward(Context& ctx, const Tensor& dy_TD, std::span<const int32_t> token_T,
                        const Tensor& dtable_VD) {
   CheckTensor(kOp, "dtable", ctx, dtable_VD, AccDType(dy_TD.dtype()));
-  CheckTokens(dtable_VD, token_T);
-  CheckTensor(kOp, "dy", ctx, dy_TD, dy_TD.dtype(),
-              {static_cast<int64_t>(token_T.size()), dtable_VD.dim(1)});
+  CheckTensor(kOp, "dy", ctx, dy_TD, dy_TD.dtype(), RowsShape(dtable_VD, token_T));
   SwitchFloat(kOp, dy_TD.dtype(), [&](auto t) {
     using T = decltype(t);
     SwitchDevice(
@@ -54,9 +52,7 @@ void EmbeddingBackward(Context& ctx, const Tensor& dy_TD, std::span<const int32_
 void SetRows(Context& ctx, const Tensor& table_VD, std::span<const int32_t> row_T,
              const Tensor& x_TD) {
   CheckTensor(kOp, "table", ctx, table_VD, table_VD.dtype());
-  CheckTokens(table_VD, row_T);
-  CheckTensor(kOp, "rows", ctx, x_TD, table_VD.dtype(),
-              {static_cast<int64_t>(row_T.size()), table_VD.dim(1)});
+  CheckTensor(kOp, "rows", ctx, x_TD, table_VD.dtype(), RowsShape(table_VD, row_T));
   SwitchFloat(kOp, table_VD.dtype(), [&](auto t) {
     using T = decltype(t);
     SwitchDevice(

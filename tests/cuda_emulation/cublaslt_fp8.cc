@@ -48,9 +48,8 @@ bool Multiply(const Operand& a, const Operand& b, T* out, int64_t stride, int64_
 void MultiplyFp8(Context& ctx, const Fp8Matrix& a, const Fp8Matrix& b, const Tensor& out,
                  bool accumulate) {
   if (auto* recorder = runtime::StepRecorder::Of(ctx.stream());
-      recorder && !recorder->Issue(runtime::Piece::kFp8Product, a.values.raw(), a.scale.raw(),
-                                   b.values.raw(), b.scale.raw(), out.raw(), a.rows, b.rows, a.cols,
-                                   out.row_stride(), accumulate)) {
+      recorder &&
+      !recorder->Issue(runtime::Piece::kFp8Product, Fp8Product(a, b, out, accumulate))) {
     return;
   }
   auto work = [=, first = Operand(a), second = Operand(b)] {
