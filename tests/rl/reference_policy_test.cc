@@ -11,14 +11,7 @@
 namespace hone::rl {
 namespace {
 
-constexpr char kRun[] = R"(run: {name: tiny, seed: 3}
-tokenizer: byte
-model: {family: deepseek_v3, hidden_size: 12, intermediate_size: 20, moe_intermediate_size: 8,
-  num_hidden_layers: 2, first_k_dense_replace: 1, num_attention_heads: 2, kv_lora_rank: 8,
-  qk_nope_head_dim: 4, qk_rope_head_dim: 4, v_head_dim: 4, n_routed_experts: 4,
-  n_shared_experts: 1, num_experts_per_tok: 2, n_group: 2, topk_group: 1, vocab_size: 263,
-  max_position_embeddings: 128, tie_word_embeddings: true, initializer_range: 0.3}
-train: {dtype: bf16}
+constexpr char kStages[] = R"(train: {dtype: bf16}
 stages:
   - {name: rl, kind: grpo, steps: 2, lr: {peak: 0.001}, batch: {pack_tokens: 48},
      prompts: {family: chain}, reward: {accuracy: 1}, group_size: 2, prompts_per_rollout: 3}
@@ -40,8 +33,12 @@ RolloutBatch MakeRollout() {
 }
 
 RunConfig ReadConfig(const std::string& place) {
-  Config file = Config::FromString(kRun, "test.yaml");
-  file.Override("stages.rl.reference=" + place);
+  Config file = Config::FromString(kTinyModel + kStages, "test.yaml");
+  for (const std::string& assignment :
+       {std::string("model.num_hidden_layers=2"), std::string("model.num_nextn_predict_layers=0"),
+        std::string("model.initializer_range=0.3"), "stages.rl.reference=" + place}) {
+    file.Override(assignment);
+  }
   return ReadRunConfig(file);
 }
 

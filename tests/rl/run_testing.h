@@ -22,10 +22,9 @@
 
 namespace hone::rl {
 
-// Two stages over a model with everything that has state: latent attention, experts with a bias
-// rule, a prediction module, tied heads. `questions`: a JSONL file.
-inline std::string TinyRun(const std::string& questions) {
-  return R"(run: {name: tiny, seed: 3}
+// The head of a config: a model with everything that has state, which is latent attention, experts
+// with a bias rule, a prediction module, tied heads.
+inline const std::string kTinyModel = R"(run: {name: tiny, seed: 3}
 tokenizer: byte
 model: {family: deepseek_v3, hidden_size: 12, intermediate_size: 20, moe_intermediate_size: 8,
   num_hidden_layers: 4, first_k_dense_replace: 1, num_attention_heads: 2, kv_lora_rank: 8,
@@ -33,7 +32,11 @@ model: {family: deepseek_v3, hidden_size: 12, intermediate_size: 20, moe_interme
   n_shared_experts: 1, num_experts_per_tok: 2, n_group: 2, topk_group: 1, vocab_size: 263,
   max_position_embeddings: 128, num_nextn_predict_layers: 1, bias_update_speed: 0.01,
   balance_loss_alpha: 0.01, tie_word_embeddings: true, initializer_range: 0.1}
-optimizer: {weight_decay: 0.1, clip: 0.5}
+)";
+
+// Two stages over it. `questions`: a JSONL file.
+inline std::string TinyRun(const std::string& questions) {
+  return kTinyModel + R"(optimizer: {weight_decay: 0.1, clip: 0.5}
 train: {dtype: f64}
 stages:
   - {name: base, kind: pretrain, steps: 6, save_every: 2, lr: {peak: 0.003, warmup: 2},
@@ -97,9 +100,36 @@ inline bool Train(const std::string& yaml, const std::vector<std::string>& overr
   return done;
 }
 
+using Tensors = std::map<std::string, std::vector<double>>;
+
+// All tensors of a checkpoint: weights and the optimizer's states.
+inline Tensors ReadCheckpoint(const std::string& folder) {
+  Context ctx;
+  runtime::CheckpointReader reader(runtime::LocalFileSystem(), folder);
+  SlabIndex all;
+  for (const Slab& slab : reader.Tensors()) {
+    all.push_back({slab, ctx.Empty(slab.extent, DType::kF64)});
+  }
+  reader.Load(all);
+  Tensors tensors;
+  for (const SlabTensor& t : all) tensors[t.slab.name] = runtime::ToDoubles(t.tensor);
+  return tensors;
+}
+
+// A stage's checkpoints by step.
+inline std::map<int64_t, Tensors> ReadCheckpoints(const std::string& dir,
+                                                  const std::string& stage) {
+  const std::string folder = dir + "/checkpoints/" + stage + "/";
+  std::map<int64_t, Tensors> checkpoints;
+  for (int64_t step : runtime::ListCheckpointSteps(runtime::LocalFileSystem(), folder)) {
+    checkpoints[step] = ReadCheckpoint(folder + runtime::CheckpointStepName(step));
+  }
+  return checkpoints;
+}
+
 // What a finished run left behind, without what tells the time.
 struct RunTrace {
-  std::map<std::string, std::vector<double>> tensors;  // of the stages' last checkpoints
+  Tensors tensors;  // of the stages' last checkpoints
   std::vector<nlohmann::json> metrics;
   bool operator==(const RunTrace&) const = default;
 };
@@ -107,19 +137,13 @@ struct RunTrace {
 inline RunTrace ReadTrace(const std::string& dir, const std::vector<std::string>& stages) {
   RunTrace trace;
   auto& fs = runtime::LocalFileSystem();
-  Context ctx;
   for (const std::string& stage : stages) {
     const std::string folder = dir + "/checkpoints/" + stage;
     const auto steps = runtime::ListCheckpointSteps(fs, folder);
     Check(!steps.empty(), "no checkpoint in {}", folder);
-    runtime::CheckpointReader reader(fs, folder + "/" + runtime::CheckpointStepName(steps.back()));
-    SlabIndex all;
-    for (const Slab& slab : reader.Tensors()) {
-      all.push_back({slab, ctx.Empty(slab.extent, DType::kF64)});
-    }
-    reader.Load(all);
-    for (const SlabTensor& t : all) {
-      trace.tensors[stage + "/" + t.slab.name] = runtime::ToDoubles(t.tensor);
+    for (auto& [name, values] :
+         ReadCheckpoint(folder + "/" + runtime::CheckpointStepName(steps.back()))) {
+      trace.tensors[stage + "/" + name] = std::move(values);
     }
   }
   std::istringstream lines(fs.ReadAll(dir + "/metrics.jsonl"));
