@@ -190,9 +190,11 @@ std::string PlanText(const PlanReport& r, size_t suggestions) {
   }
   if (r.config.rollout.workers > 0) {
     const RankMemory worker = EstimateWorkerMemory(r.config);
-    text += fmt::format("\nA rollout worker: weights {}, keys and values {}\n",
-                        GigaBytes(worker[MemoryCategory::kWeights]),
-                        GigaBytes(worker[MemoryCategory::kKvCache]));
+    text += fmt::format(
+        "\nA rollout worker: weights {}, keys and values {}{}\n",
+        GigaBytes(worker[MemoryCategory::kWeights]), GigaBytes(worker[MemoryCategory::kKvCache]),
+        r.config.rollout.colocated ? "; counted above, where it takes turns with a learner rank"
+                                   : "");
   }
   return text + "\n" + FitText(r) + SuggestionText(r, suggestions);
 }

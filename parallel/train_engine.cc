@@ -71,8 +71,9 @@ struct TrainEngine::Impl {
     Parameter* representative = nullptr;  // the one that is tied to no other
     int owners = 0, reported = 0;
   };
-  std::map<const void*, Sharing> sharing;  // by the gradient's memory
-  std::unique_ptr<GradientReducer> reducer;
+  std::map<const void*, Sharing> sharing;                   // by the gradient's memory
+  std::unique_ptr<GradientReducer> reducer;                 // null while gradients are released
+  std::map<const void*, std::vector<Parameter*>> released;  // owners, by where the gradient was
   std::unique_ptr<ShardedOptimizer> optimizer;
 
   Impl(Context& context, const Mesh& m, std::vector<PipelineStage*> c, Options o)
@@ -82,6 +83,14 @@ struct TrainEngine::Impl {
       parameters.insert(parameters.end(), own.rbegin(), own.rend());
     }
     ShareTied();
+    ReduceGradients();
+    optimizer = std::make_unique<ShardedOptimizer>(ctx, mesh, reduced, options.optimizer);
+  }
+
+  // As they lie in memory now.
+  void ReduceGradients() {
+    sharing.clear();
+    reduced.clear();
     for (Parameter* p : parameters) {
       if (!HasGradient(*p)) continue;
       Sharing& shared = sharing[p->gradient.raw()];
@@ -92,7 +101,26 @@ struct TrainEngine::Impl {
       if (HasGradient(*p) && sharing[p->gradient.raw()].representative == p) reduced.push_back(p);
     }
     reducer = std::make_unique<GradientReducer>(ctx, mesh, reduced, options.reducer);
-    optimizer = std::make_unique<ShardedOptimizer>(ctx, mesh, reduced, options.optimizer);
+  }
+
+  void ReleaseGradients() {
+    reducer.reset();
+    for (Parameter* p : parameters) {
+      if (p->gradient.defined()) released[p->gradient.raw()].push_back(p);
+    }
+    for (Parameter* p : parameters) p->gradient = Tensor();
+  }
+
+  void RestoreGradients() {
+    if (reducer) return;
+    for (const auto& [memory, owners] : released) {
+      const ParamSpec& spec = owners[0]->spec;
+      const Tensor gradient =
+          ctx.Zeros(spec.slab.extent, spec.gradient, MemoryCategory::kGradients);
+      for (Parameter* p : owners) p->gradient = gradient;
+    }
+    released.clear();
+    ReduceGradients();
   }
 
   // Chunks of one rank that hold the same tied tensor, as DualPipe-V's first and last on rank 0,
@@ -199,6 +227,7 @@ TrainEngine::StepResult TrainEngine::Step(const std::vector<TokenBatch>& microba
   Impl& impl = *impl_;
   const PipelineShape shape = impl.Shape(microbatches.size());
   const auto lists = BuildSchedule(shape);
+  impl.RestoreGradients();
   impl.ZeroGradients();
   for (PipelineStage* chunk : impl.chunks) chunk->BeginStep(/*keep_head_output=*/false);
   PipelineExecutor(shape, impl.mesh.pp(), impl.chunks)
@@ -226,6 +255,9 @@ std::vector<PipelineStage::Outcome> TrainEngine::Evaluate(
   return impl.TakeOutcomes(microbatches.size());
 }
 
+void TrainEngine::ReleaseGradients() { impl_->ReleaseGradients(); }
+void TrainEngine::RestoreGradients() { impl_->RestoreGradients(); }
+
 ShardedOptimizer& TrainEngine::optimizer() { return *impl_->optimizer; }
 
 std::vector<Parameter*> TrainEngine::Parameters() {
@@ -237,6 +269,7 @@ std::vector<Parameter*> TrainEngine::Parameters() {
 }
 
 void TrainEngine::SelfCheck(const std::string& config_digest) {
+  impl_->RestoreGradients();
   CheckReplicas(impl_->ctx, impl_->mesh, impl_->parameters, config_digest);
   CheckGradientSums(impl_->ctx, impl_->mesh, impl_->reduced, *impl_->reducer);
 }

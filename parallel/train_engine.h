@@ -48,6 +48,12 @@ class TrainEngine {
   std::vector<PipelineStage::Outcome> Evaluate(const std::vector<TokenBatch>& microbatches,
                                                const LossFunction& loss, bool keep_head_output);
 
+  // Gives back the memory of gradients and of their sums, of which nothing is lost between steps.
+  // It is there again with the next Step, or when the other is called, as before another engine is
+  // made of the same chunks. Collective, both.
+  void ReleaseGradients();
+  void RestoreGradients();
+
   ShardedOptimizer& optimizer();
   std::vector<Parameter*> Parameters();
 

@@ -58,6 +58,7 @@ std::vector<std::unique_ptr<model::TransformerStage>> Learner::MakeFrozenChunks(
 }
 
 void Learner::BeginStage(const parallel::AdamWConfig& optimizer, Mtp mtp) {
+  EndStage();  // frees the old optimizer state before the new is made
   const std::string predictor = fmt::format("model.layers.{}.", config_.model.num_hidden_layers);
   std::vector<parallel::PipelineStage*> stages;
   for (auto& chunk : chunks_) {
@@ -71,7 +72,6 @@ void Learner::BeginStage(const parallel::AdamWConfig& optimizer, Mtp mtp) {
   options.pipeline = config_.pipeline;
   options.optimizer = optimizer;
   options.before_update = [this] { writer_->Hold(); };
-  EndStage();  // frees the old optimizer state before the new is made
   engine_ = std::make_unique<parallel::TrainEngine>(ctx_, mesh_, stages, options);
 }
 
@@ -132,7 +132,13 @@ void Learner::LoadSlabs(const std::string& dir, const SlabIndex& slabs) const {
 
 void Learner::EndStage() {
   writer_->Hold();
+  if (engine_) engine_->RestoreGradients();
   engine_.reset();
+}
+
+void Learner::ReleaseMemory() {
+  if (engine_) engine_->ReleaseGradients();
+  ctx_.allocator()->ReleaseCached();
 }
 
 void Learner::WaitForSave() { writer_->Wait(); }

@@ -53,6 +53,10 @@ class Learner {
 
   // Frees the optimizer state, when another model is to be trained beside this one.
   void EndStage();
+  // Gives what it can of its device's memory to others: gradients, and what allocators keep.
+  // Weights and, unless they are offloaded, optimizer states stay. The rest comes back by itself
+  // when it is needed. Collective.
+  void ReleaseMemory();
 
   // The chunks of a frozen model of the same layout: the reference policy; with a value head, a
   // reward model.

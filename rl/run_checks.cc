@@ -160,6 +160,9 @@ void CheckRun(const RunConfig& c) {
       c.rollout.publish == RolloutConfig::Publish::kHost || c.train.device == Device::Type::kCuda,
       "[rollout] publish: device keeps published weights on the learner's devices, "
       "and train.device is cpu; set rollout.publish: host");
+  Check<ConfigError>(!c.rollout.colocated || c.rollout.device == c.train.device,
+                     "[rollout] colocated: true shares the learner's devices with the workers, and "
+                     "rollout.device is not train.device");
   if (c.rollout.workers > 0) return;
   for (const StageConfig& s : c.stages) {
     Check<ConfigError>(!Samples(s), "{}: stage '{}' samples, but rollout.workers is 0", s.where,

@@ -81,6 +81,7 @@ void RolloutConfig::Read(ConfigReader& r) {
   }
   r.Optional("allow_logprob_gap", &allow_logprob_gap);
   publish = static_cast<Publish>(r.OneOf("publish", {"host", "device"}, 0));
+  r.Optional("colocated", &colocated);
   r.Optional("verifier_helpers", &verifier_helpers);
   r.Optional("lag", &lag);
   r.Optional("max_staleness", &max_staleness);
@@ -100,6 +101,10 @@ void RolloutConfig::Read(ConfigReader& r) {
   if (lag != 0 && lag != 1) r.Fail("lag", "is 0 (synchronous) or 1 (one rollout behind)");
   if (page_size < 1 || (64 % page_size != 0 && page_size % 64 != 0)) {
     r.Fail("page_size", "divides 64 or is a multiple of it");
+  }
+  if (colocated && lag + max_staleness > 0) {
+    r.Fail("colocated", "means that learner and workers take turns: they cannot work at the same time "
+                        "as lag: 1 and max_staleness have them; set both to 0");
   }
   if (lag == 1 && max_staleness > 0) {
     r.Fail("max_staleness", "is another mode than lag: 1; set one of the two");

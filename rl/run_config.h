@@ -154,6 +154,7 @@ struct RolloutConfig {
   int64_t versions() const {
     return publish == Publish::kDevice && lag + max_staleness == 0 ? 1 : 2;
   }
+  bool colocated = false;    // learner and workers take turns with the memory of one device
   int verifier_helpers = 1;  // of each
   int64_t lag = 0, max_staleness = 0;
   int64_t max_batch = 64, page_size = 64, cache_pages = 0, prefill_chunk = 256;

@@ -74,9 +74,9 @@ FitReport CheckFit(const RunConfig& config, int64_t rank_bytes, int64_t machine_
   int64_t learners = 0;
   for (const RankMemory& rank : largest.ranks) learners += rank.total * config.mesh.dp;
   const RankMemory worker = EstimateWorkerMemory(config);
-  const int64_t pool = config.rollout.workers > 0
-                           ? config.rollout.workers * worker.total + EstimatePublishedBytes(config)
-                           : 0;
+  const int64_t beside = config.rollout.colocated ? 0 : config.rollout.workers;  // of the ranks
+  const int64_t pool =
+      config.rollout.workers > 0 ? beside * worker.total + EstimatePublishedBytes(config) : 0;
   report.verdict = Judge(learners + pool, machine_bytes);
   if (report.verdict == FitReport::Verdict::kFits) return report;
   const bool workers_weigh_more = pool > learners;

@@ -424,4 +424,32 @@ RankMemory EstimateWorkerMemory(const RunConfig& config) {
   return memory;
 }
 
+RankMemory EstimateWaitingWorkerMemory(const RunConfig& config) {
+  RankMemory memory;
+  memory[MemoryCategory::kWeights] = WeightBytes(config);
+  memory[MemoryCategory::kOther] = RopeTableBytes(config.model, config.train.dtype);
+  for (int64_t bytes : memory.bytes) memory.total += bytes;
+  return memory;
+}
+
+RankMemory WithWorkersInTurns(const RankMemory& learner, const RunConfig& config) {
+  const int64_t ranks = config.mesh.ranks();
+  const int64_t workers = (config.rollout.workers + ranks - 1) / ranks;
+  const RankMemory working = EstimateWorkerMemory(config);
+  const RankMemory waiting = EstimateWaitingWorkerMemory(config);
+  RankMemory kept;
+  kept[MemoryCategory::kWeights] = learner[MemoryCategory::kWeights] - learner.host_weights;
+  kept[MemoryCategory::kOptimizer] = learner[MemoryCategory::kOptimizer];
+  kept[MemoryCategory::kOther] = learner[MemoryCategory::kOther];
+  for (int64_t bytes : kept.bytes) kept.total += bytes;
+  RankMemory both = learner;
+  for (size_t c = 0; c < both.bytes.size(); ++c) {
+    both.bytes[c] = std::max(learner.bytes[c] + workers * waiting.bytes[c],
+                             kept.bytes[c] + workers * working.bytes[c]);
+  }
+  both.total =
+      std::max(learner.total + workers * waiting.total, kept.total + workers * working.total);
+  return both;
+}
+
 }  // namespace hone::rl

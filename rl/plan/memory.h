@@ -67,6 +67,11 @@ std::vector<RankMemory> EstimateMemory(const model::ModelConfig& model, const La
 
 // A rollout worker: one rank with the whole model, and those that it reads samples with.
 RankMemory EstimateWorkerMemory(const RunConfig& config);
+// The same in the learner's turn, where turns are taken.
+RankMemory EstimateWaitingWorkerMemory(const RunConfig& config);
+// A learner rank's device that it shares with its part of the workers: the most of either's turn.
+// In the workers' the learner keeps its weights and its optimizer's state.
+RankMemory WithWorkersInTurns(const RankMemory& learner, const RunConfig& config);
 // What learner ranks keep published, all together: versions of the policy, and models that workers
 // read with.
 int64_t EstimatePublishedBytes(const RunConfig& config);

@@ -153,6 +153,7 @@ RunPlan PlanRun(const RunConfig& config, const Layout& layout, const MachineMode
     s.ranks = EstimateMemory(model, layout, s.step);
     s.estimate = EstimateStep(model, layout, s.step, s.ranks, machine);
     for (RankMemory& rank : s.ranks) {
+      if (laid_out.rollout.colocated) rank = WithWorkersInTurns(rank, laid_out);
       rank[MemoryCategory::kCommunication] += published;
       rank.total += published;
     }

@@ -26,6 +26,7 @@ struct Coordinator::Impl final : proto::RolloutPool::Service {
   Impl(FileSystem& fs, Options o)
       : options(std::move(o)),
         build(BuildId(options.device)),
+        learners_turn(options.colocated),
         book(fs, options.journal_dir, options.lease, options.vocab_size) {
     security = {options.secret, options.tls_certificate, options.tls_key, options.tls_ca};
     grpc::ServerBuilder builder;
@@ -62,6 +63,7 @@ struct Coordinator::Impl final : proto::RolloutPool::Service {
     Clock::time_point last_seen;
     int64_t progress = 0;
     int64_t weight_host_bytes = 0;
+    bool memory_released = true;  // it comes without
   };
 
   // The caller's worker; refused when its secret is wrong or it is not registered. Needs the lock.
@@ -136,18 +138,24 @@ struct Coordinator::Impl final : proto::RolloutPool::Service {
     int64_t wait_ms = waiting_calls < kServerThreads / 2 ? request->wait_ms() : 0;
     auto until =
         Clock::now() + std::chrono::milliseconds(std::clamp<int64_t>(wait_ms, 0, kLongestWaitMs));
+    workers.at(request->worker()).memory_released = request->memory_released();
+    if (learners_turn) changed.notify_all();
     ++waiting_calls;
     std::vector<OpenLease*> leases;
     for (;;) {
-      if (shutdown) break;
-      leases = book.Take(request->worker(), options.prompts_per_lease, request->max_samples(),
-                         request->max_readings());
+      if (shutdown || (learners_turn && !request->memory_released())) break;
+      if (!learners_turn) {
+        leases = book.Take(request->worker(), options.prompts_per_lease, request->max_samples(),
+                           request->max_readings());
+      }
       if (!leases.empty() || changed.wait_until(lock, until) == std::cv_status::timeout) break;
       // It may have been taken for dead meanwhile; a lease would then be nobody's.
       if (!workers.count(request->worker()) || context->IsCancelled()) break;
     }
     --waiting_calls;
     reply->set_shutdown(shutdown);
+    reply->set_release_memory(learners_turn);
+    if (!leases.empty()) workers.at(request->worker()).memory_released = false;
     for (OpenLease* lease : leases) {
       if (const WeightVersion* version = VersionOf(lease->plan->plan)) {
         FillLease(*lease, *version, reply->add_leases());
@@ -328,6 +336,7 @@ struct Coordinator::Impl final : proto::RolloutPool::Service {
   mutable std::mutex mutex;
   std::condition_variable changed;
   bool shutdown = false, ending = false;
+  bool learners_turn;   // with the memory that it shares with the workers
   std::string failure;  // the journal could not be written
   LeaseBook book;
   std::map<int64_t, WeightVersion> versions;
@@ -409,6 +418,31 @@ PoolStats Coordinator::stats() const {
   PoolStats stats = impl_->counts;
   stats.workers = static_cast<int>(impl_->workers.size());
   return stats;
+}
+
+void Coordinator::TakeMemory(std::chrono::milliseconds deadline) {
+  const auto until = Clock::now() + deadline;
+  std::unique_lock lock(impl_->mutex);
+  impl_->learners_turn = true;
+  impl_->changed.notify_all();
+  for (;;) {
+    std::string holders;
+    for (const auto& [id, worker] : impl_->workers) {
+      if (!worker.memory_released) holders += (holders.empty() ? "" : ", ") + worker.name;
+    }
+    if (holders.empty()) return;
+    Check<TimeoutError>(Clock::now() < until,
+                        "[rollout] after {} ms the learner still waits for memory that workers "
+                        "hold: {}; look at their logs",
+                        deadline.count(), holders);
+    impl_->changed.wait_for(lock, kHousekeeping);
+  }
+}
+
+void Coordinator::GiveMemory() {
+  std::lock_guard lock(impl_->mutex);
+  impl_->learners_turn = false;
+  impl_->changed.notify_all();
 }
 
 void Coordinator::Shutdown() {

@@ -88,6 +88,7 @@ class Coordinator {
     int64_t prompts_per_lease = 4;
     std::string journal_dir;  // RUN/journal; "" keeps nothing
     int64_t max_message_bytes = 64 << 20;
+    bool colocated = false;  // learner and workers take turns, and the learner begins: TakeMemory
     int64_t vocab_size = 0;  // of the model: samples with other tokens are refused; 0: unchecked
   };
   // ConfigError when it would listen beyond loopback without TLS.
@@ -116,6 +117,13 @@ class Coordinator {
                              std::chrono::milliseconds stall,
                              const std::function<bool(const Progress&)>& poll);
   PoolStats stats() const;
+
+  // Of colocated pools. The learner's turn with the memory of a device that it shares with workers:
+  // there are no leases from here on, and it returns when every worker has said that it holds none
+  // but its weights'. TimeoutError naming those that have not after `deadline`; the dead hold none.
+  void TakeMemory(std::chrono::milliseconds deadline);
+  // The workers' turn.
+  void GiveMemory();
   // Tells workers to end.
   void Shutdown();
 

@@ -63,16 +63,24 @@ struct InferenceEngine::Impl {
         model(m),
         config(e),
         token_bytes(std::move(bytes)),
-        cache(c, m.config(), m.options().end_layer - m.options().first_layer,
-              e.cache_pages > 0 ? e.cache_pages
-                                : e.max_batch * (PagesFor(e.max_tokens, e.page_size) + 1),
-              e.page_size, m.options().dtype,
-              // Rebuilding keys and values at every step costs far more time than keeping them
-              // costs memory.
-              e.mla_decode == model::MlaDecode::kExpand ? model::KvCache::Mla::kExpanded
-                                                        : model::KvCache::Mla::kLatent),
         replay(runtime::MakeReplay(c.allocator())) {
+    if (!config.lazy_cache) MakeCache();
     for (parallel::Parameter* p : model.Parameters()) weights.Register(p->value);
+  }
+
+  // Unless it is there.
+  void MakeCache() {
+    if (cache) return;
+    const int64_t pages =
+        config.cache_pages > 0
+            ? config.cache_pages
+            : config.max_batch * PagesForSequence(config.max_tokens, config.page_size);
+    // Rebuilding keys and values at every step costs far more time than keeping them costs memory.
+    const auto mla = config.mla_decode == model::MlaDecode::kExpand ? model::KvCache::Mla::kExpanded
+                                                                    : model::KvCache::Mla::kLatent;
+    cache = std::make_unique<model::KvCache>(
+        ctx, model.config(), model.options().end_layer - model.options().first_layer, pages,
+        config.page_size, model.options().dtype, mla);
   }
 
   using SequenceList = std::list<Sequence>;
@@ -97,8 +105,8 @@ struct InferenceEngine::Impl {
   model::TransformerStage& model;
   EngineConfig config;
   std::function<std::string(int32_t)> token_bytes;
-  model::KvCache cache;
-  runtime::PackedWeights weights;  // as they are until Drain
+  std::unique_ptr<model::KvCache> cache;  // null while its memory is released
+  runtime::PackedWeights weights;         // as they are until Drain
   std::unique_ptr<runtime::Replay> replay;
   SequenceList waiting, active;
   std::map<uint64_t, SharedPrompt> prompts;  // by group
@@ -130,10 +138,11 @@ void InferenceEngine::Add(GenerateRequest request) {
              request.id, begun, request.max_new_tokens, impl_->config.max_tokens);
   int64_t pages = PagesForSequence(
       std::min(prompt + request.max_new_tokens, impl_->config.max_tokens), impl_->config.page_size);
-  CheckShape(pages <= impl_->cache.pages(),
+  impl_->MakeCache();
+  CheckShape(pages <= impl_->cache->pages(),
              "[engine] request {} could need {} pages of {} tokens, and the cache has {}; set "
              "rollout.cache_pages to at least {}",
-             request.id, pages, impl_->config.page_size, impl_->cache.pages(), pages);
+             request.id, pages, impl_->config.page_size, impl_->cache->pages(), pages);
   for (const auto* tokens : {&request.prompt, &request.generated}) {
     for (int32_t token : *tokens) {
       CheckShape(token >= 0 && token < impl_->model.config().vocab_size,
@@ -154,7 +163,7 @@ void InferenceEngine::Add(GenerateRequest request) {
 // ---- Pages --------------------------------------------------------------------------------------
 
 void InferenceEngine::Impl::ReleasePages(Sequence& sequence) {
-  for (int32_t page : sequence.pages) cache.Release(page);
+  for (int32_t page : sequence.pages) cache->Release(page);
   sequence.pages.clear();
   sequence.computed = 0;
   sequence.routing.clear();
@@ -182,10 +191,10 @@ bool InferenceEngine::Impl::PreemptYoungest(const Sequence* keep) {
 bool InferenceEngine::Impl::EnsurePages(Sequence& sequence, int64_t tokens) {
   int64_t needed = PagesFor(tokens, config.page_size);
   while (static_cast<int64_t>(sequence.pages.size()) < needed) {
-    if (cache.free_pages() == 0 && !PreemptYoungest(&sequence) && !DropAnySharedPrompt())
+    if (cache->free_pages() == 0 && !PreemptYoungest(&sequence) && !DropAnySharedPrompt())
       return false;
-    if (cache.free_pages() == 0) continue;
-    sequence.pages.push_back(cache.TakePage());
+    if (cache->free_pages() == 0) continue;
+    sequence.pages.push_back(cache->TakePage());
   }
   return true;
 }
@@ -195,7 +204,7 @@ bool InferenceEngine::Impl::EnsurePages(Sequence& sequence, int64_t tokens) {
 void InferenceEngine::Impl::DropSharedPrompt(uint64_t group) {
   auto it = prompts.find(group);
   if (it == prompts.end()) return;
-  for (int32_t page : it->second.pages) cache.Release(page);
+  for (int32_t page : it->second.pages) cache->Release(page);
   prompts.erase(it);
 }
 
@@ -216,17 +225,17 @@ void InferenceEngine::Impl::OfferPrompt(Sequence& leader, const Tensor& logits_1
   if (shared.prompt != leader.request.prompt) return;  // another prompt of the same group
   int64_t full = leader.prompt_tokens() / config.page_size;
   bool partial = leader.prompt_tokens() % config.page_size != 0;
-  if (!waiting_in_group.count(group) || (partial && cache.free_pages() == 0)) {
+  if (!waiting_in_group.count(group) || (partial && cache->free_pages() == 0)) {
     prompts.erase(it);
     return;
   }
   for (int64_t p = 0; p < full; ++p) {
-    cache.Share(leader.pages[p]);
+    cache->Share(leader.pages[p]);
     shared.pages.push_back(leader.pages[p]);
   }
   if (partial) {
-    shared.pages.push_back(cache.TakePage());
-    cache.CopyPage(ctx, leader.pages[full], shared.pages.back());
+    shared.pages.push_back(cache->TakePage());
+    cache->CopyPage(ctx, leader.pages[full], shared.pages.back());
   }
   shared.routing = leader.routing;
   shared.logits_1V = ctx.Clone(logits_1V);
@@ -236,14 +245,14 @@ void InferenceEngine::Impl::OfferPrompt(Sequence& leader, const Tensor& logits_1
 bool InferenceEngine::Impl::AdmitShared(SequenceList::iterator it, SharedPrompt& shared) {
   int64_t full = it->prompt_tokens() / config.page_size;
   bool partial = it->prompt_tokens() % config.page_size != 0;
-  if (partial && cache.free_pages() == 0) return false;
+  if (partial && cache->free_pages() == 0) return false;
   for (int64_t p = 0; p < full; ++p) {
-    cache.Share(shared.pages[p]);
+    cache->Share(shared.pages[p]);
     it->pages.push_back(shared.pages[p]);
   }
   if (partial) {
-    it->pages.push_back(cache.TakePage());
-    cache.CopyPage(ctx, shared.pages[full], it->pages.back());
+    it->pages.push_back(cache->TakePage());
+    cache->CopyPage(ctx, shared.pages[full], it->pages.back());
   }
   stats.shared_pages += full;
   it->computed = it->prompt_tokens();
@@ -286,7 +295,7 @@ void InferenceEngine::Impl::AdmitWhatFits() {
     } else {
       // Its pages must be free, or admitting would only preempt what runs.
       int64_t needed = PagesFor(it->to_compute(), config.page_size);
-      if (cache.free_pages() - PromisedPages() < needed) return;
+      if (cache->free_pages() - PromisedPages() < needed) return;
       if (group != 0 && fresh && shared == prompts.end()) {
         prompts[group].prompt = it->request.prompt;
       }
@@ -307,7 +316,7 @@ Tensor InferenceEngine::Impl::Forward(model::DecodeBatch batch, std::vector<int3
   PackedWeightsInUse in_use(ctx, weights);
   const size_t rows = batch.token_T.size(), wanted = batch.logits_rows.size();
   if (!config.replay || batch.pages_S.size() != rows) {
-    return model.Decode(ctx, batch, cache, routing);
+    return model.Decode(ctx, batch, *cache, routing);
   }
   const auto padded = static_cast<size_t>(replay->PaddedRows(static_cast<int64_t>(rows)));
   batch.token_T.resize(padded, batch.token_T.back());
@@ -318,12 +327,13 @@ Tensor InferenceEngine::Impl::Forward(model::DecodeBatch batch, std::vector<int3
     batch.cu_seqlens.push_back(static_cast<int32_t>(r) + 1);
   }
   Tensor logits;
+  const int64_t replayed = replay->stats().replayed;
   replay->Run(static_cast<int64_t>(padded), [&] {
     if (routing) routing->clear();
-    logits = model.Decode(ctx, batch, cache, routing);
+    logits = model.Decode(ctx, batch, *cache, routing);
   });
   if (routing) routing->resize(routing->size() / padded * rows);
-  stats.replayed_steps = replay->stats().replayed;
+  stats.replayed_steps += replay->stats().replayed - replayed;
   return logits.Slice(0, static_cast<int64_t>(wanted));
 }
 
@@ -516,9 +526,16 @@ std::vector<GenerateResult> InferenceEngine::Drain() {
   e.prompts.clear();
   e.waiting_in_group.clear();
   e.primed.clear();
-  e.cache.Clear();
+  if (e.cache) e.cache->Clear();
   e.weights.Clear();
   return results;
+}
+
+void InferenceEngine::ReleaseCache() {
+  Check<Error>(pending() == 0, "[engine] {} requests are pending: their keys cannot go", pending());
+  Drain();  // shared prompts
+  impl_->cache.reset();
+  impl_->replay = runtime::MakeReplay(impl_->ctx.allocator());  // graphs have memory of their own
 }
 
 EngineStats InferenceEngine::stats() const { return impl_->stats; }

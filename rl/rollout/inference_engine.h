@@ -27,7 +27,8 @@ struct EngineConfig {
   int64_t max_tokens = 512;     // prompt and completion of one sequence
   model::MlaDecode mla_decode = model::MlaDecode::kExpand;
   bool record_routing = false;
-  bool replay = true;  // decode steps on a GPU (runtime/replay.h); changes no bit
+  bool lazy_cache = false;  // made when the first request comes
+  bool replay = true;       // decode steps on a GPU (runtime/replay.h); changes no bit
 };
 
 // Pages of a cache in which a sequence of up to `tokens` tokens can run: its own, and one for a
@@ -88,6 +89,8 @@ class InferenceEngine {
   // Stops everything and hands it back unfinished (finish = kCancelled): before new weights, or to
   // give leases back. The cache is cleared: no key of old weights is ever used.
   std::vector<GenerateResult> Drain();
+  // Gives the memory of cache and graphs back until a request comes. Nothing may be pending.
+  void ReleaseCache();
   EngineStats stats() const;
 
  private:

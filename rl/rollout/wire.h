@@ -15,7 +15,7 @@
 
 namespace hone::rl {
 
-inline constexpr int kProtocolVersion = 4;
+inline constexpr int kProtocolVersion = 5;
 
 proto::Sample ToProto(const Sample& sample);
 Sample FromProto(const proto::Sample& message);

@@ -111,6 +111,8 @@ class Worker {
     tasks_.clear();
     readings_.clear();
     finished_.Clear();
+    if (model_->takes_turns()) model_->ReleaseMemory();
+    released_ = model_->takes_turns();
     last_submit_ = next_lease_ = Clock::now();
     host_bytes_before_ = weights_.host_bytes();
   }
@@ -118,8 +120,7 @@ class Worker {
   bool Loop(Session& session, Heartbeats& heartbeats) {
     for (;;) {
       if (stop_) {
-        for (const auto& [lease, reading] : readings_) finished_.add_returned_leases(lease);
-        GiveBack(session, "the worker was asked to stop");
+        GiveBackAll(session, "the worker was asked to stop");
         return true;
       }
       bool idle = !Working() && finished_.finished_size() == 0;
@@ -128,8 +129,11 @@ class Worker {
       int64_t readings = readings_.empty() ? kMaxReadings : 0;
       if (room + readings > 0 && Clock::now() >= next_lease_) {
         next_lease_ = Clock::now() + (idle ? milliseconds(0) : kLeaseEvery);
-        proto::LeaseReply reply = session.TakeLeases(room, readings, idle ? kLeaseWaitMs : 0);
+        proto::LeaseReply reply =
+            session.TakeLeases(room, readings, idle ? kLeaseWaitMs : 0, released_);
         if (reply.shutdown() && idle) return true;
+        if (reply.release_memory() && !released_) ReleaseMemory(session);
+        if (reply.leases_size() > 0) released_ = false;
         for (const proto::Lease& lease : reply.leases()) Accept(session, lease);
       }
       // A busy coordinator answers at once that there is nothing.
@@ -165,6 +169,15 @@ class Worker {
     model_->engine().Drain();
     version_ = version.version;
     weight_digest_ = version.digest;
+  }
+
+  // It is the learner's turn. It hears of the release with the next request for leases.
+  void ReleaseMemory(Session& session) {
+    GiveBackAll(session, "it is the learner's turn");
+    tasks_.clear();
+    model_->ReleaseMemory();
+    released_ = true;
+    next_lease_ = Clock::now();
   }
 
   // A lease that cannot be worked on goes back with the reason, and so somebody else may try.
@@ -388,7 +401,14 @@ class Worker {
     }
   }
 
-  // Hands every lease back: finished samples, and the tokens so far of the others.
+  void GiveBackAll(Session& session, const std::string& why) {
+    for (const auto& [lease, reading] : readings_) finished_.add_returned_leases(lease);
+    readings_.clear();
+    GiveBack(session, why);
+  }
+
+  // Hands every lease that is drawn for back: finished samples, and the tokens so far of the
+  // others.
   void GiveBack(Session& session, const std::string& why) {
     auto deadline = Clock::now() + kVerifierPatience;
     while (verifiers_.pending() > 0 && Clock::now() < deadline) CollectScores(true);
@@ -413,6 +433,7 @@ class Worker {
   VerifierPool& verifiers_;
   const std::atomic<bool>& stop_;
   bool connected_ = false;
+  bool released_ = false;  // holds no memory but its weights': only where turns are taken
   WeightSync weights_;
   int64_t host_bytes_before_ = 0;  // of earlier sessions
   std::string config_;

@@ -21,6 +21,7 @@ std::string WriteWorkerConfig(const WorkerConfig& c) {
               {"prefill_chunk", c.engine.prefill_chunk},
               {"max_tokens", c.engine.max_tokens},
               {"absorb", c.engine.mla_decode == model::MlaDecode::kAbsorb},
+              {"lazy_cache", c.engine.lazy_cache},
               {"record_routing", c.engine.record_routing}}
       .dump();
 }
@@ -39,6 +40,7 @@ WorkerConfig ReadWorkerConfig(const std::string& text) {
     j.at("cache_pages").get_to(c.engine.cache_pages);
     j.at("prefill_chunk").get_to(c.engine.prefill_chunk);
     j.at("max_tokens").get_to(c.engine.max_tokens);
+    j.at("lazy_cache").get_to(c.engine.lazy_cache);
     j.at("record_routing").get_to(c.engine.record_routing);
     if (j.at("absorb").get<bool>()) c.engine.mla_decode = model::MlaDecode::kAbsorb;
   } catch (const json::exception& e) {

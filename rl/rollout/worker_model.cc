@@ -45,6 +45,12 @@ SequenceReader& WorkerModel::Reader(LeaseKind kind) {
   return *reader;
 }
 
+void WorkerModel::ReleaseMemory() {
+  engine_->ReleaseCache();
+  readers_.clear();
+  ctx_->allocator()->ReleaseCached();
+}
+
 std::string WorkerModel::Spell(const std::vector<int32_t>& ids) const {
   std::string text;
   std::vector<int32_t> spelled;

@@ -32,6 +32,11 @@ class WorkerModel {
   std::vector<int32_t> Encode(const std::string& text) const { return tokenizer_->Encode(text); }
   // The frozen model for leases of that kind, beside the engine's and made when first asked for.
   SequenceReader& Reader(LeaseKind kind);
+  // Whether this worker and the learner take turns with memory.
+  bool takes_turns() const { return config_.engine.lazy_cache; }
+  // Gives back all memory but the weights': the engine's cache, frozen models, what allocators
+  // keep. The engine has nothing pending. It comes back by itself when it is needed.
+  void ReleaseMemory();
 
  private:
   // Text of tokens. A model's vocabulary may be padded beyond its tokenizer's: such a token is

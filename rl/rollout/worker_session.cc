@@ -59,12 +59,14 @@ proto::HeartbeatReply Session::Heartbeat(proto::HeartbeatRequest request) {
   return reply;
 }
 
-proto::LeaseReply Session::TakeLeases(int64_t max_samples, int64_t max_readings, int64_t wait_ms) {
+proto::LeaseReply Session::TakeLeases(int64_t max_samples, int64_t max_readings, int64_t wait_ms,
+                                      bool memory_released) {
   proto::LeaseRequest request;
   request.set_worker(worker_);
   request.set_wait_ms(wait_ms);
   request.set_max_samples(max_samples);
   request.set_max_readings(max_readings);
+  request.set_memory_released(memory_released);
   proto::LeaseReply reply;
   Call("lease", [&](grpc::ClientContext* c) { return stub_->TakeLeases(c, request, &reply); });
   return reply;

@@ -31,7 +31,8 @@ class Session {
   proto::RegisterReply Register(const std::string& model_digest);
   // From another thread than the other calls.
   proto::HeartbeatReply Heartbeat(proto::HeartbeatRequest request);
-  proto::LeaseReply TakeLeases(int64_t max_samples, int64_t max_readings, int64_t wait_ms);
+  proto::LeaseReply TakeLeases(int64_t max_samples, int64_t max_readings, int64_t wait_ms,
+                               bool memory_released);
   // In as many messages as it takes, the leases with the last.
   void Submit(proto::SubmitRequest request);
 

@@ -10,6 +10,7 @@ namespace hone::rl {
 namespace {
 
 constexpr auto kStuck = std::chrono::seconds(5);
+constexpr auto kHandover = std::chrono::seconds(60);  // of workers' memory, once all is drawn
 
 // Length-prefixed, so that any number of samples is one message.
 std::string EncodeSamples(const std::vector<Sample>& samples) {
@@ -48,6 +49,7 @@ WorkerConfig MakeWorkerConfig(const RunConfig& config) {
   worker.engine.page_size = config.rollout.page_size;
   worker.engine.cache_pages = config.rollout.cache_pages;
   worker.engine.prefill_chunk = config.rollout.prefill_chunk;
+  worker.engine.lazy_cache = config.rollout.colocated;
   worker.engine.max_tokens = config.model.max_position_embeddings;
   for (const StageConfig& stage : config.stages) {
     if (stage.grpo.replay_routing) worker.engine.record_routing = true;
@@ -89,6 +91,7 @@ SamplePool::SamplePool(Learner& learner, RunDirectory& directory, const std::str
   options.journal_dir = directory.journal();
   options.vocab_size = config.model.vocab_size;
   options.device = learner.ctx().device();
+  options.colocated = config.rollout.colocated;
   options.any_build = config.rollout.allow_logprob_gap;
   coordinator_ = std::make_unique<Coordinator>(directory.fs(), options);
   directory.fs().WriteAtomically(directory.coordinator_address(), coordinator_->address());
@@ -143,6 +146,13 @@ void SamplePool::Begin(RolloutPlan plan) {
                        fmt::format("stage '{}': problem {}", plan.stage, prompt.problem.id));
   }
   if (coordinator_) coordinator_->Begin(plan);
+  if (rollout.colocated) GiveMemory();
+}
+
+void SamplePool::GiveMemory() {
+  learner_.ReleaseMemory();
+  learner_.mesh().world()->Barrier();  // nobody draws before every rank has let go
+  if (coordinator_) coordinator_->GiveMemory();
 }
 
 std::vector<Sample> SamplePool::Read(const Reading& reading, const std::vector<Sample>& samples) {
@@ -201,6 +211,7 @@ std::vector<Sample> SamplePool::Finish(const std::string& stage, int64_t rollout
                                      }
                                      return GoOn(progress, stopping || stop_.load(), when);
                                    });
+    if (learner_.config().rollout.colocated) coordinator_->TakeMemory(kHandover);
     outcome = "done" + EncodeSamples(samples);
   } catch (const StoppedEarly&) {
     outcome = "stop";

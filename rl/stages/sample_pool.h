@@ -54,6 +54,8 @@ class SamplePool {
 
  private:
   int64_t NextVersion();
+  // Where learner and workers take turns, the workers' is from Begin to Finish.
+  void GiveMemory();
   bool GoOn(const Coordinator::Progress& progress, bool stopping, Stop when);
 
   Learner& learner_;

@@ -40,10 +40,11 @@ class FrozenModelsTest : public testing::TestWithParam<int> {
  protected:
   FrozenModelsTest() { runtime::LocalFileSystem().WriteAtomically(Path("run.yaml"), kConfig); }
   std::string Path(const std::string& name) const { return folder_ / name; }
-  Words Command(const std::string& place, const std::string& dir) const {
+  Words Command(const std::string& place, const std::string& dir, bool colocated = false) const {
     return HoneCommand(0, {"run", Path("run.yaml"), "--run-dir", dir, "--set",
                            fmt::format("rollout.lag={}", GetParam()), "--set",
-                           "stages.rl.reference=" + place, "--set", "stages.rl.scoring=" + place});
+                           "stages.rl.reference=" + place, "--set", "stages.rl.scoring=" + place,
+                           "--set", fmt::format("rollout.colocated={}", colocated)});
   }
   rl::RunTrace Trace(const std::string& dir) const { return rl::ReadTrace(dir, {"rl"}); }
   static void ExpectSame(const rl::RunTrace& got, const rl::RunTrace& want) {
@@ -75,9 +76,11 @@ TEST_P(FrozenModelsTest, ThePoolReadsWhatTheLearnerWould) {
         std::filesystem::exists(Path(fmt::format("pool/journal/{}/rollout-000003.bin", reading))));
   }
 
-  // Stopped and started again at a time when the reference is a later policy than the first.
+  // Stopped and started again at a time when the reference is a later policy than the first; and
+  // where that can be, learner and workers take turns with their memory.
   const std::string stopped = Path("stopped");
-  Program first(Command("pool", stopped), Path("output"));
+  const bool colocated = GetParam() == 0;
+  Program first(Command("pool", stopped, colocated), Path("output"));
   auto reached = [&] {
     const std::string text = ReadFile(stopped + "/metrics.jsonl");
     return text.find(R"("rollout":3)") != std::string::npos;
@@ -87,7 +90,7 @@ TEST_P(FrozenModelsTest, ThePoolReadsWhatTheLearnerWould) {
   }
   first.Signal(SIGTERM);
   ASSERT_EQ(first.Wait(), 75) << first.output();
-  Program second(Command("pool", stopped), Path("output"));
+  Program second(Command("pool", stopped, colocated), Path("output"));
   ASSERT_EQ(second.Wait(std::chrono::seconds(120)), 0) << second.output();
   ExpectSame(Trace(stopped), want);
 }

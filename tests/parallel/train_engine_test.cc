@@ -120,6 +120,36 @@ RunResult Train(const Layout& layout, const GroupPtr& world) {
   return result;
 }
 
+// Gradients are not there between steps; nothing else is different.
+TEST(TrainEngine, GradientsMayGoBetweenSteps) {
+  for (Layout layout : {Layout{}, Layout{.dp = 2}, Layout{.pp = 2, .tied = true},
+                        Layout{.schedule = ScheduleKind::kDualPipeV, .pp = 2, .tied = true}}) {
+    SCOPED_TRACE(layout.ToString());
+    OnRanks({layout.ranks()}, [&](const GroupPtr& world) {
+      Rank kept(layout, world), released(layout, world);
+      auto held = [&](MemoryCategory category) {
+        return released.ctx.allocator()->Usage().live[static_cast<size_t>(category)];
+      };
+      const int64_t gradients = held(MemoryCategory::kGradients);
+      EXPECT_GT(gradients, 0);
+      for (int step = 0; step < kSteps; ++step) {
+        const auto want = kept.engine.Step(LocalBatches(step, kept.mesh), ToyLoss(), 0.02);
+        const auto got = released.engine.Step(LocalBatches(step, released.mesh), ToyLoss(), 0.02);
+        EXPECT_EQ(got.loss, want.loss);
+        EXPECT_EQ(got.gradient_norm, want.gradient_norm);
+        EXPECT_EQ(held(MemoryCategory::kGradients), gradients);
+        released.engine.ReleaseGradients();
+        released.engine.ReleaseGradients();
+        EXPECT_EQ(held(MemoryCategory::kGradients), 0);
+        EXPECT_EQ(held(MemoryCategory::kCommunication), 0);
+      }
+      EXPECT_EQ(GatherValues(released), GatherValues(kept));
+      released.engine.RestoreGradients();
+      EXPECT_EQ(held(MemoryCategory::kGradients), gradients);
+    });
+  }
+}
+
 RunResult TrainOnThreads(const Layout& layout) {
   RunResult result;
   RunThreadRanks(layout.ranks(), [&](GroupPtr world) {

@@ -48,8 +48,10 @@ class Client {
     worker = hello.worker();
     return status;
   }
-  grpc::Status Take(int64_t samples, proto::LeaseReply* reply, int64_t wait_ms = 0) {
+  grpc::Status Take(int64_t samples, proto::LeaseReply* reply, int64_t wait_ms = 0,
+                    bool memory_released = false) {
     proto::LeaseRequest request;
+    request.set_memory_released(memory_released);
     request.set_worker(worker);
     request.set_max_samples(samples);
     request.set_wait_ms(wait_ms);
@@ -417,6 +419,76 @@ TEST_F(CoordinatorTest, TheDeadAreForgottenAndTheirWorkGoesOn) {
   ASSERT_EQ(again.leases_size(), 2);
   ASSERT_EQ(again.leases(0).partial_size(), 1);
   EXPECT_TRUE(SameSample(FromProto(again.leases(0).partial(0)), half));
+}
+
+// Learner and workers take turns with the memory of a device.
+TEST_F(CoordinatorTest, MemoryIsHandedToAndFro) {
+  Coordinator::Options options = Options();
+  options.colocated = true;
+  auto coordinator = Start(options);
+  RolloutPlan plan = TinyPlan(2, 1);
+  coordinator->Begin(plan);
+  Client worker(coordinator->address());
+  ASSERT_TRUE(worker.Register().ok());
+  proto::LeaseReply reply;
+  // The learner's turn comes first: no leases, and nothing to be released.
+  ASSERT_TRUE(worker.Take(8, &reply, 50, /*memory_released=*/true).ok());
+  EXPECT_EQ(reply.leases_size(), 0);
+  EXPECT_TRUE(reply.release_memory());
+  coordinator->TakeMemory(milliseconds(0));
+  coordinator->GiveMemory();
+  ASSERT_TRUE(worker.Take(8, &reply, 0, true).ok());
+  EXPECT_EQ(reply.leases_size(), 2);
+  EXPECT_FALSE(reply.release_memory());
+  ASSERT_TRUE(worker.Submit({FinishedSample(plan, 0, 0), FinishedSample(plan, 1, 0)}).ok());
+
+  // It holds memory until it says that it does not; who waits for leases hears of it at once.
+  try {
+    coordinator->TakeMemory(milliseconds(300));
+    ADD_FAILURE() << "the worker holds memory";
+  } catch (const TimeoutError& e) {
+    EXPECT_THAT(e.what(), HasSubstr("memory that workers hold: by hand"));
+  }
+  coordinator->GiveMemory();
+  std::thread waiting([&] {
+    ASSERT_TRUE(worker.Take(8, &reply, 60'000).ok());
+    EXPECT_TRUE(reply.release_memory());
+    proto::LeaseReply next;
+    ASSERT_TRUE(worker.Take(8, &next, 0, true).ok());
+    EXPECT_EQ(next.leases_size(), 0);
+  });
+  coordinator->TakeMemory(kDeadline);
+  waiting.join();
+
+  // Whoever comes in the learner's turn holds none; in the workers' turn leases are drawn again.
+  Client late(coordinator->address());
+  ASSERT_TRUE(late.Register().ok());
+  coordinator->TakeMemory(milliseconds(0));
+  RolloutPlan second = TinyPlan(1, 1);
+  second.rollout = 1;
+  coordinator->Begin(second);
+  ASSERT_TRUE(late.Take(8, &reply, 0, true).ok());
+  EXPECT_EQ(reply.leases_size(), 0);
+  coordinator->GiveMemory();
+  ASSERT_TRUE(late.Take(8, &reply, 0, true).ok());
+  EXPECT_EQ(reply.leases_size(), 1);
+}
+
+// One that dies with memory in its hands does not keep the learner waiting.
+TEST_F(CoordinatorTest, TheDeadHoldNoMemory) {
+  Coordinator::Options options = Options();
+  options.colocated = true;
+  options.heartbeat = milliseconds(50);
+  auto coordinator = Start(options);
+  coordinator->Begin(TinyPlan(1, 1));
+  coordinator->GiveMemory();
+  Client worker(coordinator->address());
+  ASSERT_TRUE(worker.Register().ok());
+  proto::LeaseReply reply;
+  ASSERT_TRUE(worker.Take(8, &reply, 0, true).ok());
+  ASSERT_EQ(reply.leases_size(), 1);
+  coordinator->TakeMemory(kDeadline);
+  EXPECT_EQ(coordinator->stats().workers, 0);
 }
 
 TEST_F(CoordinatorTest, ManyWhoWaitDoNotSilenceTheOthers) {

@@ -268,6 +268,29 @@ TEST_P(EngineTest, DrainedWorkGoesOnElsewhere) {
   ExpectSame(expected, done, "drained");
 }
 
+// Cache and graphs are gone between two turns, and neither leaves a trace in what is drawn.
+TEST_P(EngineTest, ItsMemoryComesAndGoes) {
+  auto held = [&] { return ctx_.allocator()->Usage().live_total; };
+  std::vector<GenerateRequest> requests = Requests(true);
+  requests.resize(kGroup);
+  for (GenerateRequest& r : requests) r.max_new_tokens = 6;
+  EngineConfig config = Usual();
+  const Results expected = Draw(config, requests);
+  config.lazy_cache = true;
+  const int64_t before = held();
+  InferenceEngine engine(ctx_, *model_, config, OneByte);
+  EXPECT_TRUE(engine.Step().empty());
+  EXPECT_EQ(held(), before);
+  for (int round = 0; round < 2; ++round) {
+    for (const GenerateRequest& r : requests) engine.Add(r);
+    EXPECT_GT(held(), before);
+    EXPECT_THROW(engine.ReleaseCache(), Error);
+    ExpectSame(expected, RunAll(engine), fmt::format("round {}", round));
+    engine.ReleaseCache();
+    EXPECT_EQ(held(), before);
+  }
+}
+
 TEST_P(EngineTest, CancellingSomeLeavesTheOthers) {
   if (!TestDevice().is_cpu()) GTEST_SKIP() << "the engine's books are the same on every device";
   Results expected = Draw(Usual(), Requests(false));

@@ -42,10 +42,18 @@ class LearnerTest : public testing::Test {
     config_ = ReadRunConfig(Config::FromString(TinyRun(folder_ / "questions.jsonl"), "test.yaml"));
   }
   // How many tensors of multi-token prediction, and of the rest, a few steps change.
-  std::pair<int, int> Changed(const parallel::LossFunction& loss, Learner::Mtp mtp) {
+  // `released`: behind a stage of reinforcement learning that has given its memory away.
+  std::pair<int, int> Changed(const parallel::LossFunction& loss, Learner::Mtp mtp,
+                              bool released = false) {
     Context ctx;
     parallel::Mesh mesh(config_.mesh, parallel::MakeSingleGroup());
     Learner learner(ctx, mesh, config_, runtime::LocalFileSystem());
+    if (released) {
+      learner.BeginStage(parallel::AdamWConfig{}, Learner::Mtp::kFrozen);
+      learner.ReleaseMemory();
+      const auto gradients = static_cast<size_t>(MemoryCategory::kGradients);
+      EXPECT_EQ(ctx.allocator()->Usage().live[gradients], 0);
+    }
     learner.BeginStage(parallel::AdamWConfig{}, mtp);
     const auto before = WeightsOf(learner);
     for (int step = 0; step < 3; ++step) learner.engine().Step({SomeBatch()}, loss, 1e-2);
@@ -72,6 +80,12 @@ TEST_F(LearnerTest, MultiTokenPredictionStaysAsItIsUnderAPolicyLoss) {
 
 TEST_F(LearnerTest, MultiTokenPredictionIsTrainedUnderCrossEntropy) {
   const auto [predictor, others] = Changed(CrossEntropyLoss(), Learner::Mtp::kTrained);
+  EXPECT_GT(predictor, predictors_ / 2);
+  EXPECT_GT(others, others_ / 2);
+}
+
+TEST_F(LearnerTest, AStageBehindOneThatGaveItsMemoryAwayTrainsAsMuch) {
+  const auto [predictor, others] = Changed(CrossEntropyLoss(), Learner::Mtp::kTrained, true);
   EXPECT_GT(predictor, predictors_ / 2);
   EXPECT_GT(others, others_ / 2);
 }

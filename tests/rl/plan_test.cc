@@ -209,6 +209,33 @@ TEST(PlanTest, TheReferenceIsCountedWhereItIs) {
   EXPECT_GE(rank(host).total, rank(pool).total);
 }
 
+// The most of either turn: the learner's with a waiting worker's weights beside it, or the worker's
+// beside what the learner keeps.
+TEST(PlanTest, ColocatedRanksAndWorkersTakeTurns) {
+  const std::vector<std::string> one = {"mesh.dp=1", "rollout.workers=1", "rollout.max_batch=1"};
+  const RunConfig apart = LoadPlanConfig(ConfigPath("r1_qwen2.5_1.5b"), one);
+  RunConfig turns = apart;
+  turns.rollout.colocated = true;
+  auto rank = [](const RunConfig& c) {
+    return PlanRun(c, LayoutOf(c, false), MachineModel()).stages[0].ranks[0];
+  };
+  const RankMemory learner = rank(apart);
+  const RankMemory working = EstimateWorkerMemory(turns);
+  const RankMemory waiting = EstimateWaitingWorkerMemory(turns);
+  const int64_t kept = learner[MemoryCategory::kWeights] + learner[MemoryCategory::kOptimizer] +
+                       learner[MemoryCategory::kOther];
+  ASSERT_GT(learner.total - kept, working.total - waiting.total) << "the learner's turn is larger";
+  EXPECT_EQ(rank(turns).total, learner.total + waiting.total);
+  EXPECT_EQ(rank(turns)[MemoryCategory::kKvCache], working[MemoryCategory::kKvCache]);
+  // With a large cache it is the worker's.
+  turns.rollout.max_batch = 1000;
+  const RankMemory larger = EstimateWorkerMemory(turns);
+  ASSERT_GT(larger.total - waiting.total, learner.total - kept);
+  EXPECT_EQ(rank(turns).total, kept + larger.total);
+  turns.rollout.workers = 3;
+  EXPECT_EQ(rank(turns).total, kept + 3 * larger.total);
+}
+
 TEST(PlanTest, FitIsJudgedAgainstTheDevice) {
   const RunConfig config = LoadPlanConfig(ConfigPath("r1_qwen2.5_1.5b"), {});
   const RunPlan plan = PlanRun(config, LayoutOf(config, false), MachineModel());

@@ -131,6 +131,16 @@ TEST(RunChecks, WeightsArePublishedWhereTheLearnerIs) {
   EXPECT_THAT(ErrorOf({"rollout.publish=gpu"}), HasSubstr("publish"));
 }
 
+TEST(RunChecks, TurnsAreTakenInSynchronousRunsOnOneDevice) {
+  EXPECT_EQ(ErrorOf({"rollout.colocated=true"}), "");
+  for (const char* ahead : {"rollout.lag=1", "rollout.max_staleness=2"}) {
+    EXPECT_THAT(ErrorOf({"rollout.colocated=true", ahead}), HasSubstr("take turns")) << ahead;
+  }
+  EXPECT_THAT(
+      ErrorOf({"rollout.colocated=true", "train.device=cuda", "rollout.allow_logprob_gap=true"}),
+      HasSubstr("rollout.device is not train.device"));
+}
+
 TEST(RunChecks, EverySchedulePassesWithFewPacks) {
   for (const char* schedule : {"interleaved", "zb_h1", "dualpipe_v"}) {
     EXPECT_EQ(

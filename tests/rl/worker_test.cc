@@ -51,6 +51,39 @@ TEST_F(WorkerTest, OneKilledHalfWayAnotherStoppedAThirdLate) {
   StopPool();
 }
 
+// Colocated: between two rollouts the learner has the memory. One that dies in its turn holds none.
+TEST_F(WorkerTest, WorkersThatTakeTurnsDrawTheSame) {
+  Expected();
+  engine_.max_batch = 4;
+  engine_.lazy_cache = true;
+  StartPool();
+  StartWorkers(2);
+  for (int rollout = 0; rollout < 2; ++rollout) {
+    RolloutPlan plan = Plan();
+    coordinator_->Begin(plan);
+    coordinator_->GiveMemory();
+    bool killed = rollout > 0;
+    std::vector<Sample> samples = Finish(plan, [&](const Coordinator::Progress& p) {
+      if (killed || p.done < p.total / 6) return;
+      killed = true;
+      workers_[0]->Kill();
+    });
+    EXPECT_TRUE(killed);
+    ExpectTheSame(samples, fmt::format("turn {}", rollout));
+    coordinator_->TakeMemory(std::chrono::seconds(20));
+  }
+  workers_.erase(workers_.begin());
+  // In the learner's turn nobody draws.
+  coordinator_->Begin(Plan());
+  EXPECT_THROW(coordinator_->Finish("rl", 0, milliseconds(1500),
+                                    [](const Coordinator::Progress& p) {
+                                      EXPECT_EQ(p.done, 0);
+                                      return true;
+                                    }),
+               TimeoutError);
+  StopPool();
+}
+
 // Weights change in the middle: what is half drawn goes on with the new ones, and every token says
 // which drew it.
 TEST_F(WorkerTest, NewWeightsInTheMiddleOfARollout) {

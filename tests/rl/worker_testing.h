@@ -103,6 +103,7 @@ class WorkerTest : public testing::Test {
     options.heartbeat = milliseconds(100);
     options.prompts_per_lease = prompts_per_lease;
     options.vocab_size = kVocabulary;
+    options.colocated = engine_.lazy_cache;
     WeightPublisher::Options publisher;
     publisher.secret = kSecret;
     publisher_ = std::make_unique<WeightPublisher>(publisher);
