@@ -19,6 +19,7 @@
 #include "rl/rollout/worker.h"
 #include "rl/rollout/worker_config.h"
 #include "runtime/error.h"
+#include "tests/device.h"
 #include "tests/rl/rollout_testing.h"
 
 namespace hone::rl {
@@ -82,6 +83,7 @@ inline int WorkerMain(char** argv) {
   options.coordinator = argv[2];
   options.secret = argv[3];
   options.patience_seconds = 10;
+  options.device = TestDevice();
   return RunWorker(options, stop_requested);
 }
 
@@ -103,10 +105,10 @@ class WorkerTest : public testing::Test {
     options.heartbeat = milliseconds(100);
     options.prompts_per_lease = prompts_per_lease;
     options.vocab_size = kVocabulary;
+    options.device = ctx_.device();
     options.colocated = engine_.lazy_cache;
-    WeightPublisher::Options publisher;
-    publisher.secret = kSecret;
-    publisher_ = std::make_unique<WeightPublisher>(publisher);
+    publishing_.secret = kSecret;
+    publisher_ = std::make_unique<WeightPublisher>(publishing_);
     coordinator_ = std::make_unique<Coordinator>(runtime::LocalFileSystem(), options);
     version_ = publisher_->Publish(*alone_, 1, model_->State());
     coordinator_->Publish(version_);
@@ -160,7 +162,8 @@ class WorkerTest : public testing::Test {
   std::string Log() const { return folder_ / "log"; }
   std::string LogText() const { return runtime::LocalFileSystem().ReadAll(Log()); }
 
-  Context ctx_;
+  Context ctx_{TestDevice()};
+  WeightPublisher::Options publishing_;
   runtime::TemporaryFolder folder_;
   std::unique_ptr<model::TransformerStage> model_;
   parallel::GroupPtr alone_ = parallel::MakeSingleGroup();
