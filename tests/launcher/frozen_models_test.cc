@@ -1,6 +1,6 @@
 // timeout: 300
-// Reference and reward models in the pool instead of on the learner ranks: `hone run` both ways,
-// and every metric and every weight is the same to the bit.
+// Reference and reward models in the pool instead of on the learner ranks, and the reference in
+// host memory: `hone run` each way, and every metric and every weight is the same to the bit.
 #include <gmock/gmock.h>
 
 #include "tests/launcher/program.h"
@@ -41,10 +41,11 @@ class FrozenModelsTest : public testing::TestWithParam<int> {
   FrozenModelsTest() { runtime::LocalFileSystem().WriteAtomically(Path("run.yaml"), kConfig); }
   std::string Path(const std::string& name) const { return folder_ / name; }
   Words Command(const std::string& place, const std::string& dir, bool colocated = false) const {
-    return HoneCommand(0, {"run", Path("run.yaml"), "--run-dir", dir, "--set",
-                           fmt::format("rollout.lag={}", GetParam()), "--set",
-                           "stages.rl.reference=" + place, "--set", "stages.rl.scoring=" + place,
-                           "--set", fmt::format("rollout.colocated={}", colocated)});
+    return HoneCommand(
+        0, {"run", Path("run.yaml"), "--run-dir", dir, "--set",
+            fmt::format("rollout.lag={}", GetParam()), "--set", "stages.rl.reference=" + place,
+            "--set", std::string("stages.rl.scoring=") + (place == "pool" ? "pool" : "learner"),
+            "--set", fmt::format("rollout.colocated={}", colocated)});
   }
   rl::RunTrace Trace(const std::string& dir) const { return rl::ReadTrace(dir, {"rl"}); }
   static void ExpectSame(const rl::RunTrace& got, const rl::RunTrace& want) {
@@ -57,8 +58,8 @@ class FrozenModelsTest : public testing::TestWithParam<int> {
   runtime::TemporaryFolder folder_;
 };
 
-TEST_P(FrozenModelsTest, ThePoolReadsWhatTheLearnerWould) {
-  for (const char* place : {"learner", "pool"}) {
+TEST_P(FrozenModelsTest, PoolAndHostReadWhatTheLearnerWould) {
+  for (const char* place : {"learner", "pool", "host"}) {
     Program program(Command(place, Path(place)), Path("output"));
     ASSERT_EQ(program.Wait(std::chrono::seconds(120)), 0) << program.output();
   }
@@ -71,6 +72,7 @@ TEST_P(FrozenModelsTest, ThePoolReadsWhatTheLearnerWould) {
   EXPECT_EQ(scored, 12);
   EXPECT_GT(apart, 6) << "the reference is not the policy";
   ExpectSame(Trace(Path("pool")), want);
+  ExpectSame(Trace(Path("host")), want);
   for (const char* reading : {"rl/reference", "rl/score/kind", "rl/score/safe"}) {
     EXPECT_TRUE(
         std::filesystem::exists(Path(fmt::format("pool/journal/{}/rollout-000003.bin", reading))));
