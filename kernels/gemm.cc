@@ -40,6 +40,29 @@ void PackColumns(MatrixView<T> a, int64_t rows, int64_t kc, Acc<T>* to) {
   }
 }
 
+// A block of A as tiles read it: `row` elements from tile to tile's row, and `step` from k to k + 1
+// where a tile's rows are neighbours, else 0.
+template <class A>
+struct LeftBlock {
+  const A* data;
+  int64_t row, step;
+};
+// A transposed A has a tile's rows beside each other already: it is read where it stands, unless its
+// elements must be widened.
+template <class T>
+LeftBlock<Acc<T>> PackBlock(MatrixView<T> a, int64_t rows, int64_t kc, Acc<T>* to) {
+  if (!a.transposed) {
+    PackRows(a, rows, kc, to);
+    return {to, kPackedStride, 0};
+  }
+  if constexpr (std::is_same_v<T, Acc<T>>) {
+    return {a.data, 1, a.stride};
+  } else {
+    PackColumns(a, rows, kc, to);
+    return {to, kPackedStride, kTileRows};
+  }
+}
+
 // Rows [0, rows) and k in [0, kc) of `from`, rows ≤ kWidth, as columns of `to`; missing rows are 0.
 template <class T>
 void PackTransposed(const T* from, int64_t stride, int64_t rows, int64_t kc, Acc<T>* to) {
@@ -129,13 +152,13 @@ void ForEachTile(int64_t M, int64_t N, int64_t K, MatrixView<T> a_MK, Acc<T>* c_
       for (int64_t m0 = 0; m0 < M; m0 += kBlockM) {
         int64_t m1 = std::min(M, m0 + kBlockM);
         MatrixView<T> a = From(a_MK, m0, k0);
-        a.transposed ? PackColumns(a, m1 - m0, kc, a_packed) : PackRows(a, m1 - m0, kc, a_packed);
+        const LeftBlock<A> left = PackBlock(a, m1 - m0, kc, a_packed);
         for (int64_t n = n0; n < n1; n += kP) {
           int64_t cols = std::min(kP, n1 - n);
           const A* panel = panel_at(m0, n0, k0, n, cols, kc);
           for (int64_t m = m0; m < m1; m += kTileRows) {
             MultiplyTile<A>(std::min<int64_t>(kTileRows, m1 - m), cols, kc,
-                            a_packed + (m - m0) * kPackedStride, a.transposed, panel, kP,
+                            left.data + (m - m0) * left.row, left.step, panel, kP,
                             c_MN + m * c_stride + n, c_stride, load,
                             reinterpret_cast<const char*>(panel));
           }
@@ -168,14 +191,16 @@ void Gemm(ThreadPool& pool, int64_t M, int64_t N, int64_t K, MatrixView<T> a_MK,
   if (threads == 1 || (M + 12) * N * K < kWorthWaking) {
     return GemmSerial(M, N, K, a_MK, b_KN, c_MN, c_stride, accumulate);
   }
-  if (M >= threads * 2 * kBlockM) {
-    pool.ParallelFor((M + kBlockM - 1) / kBlockM, 2, [&](int64_t begin, int64_t end) {
-      int64_t m0 = begin * kBlockM, m1 = std::min(M, end * kBlockM);
+  auto by_rows = [&](int64_t unit, int64_t grain) {
+    pool.ParallelFor((M + unit - 1) / unit, grain, [&](int64_t begin, int64_t end) {
+      int64_t m0 = begin * unit, m1 = std::min(M, end * unit);
       GemmSerial(m1 - m0, N, K, From(a_MK, m0, 0), b_KN, c_MN + m0 * c_stride, c_stride,
                  accumulate);
     });
-    return;
-  }
+  };
+  if (M >= threads * 2 * kBlockM && !(a_MK.transposed && K > M)) return by_rows(kBlockM, 2);
+  const int64_t tiles = (M + kTileRows - 1) / kTileRows;
+  if (M > N) return by_rows(kTileRows, (tiles + threads - 1) / threads);
   constexpr int64_t kP = kTileCols<Acc<T>>;
   int64_t panels = (N + kP - 1) / kP;
   pool.ParallelFor(panels, (panels + threads - 1) / threads, [&](int64_t begin, int64_t end) {
@@ -237,7 +262,7 @@ void GemmPacked(int64_t M, int64_t N, int64_t K, LeftOperand<A> left_MK, RightOp
       }
       const char* ahead = reinterpret_cast<const char*>(right_KN.packed ? panel + kc * kP : panel);
       for (int64_t m = 0; m < M; m += height, ahead += right_KN.packed ? kc * kLineBytes : 0) {
-        MultiplyTile<A>(std::min(height, M - m), cols, kc, left + m * kPackedStride, false, panel,
+        MultiplyTile<A>(std::min(height, M - m), cols, kc, left + m * kPackedStride, 0, panel,
                         right_KN.step, c_MN + m * c_stride + n, c_stride, load, ahead);
       }
     }

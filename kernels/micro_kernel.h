@@ -12,6 +12,7 @@
 namespace hone::kernels {
 
 inline constexpr int64_t kLineBytes = 64;  // of the cache
+inline constexpr int64_t kColumnsAhead = 12;
 inline constexpr int kTileRows = kSimdRegisters == 32 ? 14 : 6;
 template <class A>
 inline constexpr int64_t kTileCols = 2 * Simd<A>::kWidth;
@@ -21,15 +22,16 @@ inline constexpr int kFewRows = kSimdRegisters == 32 ? 6 : 2;
 template <class A>
 inline constexpr int64_t kWideTileCols = 2 * kTileCols<A>;
 
-// c[R, W vectors] (+)= a · b over kc steps of k. Row r of a lies kPackedStride after row r − 1; or
-// a is [kc][kTileRows] when kByColumns. Step k of b is `b_step` elements after step k − 1. The tile
+// c[R, W vectors] (+)= a · b over kc steps of k. Row r of a lies kPackedStride after row r − 1; or,
+// when kByColumns, its rows are neighbours and step k is `a_step` elements after step k − 1. Step k
+// of b is `b_step` elements after step k − 1. The tile
 // below, which comes next, is fetched meanwhile: its rows are too far apart for the processor to
 // foresee. So is, one line of the cache at each step of k, what begins at `ahead`.
 template <class A, int R, int W, bool kByColumns>
-void MicroKernel(int64_t kc, const A* a, const A* b, int64_t b_step, A* c, int64_t c_stride,
-                 bool load, const char* ahead) {
+void MicroKernel(int64_t kc, const A* a, int64_t a_step, const A* b, int64_t b_step, A* c,
+                 int64_t c_stride, bool load, const char* ahead) {
   using S = Simd<A>;
-  constexpr int64_t kRow = kByColumns ? 1 : kPackedStride, kStep = kByColumns ? kTileRows : 1;
+  constexpr int64_t kRow = kByColumns ? 1 : kPackedStride;
   typename S::Vector sum[R][W];
   Unroll<R>([&](auto r) {
     Unroll<W>(
@@ -41,8 +43,12 @@ void MicroKernel(int64_t kc, const A* a, const A* b, int64_t b_step, A* c, int64
           [&](auto w) { __builtin_prefetch(c + (kTileRows + r) * c_stride + w * S::kWidth, 1); });
     });
   }
-  for (int64_t k = 0; k < kc; ++k, a += kStep, b += b_step, ahead += kLineBytes) {
-    __builtin_prefetch(ahead, 0, 2);
+  for (int64_t k = 0; k < kc; ++k, a += kByColumns ? a_step : 1, b += b_step, ahead += kLineBytes) {
+    if constexpr (kByColumns) {
+      __builtin_prefetch(a + kColumnsAhead * a_step);
+    } else {
+      __builtin_prefetch(ahead, 0, 2);
+    }
     typename S::Vector row[W];
     Unroll<W>([&](auto w) { row[w] = S::Load(b + w * S::kWidth); });
     Unroll<R>([&](auto r) {
@@ -56,7 +62,7 @@ void MicroKernel(int64_t kc, const A* a, const A* b, int64_t b_step, A* c, int64
 }
 
 template <class A>
-using MicroKernelFn = void (*)(int64_t, const A*, const A*, int64_t, A*, int64_t, bool,
+using MicroKernelFn = void (*)(int64_t, const A*, int64_t, const A*, int64_t, A*, int64_t, bool,
                                const char*);
 
 // For 1 to `rows` rows.
@@ -80,23 +86,25 @@ template <class A>
 void MultiplyWideTile(int64_t rows, int64_t kc, const A* a, const A* b, int64_t b_step, A* c,
                       int64_t c_stride, bool load, const char* ahead) {
   static constexpr auto kTable = KernelsByRows<A, kFewRows, 4, false>();
-  kTable[rows - 1](kc, a, b, b_step, c, c_stride, load, ahead);
+  kTable[rows - 1](kc, a, 0, b, b_step, c, c_stride, load, ahead);
 }
 
-// One tile of C, rows ≤ kTileRows, cols ≤ kTileCols. A tile narrower than its vectors goes through
-// a copy.
+// One tile of C, rows ≤ kTileRows, cols ≤ kTileCols; `a` by columns, `a_step` apart, unless that is
+// 0. A tile narrower than its vectors goes through a copy.
 template <class A>
-void MultiplyTile(int64_t rows, int64_t cols, int64_t kc, const A* a, bool a_by_columns, const A* b,
+void MultiplyTile(int64_t rows, int64_t cols, int64_t kc, const A* a, int64_t a_step, const A* b,
                   int64_t b_step, A* c, int64_t c_stride, bool load, const char* ahead) {
   constexpr int64_t kWidth = Simd<A>::kWidth, kCols = kTileCols<A>;
-  auto kernel = KernelFor<A>(rows, cols > kWidth, a_by_columns);
-  if (cols == kCols || cols == kWidth) return kernel(kc, a, b, b_step, c, c_stride, load, ahead);
+  auto kernel = KernelFor<A>(rows, cols > kWidth, a_step != 0);
+  if (cols == kCols || cols == kWidth) {
+    return kernel(kc, a, a_step, b, b_step, c, c_stride, load, ahead);
+  }
   A copy[kTileRows * kCols];
   for (int64_t r = 0; load && r < rows; ++r) {
     std::copy_n(c + r * c_stride, cols, copy + r * kCols);
     std::fill(copy + r * kCols + cols, copy + (r + 1) * kCols, A(0));
   }
-  kernel(kc, a, b, b_step, copy, kCols, load, ahead);
+  kernel(kc, a, a_step, b, b_step, copy, kCols, load, ahead);
   for (int64_t r = 0; r < rows; ++r) std::copy_n(copy + r * kCols, cols, c + r * c_stride);
 }
 
