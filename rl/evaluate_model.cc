@@ -33,8 +33,9 @@ class Pass {
                               : std::min(suite_.count, suite_.problems->size());
     std::vector<GenerateRequest> requests;
     int64_t longest = 0;
-    for (int64_t i = 0; i < count; ++i) {
-      requests.push_back(Request(i));
+    const int64_t tries = greedy_ ? 1 : suite_.samples_per_problem;
+    for (int64_t i = 0; i < count * tries; ++i) {
+      requests.push_back(Request(i / tries, i % tries));
       longest = std::max(longest, static_cast<int64_t>(requests.back().prompt.size()));
     }
     config.max_tokens = std::min(config.max_tokens, longest + suite_.sampling.max_new_tokens);
@@ -51,13 +52,14 @@ class Pass {
   }
 
  private:
-  GenerateRequest Request(int64_t index) {
+  GenerateRequest Request(int64_t index, int64_t sample) {
+    GenerateRequest request;
+    request.id = samples_.size();
     problems_.push_back(suite_.problems->At(index));
     samples_.emplace_back();
     samples_.back().key.prompt = index;
+    samples_.back().key.sample = sample;
     samples_.back().problem_id = problems_.back().id;
-    GenerateRequest request;
-    request.id = static_cast<uint64_t>(index);
     request.prompt = model_.tokenizer->Encode(problems_.back().prompt);
     const int64_t context = model_.files.config.max_position_embeddings;
     Check<ConfigError>(
@@ -71,7 +73,7 @@ class Pass {
     request.stop_ids = stop_ids_;
     request.stop_strings = suite_.sampling.stop_strings;
     request.stream = RandomStream{seed_, HashName("eval/" + suite_.name), HashName("sample"),
-                                  static_cast<uint64_t>(index)};
+                                  static_cast<uint64_t>(index), static_cast<uint64_t>(sample)};
     return request;
   }
 
@@ -117,7 +119,7 @@ class Pass {
   const uint64_t seed_;
   VerifierPool& verifiers_;
   std::vector<int32_t> stop_ids_;
-  std::vector<data::Problem> problems_;
+  std::vector<data::Problem> problems_;  // of each sample
   std::vector<Sample> samples_;
 };
 

@@ -8,7 +8,7 @@
 
 namespace hone::rl {
 
-// Answers the suite's problems greedily, sampled, or both, as the suite says, and has `verifiers`
+// Answers the suite's problems greedily, sampled (as often as it says), or both, and has `verifiers`
 // judge them. What is drawn depends on the seed and the suite's name. ConfigError for a suite of
 // text, and for a problem that does not fit the model's context.
 EvaluationScores EvaluateModel(LoadedModel& model, const EvaluationSuite& suite, uint64_t seed,

@@ -92,8 +92,11 @@ TEST_F(Stories260kTest, FromAFolderToAFolder) {
   EXPECT_EQ(drawn["tokens"], json::parse(Output(of_run))["tokens"]);
 
   const json scores = json::parse(Output({"eval", exported, "--config", kConfig, "--set",
-                                          "evaluate.suites.unseen.count=4", "--json"}));
+                                          "evaluate.suites.unseen.count=4", "--set",
+                                          "evaluate.suites.unseen.samples_per_problem=3",
+                                          "--json"}));
   EXPECT_EQ(scores["unseen"]["problems"], 4);
+  EXPECT_GE(scores["unseen"]["sampled_pass_at_k"], scores["unseen"]["sampled_accuracy"]);
   EXPECT_TRUE(scores["unseen"].contains("sampled_story_ending"));
 
   const char* named = std::getenv("HONE_TEST_PYTHON");
