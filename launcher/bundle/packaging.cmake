@@ -6,6 +6,7 @@ find_program(PATCHELF patchelf)
 find_program(ORTERUN orterun)
 find_program(ORTED orted)
 
+set(CMAKE_SKIP_INSTALL_ALL_DEPENDENCY TRUE)  # the target `bundled` is what has to be built
 install(TARGETS hone RUNTIME DESTINATION libexec)
 install(PROGRAMS launcher/bundle/hone DESTINATION bin)
 install(PROGRAMS launcher/bundle/open_mpi DESTINATION bin RENAME mpirun)
