@@ -4,7 +4,7 @@
 # Of NVIDIA's libraries only the CUDA runtime is linked, statically: without a driver there are no
 # devices. Of the others only headers are needed here; what they name is loaded at its first use
 # (runtime/nvidia_library.h).
-set(HONE_CUDA OFF CACHE STRING "CUDA backend: AUTO (where nvcc and the headers are found), ON, OFF")
+set(HONE_CUDA AUTO CACHE STRING "CUDA backend: AUTO (where nvcc and the headers are found), ON, OFF")
 set(HONE_CUDA_ARCHITECTURES 90a CACHE STRING "GPU architectures; '80;90a' for a bundle")
 set(HONE_WITH_CUDA OFF)
 if(HONE_CUDA STREQUAL OFF)
