@@ -298,12 +298,13 @@ cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned
   Locked lock;
   if (Captured(stream)) return cudaErrorStreamCaptureUnsupported;
   return Push(stream, [from = event->stream, happened = event->happened] {
-    return !happened || RunWork(from, happened.get());
+    return !happened || *happened || RunWork(from, happened.get());  // `from` may be gone by then
   });
 }
 cudaError_t cudaEventSynchronize(cudaEvent_t event) {
   Locked lock;
-  bool ok = !event->happened || RunWork(event->stream, event->happened.get());
+  bool ok = !event->happened || *event->happened ||
+            RunWork(event->stream, event->happened.get());
   return ok ? cudaSuccess : cudaErrorLaunchFailure;
 }
 cudaError_t cudaEventQuery(cudaEvent_t event) {
