@@ -1,4 +1,4 @@
-// emulated: ascending
+// emulated: descending
 #include "kernels/grouped_gemm/grouped_gemm.h"
 
 #include <gtest/gtest.h>

@@ -1,4 +1,4 @@
-// emulated: ascending random:1
+// emulated: descending random:1
 #include "kernels/linear/linear.h"
 
 #include <gtest/gtest.h>

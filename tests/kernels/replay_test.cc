@@ -1,4 +1,4 @@
-// emulated: ascending random:1
+// emulated: descending random:1
 // Steps that are replayed against steps that are run: the same bits, whatever changes between two.
 #include "runtime/replay.h"
 
