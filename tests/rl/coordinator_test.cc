@@ -553,6 +553,26 @@ TEST_F(CoordinatorTest, WeightsThatAreNoMoreDrawNothing) {
   EXPECT_EQ(coordinator->Finish("rl", 0, milliseconds(50), GoOn).size(), 2u);
 }
 
+TEST_F(CoordinatorTest, OfUnpinnedWeightsTwoVersionsAreKnown) {
+  auto coordinator = Start(Options());
+  RolloutPlan plan = TinyPlan(1, 2);
+  coordinator->Begin(plan);
+  Client client(coordinator->address());
+  ASSERT_TRUE(client.Register().ok());
+  coordinator->Publish({2, "d2", {}});
+  proto::LeaseReply known, gone;
+  ASSERT_TRUE(client.Take(1, &known).ok());
+  EXPECT_EQ(known.leases_size(), 1);
+  coordinator->Publish({3, "d3", {}});
+  ASSERT_TRUE(client.Take(1, &gone).ok());
+  EXPECT_EQ(gone.leases_size(), 0);
+  const std::string why =
+      runtime::MessageOf([&] { coordinator->Finish("rl", 0, std::chrono::seconds(5), GoOn); });
+  EXPECT_THAT(why, HasSubstr("weights 1, which 'rl' rollout 0 is for, are gone"));
+  plan.rollout = 1;
+  EXPECT_THROW(coordinator->Begin(plan), Error);
+}
+
 TEST_F(CoordinatorTest, ListensBeyondLoopbackOnlyWithTls) {
   for (const char* listen : {"0.0.0.0:0", "[::]:0", "192.168.0.1:0", "myhost:0"}) {
     Coordinator::Options options = Options();
