@@ -161,6 +161,9 @@ TEST(PlanTest, OffloadedStatesAreTheHosts) {
   EXPECT_EQ(after.ranks[0].host_optimizer, state);
   EXPECT_EQ(after.ranks[0][MemoryCategory::kOptimizer], pieces);
   EXPECT_EQ(before.ranks[0].total - after.ranks[0].total, state - pieces);
+  // Read and written, with the gradients' shard read beside it.
+  EXPECT_DOUBLE_EQ(before.estimate.optimizer_seconds,
+                   2.3 * static_cast<double>(state) / (machine.memory_bandwidth * 0.8));
   EXPECT_DOUBLE_EQ(after.estimate.optimizer_seconds,
                    static_cast<double>(state) / (machine.host_bandwidth * 0.8));
   // On the CPU the host's memory is the device's.

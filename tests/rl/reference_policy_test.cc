@@ -134,6 +134,12 @@ TEST(ReferencePolicy, ComesBackFromItsCheckpointWhereverItIsKept) {
       reference.Restore(4);
       EXPECT_EQ(reference.step(), 4);
       EXPECT_EQ(reference.Logprobs(batch, 0), want);
+      // It is on disk as it is, and not written again.
+      const std::string saved = run.directory.checkpoints("rl") + "-reference";
+      ASSERT_GT(std::filesystem::remove_all(saved), 1u);
+      reference.Save();
+      run.learner.WaitForSave();
+      EXPECT_FALSE(std::filesystem::exists(saved));
     }
   });
 }
