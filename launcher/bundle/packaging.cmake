@@ -1,4 +1,4 @@
-# `cpack -G TGZ`, from the build folder: one archive with the program, the shared libraries that Debian
+# `cpack`, from the build folder: one archive with the program, the shared libraries that Debian
 # gave it, and the parts of Open MPI that start ranks, all found by their place beside each other. Not in
 # it: glibc, and what NVIDIA gives (driver, CUDA libraries), which belong to the machine.
 # For a machine other than this one build with -DHONE_CPU_ARCH=x86-64-v3.
@@ -20,7 +20,8 @@ set(orterun \"${ORTERUN}\")\nset(orted \"${ORTED}\")\n\
 set(open_mpi_plugins \"/usr/lib/${CMAKE_LIBRARY_ARCHITECTURE}/openmpi/lib/openmpi3\")")
 install(SCRIPT launcher/bundle/collect.cmake)
 
-set(CPACK_GENERATOR TGZ)
+set(CPACK_GENERATOR TXZ)  # the programs in it have much in common; gzip looks back 32 KB
+set(CPACK_THREADS 0)
 set(CPACK_PACKAGE_NAME hone)
 set(CPACK_PACKAGE_VERSION ${PROJECT_VERSION})
 set(CPACK_PACKAGE_FILE_NAME hone-${PROJECT_VERSION}-${CMAKE_SYSTEM_PROCESSOR})
