@@ -152,7 +152,7 @@ TEST_F(ServeTest, AStreamSaysTheSame) {
     }
   }
   EXPECT_EQ(text, TextOf(whole));
-  EXPECT_EQ(finish, whole["choices"][0]["finish_reason"]);
+  EXPECT_EQ(whole["choices"][0]["finish_reason"], finish);
   EXPECT_EQ(usage, whole["usage"]);
 }
 
