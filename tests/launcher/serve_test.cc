@@ -173,7 +173,7 @@ TEST_F(ServeTest, ChatRendersTheTemplate) {
        Stream("/v1/chat/completions", {{"messages", messages}, {"max_tokens", 12}, {"seed", 3}})) {
     streamed += event["choices"][0]["delta"].value("content", "");
   }
-  EXPECT_EQ(streamed, body["choices"][0]["message"]["content"]);
+  EXPECT_EQ(body["choices"][0]["message"]["content"], streamed);
 }
 
 // The drawn token's log-probability stands among the likeliest ones', to the bit, when it is one of
