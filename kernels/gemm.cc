@@ -47,8 +47,8 @@ struct LeftBlock {
   const A* data;
   int64_t row, step;
 };
-// A transposed A has a tile's rows beside each other already: it is read where it stands, unless its
-// elements must be widened.
+// A transposed A has a tile's rows beside each other already: it is read where it stands, unless
+// its elements must be widened.
 template <class T>
 LeftBlock<Acc<T>> PackBlock(MatrixView<T> a, int64_t rows, int64_t kc, Acc<T>* to) {
   if (!a.transposed) {
@@ -198,6 +198,9 @@ void Gemm(ThreadPool& pool, int64_t M, int64_t N, int64_t K, MatrixView<T> a_MK,
                  accumulate);
     });
   };
+  // Blocks as threads come for them, where packing B again for each costs little: not where K is
+  // long, as in a weight's gradient. There, and with few rows, each thread takes its share at once
+  // of the longer side, so that what all of them pack is the other.
   if (M >= threads * 2 * kBlockM && !(a_MK.transposed && K > M)) return by_rows(kBlockM, 2);
   const int64_t tiles = (M + kTileRows - 1) / kTileRows;
   if (M > N) return by_rows(kTileRows, (tiles + threads - 1) / threads);

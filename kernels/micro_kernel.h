@@ -11,8 +11,8 @@
 
 namespace hone::kernels {
 
-inline constexpr int64_t kLineBytes = 64;  // of the cache
-inline constexpr int64_t kColumnsAhead = 12;
+inline constexpr int64_t kLineBytes = 64;     // of the cache
+inline constexpr int64_t kColumnsAhead = 12;  // steps of k; a column may be a page from the next
 inline constexpr int kTileRows = kSimdRegisters == 32 ? 14 : 6;
 template <class A>
 inline constexpr int64_t kTileCols = 2 * Simd<A>::kWidth;
@@ -24,9 +24,9 @@ inline constexpr int64_t kWideTileCols = 2 * kTileCols<A>;
 
 // c[R, W vectors] (+)= a · b over kc steps of k. Row r of a lies kPackedStride after row r − 1; or,
 // when kByColumns, its rows are neighbours and step k is `a_step` elements after step k − 1. Step k
-// of b is `b_step` elements after step k − 1. The tile
-// below, which comes next, is fetched meanwhile: its rows are too far apart for the processor to
-// foresee. So is, one line of the cache at each step of k, what begins at `ahead`.
+// of b is `b_step` elements after step k − 1. The tile below, which comes next, is fetched
+// meanwhile: its rows are too far apart for the processor to foresee. So is, at each step of k, a
+// later column of a when kByColumns, else one line of the cache of what begins at `ahead`.
 template <class A, int R, int W, bool kByColumns>
 void MicroKernel(int64_t kc, const A* a, int64_t a_step, const A* b, int64_t b_step, A* c,
                  int64_t c_stride, bool load, const char* ahead) {
