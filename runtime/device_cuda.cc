@@ -89,7 +89,7 @@ class CudaStream : public Stream {
     cudaStreamDestroy(stream_);
   }
   void Synchronize() override {
-    if (auto* recorder = StepRecorder::Of(*this)) recorder->Waits();
+    if (auto* recorder = StepRecorder::Of(*this)) recorder->Cut();
     CheckCuda(cudaStreamSynchronize(stream_), "stream", "cudaStreamSynchronize", device_.index);
   }
   void* handle() override { return stream_; }
@@ -123,7 +123,7 @@ class CudaEvent : public Event {
 
  private:
   static void Tell(StepRecorder* recorder) {
-    if (recorder) recorder->Waits();
+    if (recorder) recorder->Cut();
   }
   static cudaStream_t Handle(Stream& stream) { return static_cast<cudaStream_t>(stream.handle()); }
   void Checked(cudaError_t status, const char* call) {
@@ -150,7 +150,7 @@ cudaMemcpyKind Kind(Device dst, Device src) {
 
 // For calls without a stream: what is under way on the device comes first.
 void WaitForDevice(Device device) {
-  if (auto* recorder = StepRecorder::OfThread()) recorder->Waits();
+  if (auto* recorder = StepRecorder::OfThread()) recorder->Cut();
   CheckCuda(cudaDeviceSynchronize(), "copy", "cudaDeviceSynchronize", device.index);
 }
 
@@ -259,16 +259,18 @@ void CopyRows(void* dst, Device dst_device, int64_t dst_pitch, const void* src, 
     Upload(*cuda, recorder, to, from, row_bytes * rows, device.index);
     return;
   }
-  if (recorder) {
-    if (dst_device.is_cpu() || src_device.is_cpu()) recorder->Waits();
-    if (!recorder->Issue(Piece::kCopy, to, dst_pitch, from, src_pitch, row_bytes, rows)) return;
+  const bool waits = !cuda || dst_device.is_cpu() || src_device.is_cpu();
+  if (recorder && waits) recorder->Cut();
+  if (recorder && !waits &&
+      !recorder->Issue(Piece::kCopy, to, dst_pitch, from, src_pitch, row_bytes, rows)) {
+    return;
   }
   cudaError_t status =
       whole ? cudaMemcpyAsync(to, from, row_bytes * rows, Kind(dst_device, src_device), handle)
             : cudaMemcpy2DAsync(to, dst_pitch, from, src_pitch, row_bytes, rows,
                                 Kind(dst_device, src_device), handle);
   CheckCuda(status, "copy", "cudaMemcpyAsync", device.index);
-  if (!cuda || dst_device.is_cpu() || src_device.is_cpu()) {
+  if (waits) {
     CheckCuda(cudaStreamSynchronize(handle), "copy", "cudaStreamSynchronize", device.index);
   }
 }

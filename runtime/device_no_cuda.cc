@@ -46,10 +46,13 @@ std::shared_ptr<Allocator> MakeCudaAllocator(Device device) {
   return nullptr;
 }
 
-std::unique_ptr<Replay> MakeCudaReplay(const std::shared_ptr<Allocator>& allocator) {
+std::unique_ptr<Replay> MakeCudaReplay(const std::shared_ptr<Allocator>& allocator, int64_t) {
   NeedCpu(allocator->device(), "replay");
   return nullptr;
 }
+
+Unrecorded::Unrecorded(Stream&) : recorder_(nullptr) {}
+Unrecorded::~Unrecorded() = default;
 
 std::shared_ptr<void> MakePinned(int64_t bytes) {
   return std::shared_ptr<void>(std::malloc(std::max<int64_t>(bytes, 1)), std::free);

@@ -8,6 +8,12 @@
 // the host uploads are written where the recorded copies read them. Where all pieces are the same
 // the graph is started; where one differs (a longer list, weights at other addresses) the step runs
 // as if there were no graph and is recorded anew. So results have the same bits with and without.
+//
+// A step in which the host waits for the device (it reads which experts a router chose) is recorded
+// as a row of graphs, its segments: a wait ends one, which is started then, and the next begins
+// behind it. What hangs on values that were read, and so is other work at each step, says so with
+// Unrecorded: it runs piece by piece between two segments, in the step's memory, so that what comes
+// behind it finds its results where they were.
 #pragma once
 
 #include <cstdint>
@@ -20,6 +26,7 @@ namespace hone::runtime {
 
 struct ReplayStats {
   int64_t recorded = 0, replayed = 0;  // steps; the rest ran piece by piece
+  int64_t segments = 0, apart = 0;     // of replayed steps: graphs started, Unrecorded parts run
 };
 
 // Used by one thread. The base runs everything as it comes: the CPU's.
@@ -27,18 +34,38 @@ class Replay {
  public:
   virtual ~Replay() = default;
   // Runs `work`, which gives work to the allocator's stream. Steps of one `key` are alike: of one
-  // number of rows, say. `work` may be called twice, the first time for nothing: it must set, and
-  // not add to, what it leaves on the host. Nobody else may use the stream meanwhile. Tensors that
-  // `work` makes and leaves are valid until the next Run. A step that waits for the device is never
-  // recorded.
+  // number of rows, say. `work` may be called twice, the first time for nothing or up to one of its
+  // waits: it must set, and not add to, what it leaves on the host and the device. Nobody else may
+  // use the stream meanwhile. Tensors that `work` makes and leaves are valid until the next Run.
   virtual void Run(int64_t key, const std::function<void()>& work);
   // To how many rows a step of `rows` is best filled up, so that few keys occur.
   virtual int64_t PaddedRows(int64_t rows) const { return rows; }
   virtual ReplayStats stats() const { return {}; }
 };
 
-std::unique_ptr<Replay> MakeReplay(const std::shared_ptr<Allocator>& allocator);
+class StepRecorder;
+
+// While it lives, what this thread gives `stream` belongs to no graph. Outside of a Replay, and on
+// the CPU, it does nothing.
+class Unrecorded {
+ public:
+  explicit Unrecorded(Stream& stream);
+  ~Unrecorded();
+  Unrecorded(const Unrecorded&) = delete;
+  Unrecorded& operator=(const Unrecorded&) = delete;
+
+ private:
+  StepRecorder* recorder_;  // null where there is nothing to end
+};
+
+// Graphs kept at once, over all keys: 36 sizes of a model with 56 layers of experts. The key that
+// was run longest ago makes room; a step that needs more by itself is not recorded.
+inline constexpr int64_t kMostGraphs = 4096;
+
+std::unique_ptr<Replay> MakeReplay(const std::shared_ptr<Allocator>& allocator,
+                                   int64_t most_graphs = kMostGraphs);
 // Where MakeReplay gets CUDA's.
-std::unique_ptr<Replay> MakeCudaReplay(const std::shared_ptr<Allocator>& allocator);
+std::unique_ptr<Replay> MakeCudaReplay(const std::shared_ptr<Allocator>& allocator,
+                                       int64_t most_graphs);
 
 }  // namespace hone::runtime

@@ -18,8 +18,10 @@ constexpr int kMostTries = 8;
 
 class CudaReplay : public Replay {
  public:
-  explicit CudaReplay(std::shared_ptr<Allocator> allocator)
-      : allocator_(std::move(allocator)), device_(allocator_->device().index) {}
+  CudaReplay(std::shared_ptr<Allocator> allocator, int64_t most_graphs)
+      : allocator_(std::move(allocator)),
+        device_(allocator_->device().index),
+        most_graphs_(most_graphs) {}
   ~CudaReplay() override {
     for (auto& [key, step] : steps_) Forget(step);
     DeviceArena::Retire(std::move(arena_));
@@ -27,6 +29,7 @@ class CudaReplay : public Replay {
 
   void Run(int64_t key, const std::function<void()>& work) override {
     Step& step = steps_[key];
+    step.last_run = ++runs_;
     switch (step.state) {
       case State::kNew:
         return Try(step, work);
@@ -53,9 +56,9 @@ class CudaReplay : public Replay {
   struct Step : RecordedStep {
     State state = State::kNew;
     int tries = 0;
-    int64_t arena_bytes = 0;
-    cudaGraphExec_t graph = nullptr;
-    cudaEvent_t done = nullptr;  // behind the last start of `graph`
+    int64_t arena_bytes = 0, graphs = 0;  // as measured
+    int64_t last_run = 0;
+    cudaEvent_t done = nullptr;  // behind the last start of its graphs
   };
   using Mode = StepRecorder::Mode;
   using Work = std::function<void()>;
@@ -63,23 +66,24 @@ class CudaReplay : public Replay {
   void Checked(cudaError_t status, const char* call) const {
     CheckCuda(status, "replay", call, device_);
   }
-  Stream& stream() { return *allocator_->stream(); }
-  cudaStream_t handle() { return static_cast<cudaStream_t>(stream().handle()); }
+  cudaStream_t handle() { return static_cast<cudaStream_t>(allocator_->stream()->handle()); }
 
   void Try(Step& step, const Work& work);
   void Capture(Step& step, const Work& work);
-  bool Record(Step& step, const Work& work);
   void Repeat(Step& step, const Work& work);
-  void Start(Step& step);
+  void MakeRoom(const Step& step);
+  void MarkDone(Step& step);
   void Forget(Step& step);
   void GiveUp(Step& step);
 
   std::shared_ptr<Allocator> allocator_;
   int device_;
+  int64_t most_graphs_;
   std::shared_ptr<DeviceArena> arena_;
   std::map<int64_t, Step> steps_;
+  int64_t runs_ = 0;
   ReplayStats stats_;
-  bool hopeless_ = false;  // the work waits for the device
+  bool hopeless_ = false;  // the work waits too often
 };
 
 // Runs a step piece by piece and measures what it would take to record it.
@@ -88,9 +92,11 @@ void CudaReplay::Try(Step& step, const Work& work) {
     GiveUp(step);
     return work();
   }
-  StepRecorder recorder(Mode::kTrial, stream(), step, arena_.get());
+  StepRecorder recorder(Mode::kTrial, *allocator_, step, arena_.get());
   work();
-  if (recorder.waits()) {
+  recorder.Finish();
+  step.graphs = recorder.segments();
+  if (step.graphs > most_graphs_) {
     hopeless_ = true;
     return GiveUp(step);
   }
@@ -100,87 +106,77 @@ void CudaReplay::Try(Step& step, const Work& work) {
 }
 
 void CudaReplay::Capture(Step& step, const Work& work) {
+  MakeRoom(step);
   if (!arena_ || arena_->layout().capacity() < step.arena_bytes) {
     // Graphs in the old block find other addresses and are recorded anew.
     DeviceArena::Retire(std::move(arena_));
     arena_ = DeviceArena::Make(allocator_, step.arena_bytes);
   }
   step.uploads = MakePinned(step.upload_bytes);
-  bool same = false;
   try {
-    same = Record(step, work);
+    StepRecorder recorder(Mode::kCapture, *allocator_, step, arena_.get());
+    work();
+    recorder.Finish();
+    MarkDone(step);
+    step.state = State::kRecorded;
+    ++stats_.recorded;
+  } catch (const StepRecorder::Differs&) {  // it is not what was measured
+    Forget(step);
+    Try(step, work);
   } catch (const DeviceError& error) {
     std::fprintf(stderr, "hone: a step is not replayed, the driver refuses to record it: %s\n",
                  error.what());
     GiveUp(step);
-    return work();
-  }
-  if (!same) {
-    step.state = State::kNew;
-    return Try(step, work);
-  }
-  step.state = State::kRecorded;
-  ++stats_.recorded;
-  Start(step);
-}
-
-// False where the step is not what was measured.
-bool CudaReplay::Record(Step& step, const Work& work) {
-  StepRecorder recorder(Mode::kCapture, stream(), step, arena_.get());
-  cudaGraph_t graph = nullptr;
-  auto end = [&] {
-    cudaError_t status = cudaStreamEndCapture(handle(), &graph);
-    return std::pair(status, std::shared_ptr<void>(graph, [](void* g) {
-                       if (g) cudaGraphDestroy(static_cast<cudaGraph_t>(g));
-                     }));
-  };
-  Checked(cudaStreamBeginCapture(handle(), cudaStreamCaptureModeThreadLocal),
-          "cudaStreamBeginCapture");
-  try {
     work();
-  } catch (const StepRecorder::Differs&) {
-    end();
-    return false;
-  } catch (...) {
-    end();
-    throw;
   }
-  auto [status, owner] = end();
-  Checked(status, "cudaStreamEndCapture");
-  Checked(cudaGraphInstantiate(&step.graph, graph, 0), "cudaGraphInstantiate");
-  return true;
 }
 
 void CudaReplay::Repeat(Step& step, const Work& work) {
   // What the last start uploads is read by then, and may be written again.
   Checked(cudaEventSynchronize(step.done), "cudaEventSynchronize");
   try {
-    StepRecorder recorder(Mode::kReplay, stream(), step, arena_.get());
+    StepRecorder recorder(Mode::kReplay, *allocator_, step, arena_.get());
     work();
-    recorder.CheckAtEnd();
-    Start(step);
+    recorder.Finish();
+    MarkDone(step);
     step.tries = 0;
     ++stats_.replayed;
+    stats_.segments += recorder.segments();
+    stats_.apart += recorder.apart();
   } catch (const StepRecorder::Differs&) {
     Forget(step);
     Try(step, work);
   }
 }
 
-void CudaReplay::Start(Step& step) {
+void CudaReplay::MakeRoom(const Step& step) {
+  int64_t graphs = step.graphs;
+  std::map<int64_t, Step*> by_age;
+  for (auto& [key, other] : steps_) {
+    if (other.state != State::kRecorded) continue;
+    graphs += static_cast<int64_t>(other.segments.size());
+    by_age[other.last_run] = &other;
+  }
+  for (auto oldest = by_age.begin(); graphs > most_graphs_; ++oldest) {
+    graphs -= static_cast<int64_t>(oldest->second->segments.size());
+    Forget(*oldest->second);
+  }
+}
+
+void CudaReplay::MarkDone(Step& step) {
   if (!step.done) {
     Checked(cudaEventCreateWithFlags(&step.done, cudaEventDisableTiming), "cudaEventCreate");
   }
-  Checked(cudaGraphLaunch(step.graph, handle()), "cudaGraphLaunch");
   Checked(cudaEventRecord(step.done, handle()), "cudaEventRecord");
 }
 
 void CudaReplay::Forget(Step& step) {
-  if (step.done) cudaEventSynchronize(step.done);
-  if (step.graph) cudaGraphExecDestroy(step.graph);
-  if (step.done) cudaEventDestroy(step.done);
-  step.graph = nullptr;
+  if (step.done) {
+    cudaEventSynchronize(step.done);
+    cudaEventDestroy(step.done);
+  }
   step.done = nullptr;
+  step.segments.clear();
   step.uploads.reset();
   step.state = State::kNew;
 }
@@ -192,8 +188,9 @@ void CudaReplay::GiveUp(Step& step) {
 
 }  // namespace
 
-std::unique_ptr<Replay> MakeCudaReplay(const std::shared_ptr<Allocator>& allocator) {
-  return std::make_unique<CudaReplay>(allocator);
+std::unique_ptr<Replay> MakeCudaReplay(const std::shared_ptr<Allocator>& allocator,
+                                       int64_t most_graphs) {
+  return std::make_unique<CudaReplay>(allocator, most_graphs);
 }
 
 }  // namespace hone::runtime

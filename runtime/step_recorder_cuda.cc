@@ -4,6 +4,8 @@
 #include <mutex>
 #include <utility>
 
+#include "runtime/cuda_check.h"
+#include "runtime/replay.h"
 #include "runtime/step_recorder.h"
 
 namespace hone::runtime {
@@ -22,6 +24,8 @@ Arenas& arenas() {
   static Arenas* a = new Arenas;  // never destroyed: tensors may outlive statics
   return *a;
 }
+
+cudaStream_t Handle(Stream& stream) { return static_cast<cudaStream_t>(stream.handle()); }
 
 }  // namespace
 
@@ -72,16 +76,21 @@ bool DeviceArena::GiveBack(void* ptr) {
   return false;
 }
 
-StepRecorder::StepRecorder(Mode mode, Stream& stream, RecordedStep& step, DeviceArena* arena)
-    : mode_(mode), stream_(stream), step_(step), arena_(arena) {
+StepRecorder::StepRecorder(Mode mode, Allocator& allocator, RecordedStep& step, DeviceArena* arena)
+    : mode_(mode),
+      device_(allocator.device().index),
+      stream_(*allocator.stream()),
+      step_(step),
+      arena_(arena) {
   if (arena) trial_ = arena->layout().WithoutLimit();
-  if (mode == Mode::kCapture) step_.pieces.clear();
+  if (mode == Mode::kCapture) step_.segments.clear();
   current = this;
 }
 
 StepRecorder::~StepRecorder() {
   current = nullptr;
-  for (void* ptr : kept_) cudaFreeAsync(ptr, static_cast<cudaStream_t>(stream_.handle()));
+  if (!finished_ && mode_ != Mode::kTrial) Abandon();
+  for (void* ptr : kept_) cudaFreeAsync(ptr, Handle(stream_));
 }
 
 StepRecorder* StepRecorder::Of(const Stream& stream) {
@@ -91,23 +100,86 @@ StepRecorder* StepRecorder::Of(const Stream& stream) {
 StepRecorder* StepRecorder::OfThread() { return current; }
 
 bool StepRecorder::IssueBytes(std::span<const std::byte> description) {
+  if (!recording_) return true;
   if (mode_ == Mode::kCapture) {
-    step_.pieces.insert(step_.pieces.end(), description.begin(), description.end());
+    if (issued_ == 0) BeginCapture();
+    std::vector<std::byte>& pieces = step_.segments.back().pieces;
+    pieces.insert(pieces.end(), description.begin(), description.end());
+  } else if (mode_ == Mode::kReplay) {
+    if (segment_ == step_.segments.size()) throw Differs();
+    const std::vector<std::byte>& pieces = step_.segments[segment_].pieces;
+    if (description.size() > pieces.size() - issued_ ||
+        std::memcmp(description.data(), pieces.data() + issued_, description.size()) != 0) {
+      throw Differs();
+    }
   }
-  if (mode_ != Mode::kReplay) return true;
-  const size_t left = step_.pieces.size() - next_piece_;
-  if (description.size() > left ||
-      std::memcmp(description.data(), step_.pieces.data() + next_piece_, description.size()) != 0) {
-    throw Differs();
+  issued_ += description.size();
+  return mode_ != Mode::kReplay;
+}
+
+void StepRecorder::BeginCapture() {
+  CheckCuda(cudaStreamBeginCapture(Handle(stream_), cudaStreamCaptureModeThreadLocal), "replay",
+            "cudaStreamBeginCapture", device_);
+  step_.segments.emplace_back();
+}
+
+void StepRecorder::EndCapture() {
+  cudaGraph_t graph = nullptr;
+  const cudaError_t status = cudaStreamEndCapture(Handle(stream_), &graph);
+  const std::shared_ptr<void> owner(graph, [](void* g) {
+    if (g) cudaGraphDestroy(static_cast<cudaGraph_t>(g));
+  });
+  CheckCuda(status, "replay", "cudaStreamEndCapture", device_);
+  cudaGraphExec_t started = nullptr;
+  CheckCuda(cudaGraphInstantiate(&started, graph, 0), "replay", "cudaGraphInstantiate", device_);
+  step_.segments.back().graph = std::shared_ptr<void>(
+      started, [](void* g) { cudaGraphExecDestroy(static_cast<cudaGraphExec_t>(g)); });
+}
+
+void StepRecorder::Cut() {
+  const size_t issued = std::exchange(issued_, 0);
+  if (issued == 0) return;
+  if (mode_ == Mode::kCapture) EndCapture();
+  if (mode_ == Mode::kReplay && issued != step_.segments[segment_].pieces.size()) throw Differs();
+  if (mode_ != Mode::kTrial) {
+    auto graph = static_cast<cudaGraphExec_t>(step_.segments[segment_].graph.get());
+    CheckCuda(cudaGraphLaunch(graph, Handle(stream_)), "replay", "cudaGraphLaunch", device_);
   }
-  next_piece_ += description.size();
-  return false;
+  ++segment_;
+}
+
+bool StepRecorder::Pause() {
+  if (!recording_) return false;
+  Cut();
+  recording_ = false;
+  ++apart_;
+  return true;
+}
+
+void StepRecorder::Finish() {
+  Cut();
+  if (mode_ == Mode::kReplay && segment_ != step_.segments.size()) throw Differs();
+  finished_ = true;
+}
+
+// What was started reads its graphs and uploads until it is done.
+void StepRecorder::Abandon() {
+  if (mode_ == Mode::kCapture && issued_ > 0) {
+    cudaGraph_t graph = nullptr;
+    cudaStreamEndCapture(Handle(stream_), &graph);
+    if (graph) cudaGraphDestroy(graph);
+  }
+  cudaStreamSynchronize(Handle(stream_));
 }
 
 const void* StepRecorder::Upload(void* dst, const void* src, int64_t bytes) {
+  if (!recording_) return src;
   const int64_t at = uploaded_;
   uploaded_ += (bytes + kUploadAlignment - 1) / kUploadAlignment * kUploadAlignment;
-  if (mode_ == Mode::kTrial) return src;
+  if (mode_ == Mode::kTrial) {
+    Issue(Piece::kUpload);
+    return src;
+  }
   if (uploaded_ > step_.upload_bytes) throw Differs();
   void* kept = static_cast<char*>(step_.uploads.get()) + at;
   const bool issue = Issue(Piece::kUpload, dst, kept, bytes);
@@ -115,15 +187,10 @@ const void* StepRecorder::Upload(void* dst, const void* src, int64_t bytes) {
   return issue ? kept : nullptr;
 }
 
-void StepRecorder::Waits() {
-  waits_ = true;
-  if (mode_ != Mode::kTrial) throw Differs();
-}
-
 void* StepRecorder::Allocate(int64_t bytes) {
   if (mode_ == Mode::kTrial) return nullptr;
   void* ptr = arena_->Take(bytes);
-  if (!ptr) throw Differs();
+  if (!ptr && recording_) throw Differs();
   return ptr;
 }
 
@@ -139,12 +206,17 @@ bool StepRecorder::Keep(void* ptr) {
     }
     return false;
   }
+  if (!recording_) return false;  // what may read it is on the stream already
   kept_.push_back(ptr);
   return true;
 }
 
-void StepRecorder::CheckAtEnd() const {
-  if (mode_ == Mode::kReplay && next_piece_ != step_.pieces.size()) throw Differs();
+Unrecorded::Unrecorded(Stream& stream) : recorder_(StepRecorder::Of(stream)) {
+  if (recorder_ && !recorder_->Pause()) recorder_ = nullptr;
+}
+
+Unrecorded::~Unrecorded() {
+  if (recorder_) recorder_->Resume();
 }
 
 }  // namespace hone::runtime

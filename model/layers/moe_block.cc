@@ -24,6 +24,7 @@
 #include "kernels/linear/linear.h"
 #include "kernels/moe_permute/moe_permute.h"
 #include "kernels/swiglu/swiglu.h"
+#include "runtime/replay.h"
 
 namespace hone::model {
 
@@ -61,6 +62,7 @@ class GroupedExperts {
 
   Tensor Forward(Context& ctx, const Tensor& x_LD, const std::vector<int64_t>& offset_E,
                  Saved* saved) const {
+    runtime::Unrecorded apart(ctx.stream());  // the products are as long as the choices make them
     Tensor gate_LF = Product(ctx, x_LD, gate_EFD_->value, offset_E);
     Tensor up_LF = Product(ctx, x_LD, up_EFD_->value, offset_E);
     Tensor h_LF = kernels::SwiGlu(ctx, gate_LF, up_LF);

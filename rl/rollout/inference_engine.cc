@@ -327,13 +327,15 @@ Tensor InferenceEngine::Impl::Forward(model::DecodeBatch batch, std::vector<int3
     batch.cu_seqlens.push_back(static_cast<int32_t>(r) + 1);
   }
   Tensor logits;
-  const int64_t replayed = replay->stats().replayed;
+  const runtime::ReplayStats before = replay->stats();
   replay->Run(static_cast<int64_t>(padded), [&] {
     if (routing) routing->clear();
     logits = model.Decode(ctx, batch, *cache, routing);
   });
   if (routing) routing->resize(routing->size() / padded * rows);
-  stats.replayed_steps += replay->stats().replayed - replayed;
+  const runtime::ReplayStats after = replay->stats();
+  stats.replayed_steps += after.replayed - before.replayed;
+  stats.replayed_graphs += after.segments - before.segments;
   return logits.Slice(0, static_cast<int64_t>(wanted));
 }
 

@@ -67,7 +67,8 @@ struct GenerateResult {
 
 struct EngineStats {
   int64_t steps = 0, prefill_tokens = 0, decoded_tokens = 0, preemptions = 0, shared_pages = 0;
-  int64_t replayed_steps = 0;  // forwards that a GPU was given whole (runtime/replay.h)
+  int64_t replayed_steps = 0;   // forwards that a GPU was given as graphs (runtime/replay.h)
+  int64_t replayed_graphs = 0;  // of those: one each, with experts two more a layer of them
 };
 
 class InferenceEngine {

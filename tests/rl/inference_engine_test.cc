@@ -5,6 +5,7 @@
 #include "rl/rollout/inference_engine.h"
 
 #include <map>
+#include <set>
 
 #include "data/packing.h"
 #include "parallel/train_engine.h"
@@ -196,14 +197,17 @@ TEST_P(EngineTest, ReplayedStepsLeaveTheBits) {
   config.max_batch = 13;  // fewer and fewer towards the end: batches of many sizes
   config.replay = false;
   std::vector<GenerateRequest> requests = Requests(true);
-  if (GetParam()) requests.resize(3);  // experts are chosen on the host: nothing is replayed
+  if (GetParam()) requests.resize(3);  // an emulated GPU takes its time
   EngineStats run, replayed;
   Results expected = Draw(config, requests, &run);
   EXPECT_EQ(run.replayed_steps, 0);
   config.replay = true;
   ExpectSame(expected, Draw(config, requests, &replayed), "replayed");
-  const bool replays = !TestDevice().is_cpu() && !GetParam();
+  const bool replays = !TestDevice().is_cpu();
   EXPECT_EQ(replayed.replayed_steps > replayed.steps / 4, replays) << replayed.replayed_steps;
+  // A layer of experts cuts a step twice: where the host reads its choices, and behind its
+  // products.
+  EXPECT_EQ(replayed.replayed_graphs, (GetParam() ? 3 : 1) * replayed.replayed_steps);
 }
 
 TEST_P(EngineTest, ContinuesWhatAnotherLeaseBegan) {
@@ -371,6 +375,43 @@ TEST_P(EngineTest, LogProbabilitiesAreTheTrainingForwards) {
 
 INSTANTIATE_TEST_SUITE_P(Models, EngineTest, testing::Values(false, true),
                          [](const auto& info) { return info.param ? "MoeMla" : "Dense"; });
+
+// Experts in every layer and none of them shared, as in Qwen3-MoE. Each step chooses others.
+TEST(EngineReplayTest, StepsWithOtherChoicesAreReplayed) {
+  model::ModelConfig moe = DenseModel();
+  moe.family = model::Family::kQwen3Moe;
+  moe.n_routed_experts = 6;
+  moe.num_experts_per_tok = 2;
+  moe.moe_intermediate_size = 16;
+  moe.FillDerived();
+  Context ctx{TestDevice()};
+  std::unique_ptr<model::TransformerStage> model = MakeModel(ctx, moe);
+  EngineStats stats;
+  auto draw = [&](bool replay) {
+    EngineConfig config{.page_size = 16, .max_tokens = kContext, .record_routing = true};
+    config.replay = replay;
+    InferenceEngine engine(ctx, *model, config, OneByte);
+    for (GenerateRequest& r : Requests(true)) {
+      if (r.id <= 2) engine.Add(std::move(r));
+    }
+    Results results = RunAll(engine);
+    stats = engine.stats();
+    return results;
+  };
+  const Results expected = draw(false);
+  ExpectSame(expected, draw(true), "replayed");
+  EXPECT_EQ(stats.replayed_steps > stats.steps / 2, !TestDevice().is_cpu());
+  EXPECT_EQ(stats.replayed_graphs, (2 * moe.num_hidden_layers + 1) * stats.replayed_steps);
+  std::set<std::vector<int32_t>> choices;
+  for (const auto& [id, r] : expected) {
+    const std::vector<int32_t>& routing = r.routing_TLK;
+    for (size_t i = 0; i + 4 <= routing.size(); i += 4) {
+      choices.emplace(routing.begin() + static_cast<int64_t>(i),
+                      routing.begin() + static_cast<int64_t>(i) + 4);
+    }
+  }
+  EXPECT_GT(choices.size(), 8u);
+}
 
 class EngineLimitsTest : public testing::Test {
  protected:
