@@ -7,9 +7,10 @@
 
 #include <algorithm>
 #include <type_traits>
-#include <vector>
 
+#include "kernels/amx_gemm.h"
 #include "kernels/micro_kernel.h"
+#include "kernels/scratch.h"
 #include "kernels/vec_math.h"
 
 namespace hone::kernels {
@@ -110,18 +111,6 @@ void PackPanel(MatrixView<T> b, int64_t kc, int64_t cols, Acc<T>* to) {
   }
 }
 
-struct alignas(64) CacheLine {
-  char bytes[64];
-};
-// Grows to the largest size asked for; one of each `slot` a thread.
-template <class A, int slot>
-A* Scratch(int64_t elements) {
-  thread_local std::vector<CacheLine> memory;
-  size_t lines = (elements * sizeof(A) + 63) / 64;
-  if (memory.size() < lines) memory.resize(lines);
-  return reinterpret_cast<A*>(memory.data());
-}
-
 template <class T>
 MatrixView<T> From(MatrixView<T> x, int64_t i, int64_t j) {
   x.data += x.transposed ? j * x.stride + i : i * x.stride + j;
@@ -213,6 +202,17 @@ void Gemm(ThreadPool& pool, int64_t M, int64_t N, int64_t K, MatrixView<T> a_MK,
 }
 
 template <class T>
+void Gemm(Context& ctx, int64_t M, int64_t N, int64_t K, MatrixView<T> a_MK, MatrixView<T> b_KN,
+          Acc<T>* c_MN, int64_t c_stride, bool accumulate) {
+  if constexpr (std::is_same_v<Acc<T>, float>) {
+    if (ctx.numerics == Numerics::kFast && AmxPays<T>(M, N, K) && HasAmx()) {
+      return AmxGemm<T>(ctx.pool(), M, N, K, a_MK, b_KN, c_MN, c_stride, accumulate);
+    }
+  }
+  Gemm<T>(ctx.pool(), M, N, K, a_MK, b_KN, c_MN, c_stride, accumulate);
+}
+
+template <class T>
 void PackLeft(int64_t M, int64_t K, MatrixView<T> a_MK, Acc<T>* to) {
   for (int64_t k0 = 0; k0 < K; k0 += kPackedK, to += M * kPackedStride) {
     PackRows(From(a_MK, 0, k0), M, std::min(kPackedK, K - k0), to);
@@ -297,6 +297,8 @@ void GemmWithPacked(ThreadPool& pool, int64_t M, int64_t N, int64_t K, MatrixVie
 }
 
 #define HONE_GEMM(T)                                                                             \
+  template void Gemm<T>(Context&, int64_t, int64_t, int64_t, MatrixView<T>, MatrixView<T>,       \
+                        Acc<T>*, int64_t, bool);                                                 \
   template void Gemm<T>(ThreadPool&, int64_t, int64_t, int64_t, MatrixView<T>, MatrixView<T>,    \
                         Acc<T>*, int64_t, bool);                                                 \
   template void GemmSerial<T>(int64_t, int64_t, int64_t, MatrixView<T>, MatrixView<T>, Acc<T>*,  \

@@ -10,8 +10,8 @@
 
 #include <cstdint>
 
+#include "runtime/context.h"
 #include "runtime/dtype.h"
-#include "runtime/thread_pool.h"
 
 namespace hone::kernels {
 
@@ -24,7 +24,11 @@ struct MatrixView {
 };
 
 // c(m, n) = (accumulate ? c(m, n) : 0) + Σ_k a(m, k) b(k, n); c(m, n) = c[m · c_stride + n].
-// T is float, double or BF16. Gemm shares the work among the pool's threads, GemmSerial uses none.
+// T is float, double or BF16. Gemm shares the work among the threads, GemmSerial uses none. Given a
+// context, Numerics::kFast may take the processor's matrix unit (kernels/amx_gemm.h).
+template <class T>
+void Gemm(Context& ctx, int64_t M, int64_t N, int64_t K, MatrixView<T> a_MK, MatrixView<T> b_KN,
+          Acc<T>* c_MN, int64_t c_stride, bool accumulate);
 template <class T>
 void Gemm(ThreadPool& pool, int64_t M, int64_t N, int64_t K, MatrixView<T> a_MK, MatrixView<T> b_KN,
           Acc<T>* c_MN, int64_t c_stride, bool accumulate);

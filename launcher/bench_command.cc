@@ -11,7 +11,7 @@ namespace hone::launcher {
 namespace {
 
 struct Flags {
-  std::string preset = "30m", folder = ".", clock = "wall";
+  std::string preset = "30m", folder = ".", clock = "wall", numerics = "batch_invariant";
   int threads = 1;
   int64_t rounds = 0, packs = 1, sequence = 0, sequences = 0;
   int64_t layers = 0, hidden = 0, intermediate = 0, heads = 0, vocab = 0;
@@ -61,6 +61,7 @@ Json Train(const Flags& flags) {
   options.threads = flags.threads;
   options.packs = flags.packs;
   options.activation_checkpointing = flags.activation_checkpointing;
+  if (flags.numerics == "fast") options.numerics = Numerics::kFast;
   SetUnlessZero(&options.rounds, flags.rounds);
   return BenchTrain(options);
 }
@@ -109,6 +110,9 @@ void AddTrainFlags(CLI::App& app, Flags& flags) {
   app.add_option("--packs", flags.packs, "packs of a rank and step")->capture_default_str();
   app.add_flag("--activation-checkpointing", flags.activation_checkpointing,
                "keep only layers' inputs");
+  app.add_option("--numerics", flags.numerics, "as train.numerics: batch_invariant or fast")
+      ->check(CLI::IsMember({"batch_invariant", "fast"}))
+      ->capture_default_str();
 }
 
 void AddRolloutFlags(CLI::App& app, Flags& flags) {

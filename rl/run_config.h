@@ -144,7 +144,7 @@ struct RolloutConfig {
   int workers = 0;           // that `hone run` starts
   int threads = 1;           // of each
   Device::Type device = Device::Type::kCpu;
-  std::optional<Numerics> numerics;  // of workers on GPUs; none: the learner's
+  std::optional<Numerics> numerics;  // of workers; none: the learner's
   bool allow_logprob_gap = false;    // workers of another build or device than the learner's
   // Where learner ranks keep published weights: in host memory, or on their devices, from which
   // workers on the same machine's devices copy them past the host.
@@ -189,7 +189,7 @@ struct TrainConfig {
   DType dtype = DType::kF32;
   int threads = 1;  // of each rank
   Device::Type device = Device::Type::kCpu;
-  Numerics numerics = Numerics::kBatchInvariant;  // on GPUs
+  Numerics numerics = Numerics::kBatchInvariant;
   bool fp8 = false;                               // products of linear layers and experts
   bool activation_checkpointing = false;
   int deadline_seconds = 600;  // of every collective

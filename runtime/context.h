@@ -18,10 +18,14 @@ namespace hone::runtime {
 // own what they read. Only Linear and GroupedExperts push.
 using WeightGradientQueue = std::deque<std::function<void()>>;
 
-// What a row's result may depend on, where a device leaves the choice. The CPU has only the first.
+// What a row's result may depend on, where a device leaves the choice.
 enum class Numerics : uint8_t {
-  kBatchInvariant,  // on the row alone: our own attention kernel, pinned GEMM algorithms
-  kFast,            // on the shape of the batch too: cuDNN's attention, cuBLASLt's own choice
+  // On the row alone. GPUs: our own attention kernel, pinned GEMM algorithms; CPUs: one chain of
+  // multiply-adds an element, the same on every processor.
+  kBatchInvariant,
+  // On the shape of the batch too. GPUs: cuDNN's attention, cuBLASLt's own choice; CPUs: large
+  // products in the matrix unit where there is one (kernels/amx_gemm.h).
+  kFast,
 };
 
 class PackedWeights;

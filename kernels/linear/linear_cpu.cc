@@ -61,7 +61,7 @@ void Linear(Context& ctx, const Tensor& x_TK, const Tensor& w_NK, const Tensor* 
     GemmWithPacked<T>(ctx.pool(), M, N, K, x, packed.data<Acc<T>>(), sum.data, sum.stride,
                       accumulate);
   } else {
-    Gemm<T>(ctx.pool(), M, N, K, x, View<T>(w_NK, true), sum.data, sum.stride, accumulate);
+    Gemm<T>(ctx, M, N, K, x, View<T>(w_NK, true), sum.data, sum.stride, accumulate);
   }
   RoundInto(ctx, sum_TN, y_TN);
 }
@@ -71,7 +71,7 @@ void LinearInputGradient(Context& ctx, const Tensor& dy_TN, const Tensor& w_NK,
                          const Tensor& dx_TK) {
   Tensor sum_TK = Accumulator<T>(ctx, dx_TK);
   Rows<Acc<T>> sum(sum_TK);
-  Gemm<T>(ctx.pool(), dx_TK.rows(), dx_TK.cols(), dy_TN.cols(), View<T>(dy_TN, false),
+  Gemm<T>(ctx, dx_TK.rows(), dx_TK.cols(), dy_TN.cols(), View<T>(dy_TN, false),
           View<T>(w_NK, false), sum.data, sum.stride, false);
   RoundInto(ctx, sum_TK, dx_TK);
 }
@@ -81,7 +81,7 @@ void LinearWeightGradient(Context& ctx, const Tensor& dy_TN, const Tensor& x_TK,
                           const Tensor& dw_NK, const Tensor* dbias_N) {
   Rows<Acc<T>> dw(dw_NK);
   int64_t tokens = dy_TN.rows(), N = dy_TN.cols();
-  Gemm<T>(ctx.pool(), N, dw_NK.cols(), tokens, View<T>(dy_TN, true), View<T>(x_TK, false), dw.data,
+  Gemm<T>(ctx, N, dw_NK.cols(), tokens, View<T>(dy_TN, true), View<T>(x_TK, false), dw.data,
           dw.stride, true);
   if (dbias_N == nullptr) return;
   Acc<T>* dbias = dbias_N->data<Acc<T>>();

@@ -46,6 +46,7 @@ struct TrainBenchOptions {
   int64_t packs = 1;  // of a rank and step: microbatches
   int64_t rounds = 5;
   bool activation_checkpointing = false;
+  Numerics numerics = Numerics::kBatchInvariant;
 };
 Json BenchTrain(const TrainBenchOptions& options);
 

@@ -79,7 +79,7 @@ void GemmTimer::Round() {
     for (int warm : {1, 0}) {
       const double seconds = SecondsOf([&] {
         for (int i = 0; i < (warm ? 1 : repeats); ++i) {
-          kernels::Gemm<float>(pool_, s.m, s.n, s.k, left, right, c.data(), s.n, s.accumulate);
+          kernels::Gemm<float>(ctx_, s.m, s.n, s.k, left, right, c.data(), s.n, s.accumulate);
         }
       });
       if (!warm) seconds_[s].push_back(seconds / repeats);

@@ -1,5 +1,5 @@
 // How fast a model could be if nothing but its matrix products took time: each product's shape is
-// timed by itself with the kernels' own GEMM, on the threads of the pool.
+// timed by itself with the kernels' own GEMM, as the context makes it.
 #pragma once
 
 #include <cstdint>
@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "model/model_config.h"
-#include "runtime/thread_pool.h"
+#include "runtime/context.h"
 
 namespace hone::launcher {
 
@@ -30,13 +30,13 @@ double Flops(const GemmCounts& counts);
 
 class GemmTimer {
  public:
-  GemmTimer(ThreadPool& pool, const GemmCounts& counts) : pool_(pool), counts_(counts) {}
+  GemmTimer(Context& ctx, const GemmCounts& counts) : ctx_(ctx), counts_(counts) {}
   void Round();            // times every shape once more
   double Fastest() const;  // seconds of all products, each at its fastest
   double Median() const;
 
  private:
-  ThreadPool& pool_;
+  Context& ctx_;
   GemmCounts counts_;
   std::map<GemmShape, std::vector<double>> seconds_;
 };

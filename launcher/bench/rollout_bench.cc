@@ -132,7 +132,7 @@ Json BenchRollout(const RolloutBenchOptions& options) {
   stage_options.with_gradients = false;
   model::TransformerStage stage(ctx, c, stage_options);
   stage.Initialize(1);
-  GemmTimer timer(ctx.pool(), DecodingGemms(c, options.batch));
+  GemmTimer timer(ctx, DecodingGemms(c, options.batch));
   std::vector<double> a_token, read;
   // On average half of the new tokens are in the cache.
   const double kept =

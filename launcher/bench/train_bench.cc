@@ -36,6 +36,7 @@ int64_t ExpectedPeakBytes(const TrainBenchOptions& options, int ranks) {
 
 Json BenchTrain(const TrainBenchOptions& options) {
   BenchLearner learner(options.model, options.threads, options.activation_checkpointing);
+  learner.ctx().numerics = options.numerics;
   const BenchModel& model = options.model;
   const int64_t ranks = learner.world().size(), tokens = model.sequence * model.sequences;
   std::vector<TokenBatch> packs;
@@ -44,7 +45,7 @@ Json BenchTrain(const TrainBenchOptions& options) {
         RandomPack(model, learner.world().rank() * options.packs + i, options.packs * ranks));
   }
   const GemmCounts gemms = TrainingGemms(model.config, model.sequence, model.sequences);
-  GemmTimer timer(learner.ctx().pool(), gemms);
+  GemmTimer timer(learner.ctx(), gemms);
   learner.Step(packs);  // warms the allocator's cache
   learner.ctx().allocator()->ResetPeaks();
   std::vector<double> seconds;
@@ -61,6 +62,7 @@ Json BenchTrain(const TrainBenchOptions& options) {
                  {"model", ModelToJson(model.config)},
                  {"ranks", ranks},
                  {"threads", options.threads},
+                 {"numerics", options.numerics == Numerics::kFast ? "fast" : "batch_invariant"},
                  {"sequence", model.sequence},
                  {"sequences", model.sequences},
                  {"packs", options.packs},

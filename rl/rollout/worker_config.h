@@ -15,7 +15,7 @@ struct WorkerConfig {
   std::string tokenizer;
   std::vector<std::string> special_tokens;
   DType dtype = DType::kF32;
-  Numerics numerics = Numerics::kBatchInvariant;  // of engine and readers, on GPUs
+  Numerics numerics = Numerics::kBatchInvariant;  // of engine and readers
   EngineConfig engine;
 };
 

@@ -52,7 +52,9 @@ PY
 
 echo "threads $threads, rounds $rounds, clock $clock, $(date -u +%F), load $(cut -d' ' -f1-3 /proc/loadavg)"
 side_by_side "train 30m / PyTorch" "$here/torch_train.py" train --preset 30m
+side_by_side "train 30m fast / PyTorch" "$here/torch_train.py" train --preset 30m --numerics fast
 side_by_side "train 1m / PyTorch" "$here/torch_train.py" train --preset 1m
+side_by_side "train 1m fast / PyTorch" "$here/torch_train.py" train --preset 1m --numerics fast
 side_by_side "decode 30m / transformers" "$here/transformers_decode.py" rollout --preset 30m
 for ((i = 0; i < rounds; ++i)); do
   for preset in 30m moe8; do

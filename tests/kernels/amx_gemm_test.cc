@@ -1,0 +1,213 @@
+// The matrix unit's products against the exact ones, against the instruction's definition, and
+// through the layers that use them. Where the processor has no such unit nothing can be run.
+#include "kernels/amx_gemm.h"
+
+#include <gtest/gtest.h>
+
+#include <bit>
+
+#include "kernels/grouped_gemm/grouped_gemm.h"
+#include "kernels/linear/linear.h"
+#include "tests/kernels/tensors.h"
+
+namespace hone::kernels {
+namespace {
+
+class AmxGemmTest : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    if (!HasAmx()) GTEST_SKIP() << "this build or this processor has no AMX";
+    fast_.numerics = Numerics::kFast;
+  }
+  Context ctx_{Device::Cpu(), 2};
+  Context fast_{Device::Cpu(), 2};
+};
+
+template <class T>
+MatrixView<T> View(const Tensor& t, bool transposed) {
+  return {t.data<T>(), t.row_stride(), transposed};
+}
+
+// A product of random operands, c(m, n) += Σ_k a(m, k) b(k, n) where `accumulate`.
+struct Case {
+  int64_t M, N, K;
+  bool a_transposed = false, b_transposed = false, accumulate = false;
+  DType dtype = DType::kF32;
+};
+struct Product {
+  Tensor a, b, c;
+
+  Product(Context& ctx, const Case& s)
+      : a(Random(ctx, s.a_transposed ? Shape{s.K, s.M} : Shape{s.M, s.K}, s.dtype, 1)),
+        b(Random(ctx, s.b_transposed ? Shape{s.N, s.K} : Shape{s.K, s.N}, s.dtype, 2)),
+        c(Random(ctx, {s.M, s.N}, DType::kF32, 3)) {}
+
+  template <class T>
+  void Run(Context& ctx, const Case& s) {
+    AmxGemm<T>(ctx.pool(), s.M, s.N, s.K, View<T>(a, s.a_transposed), View<T>(b, s.b_transposed),
+               c.data<float>(), c.row_stride(), s.accumulate);
+  }
+};
+
+// max |error| over max |result|, both of `rows` rows evenly apart.
+double Error(const Case& s, const Product& p, const Tensor& before, int64_t rows = 12) {
+  const std::vector<double> a = ToDoubles(p.a), b = ToDoubles(p.b);
+  double gap = 0, size = 0;
+  for (int64_t m = 0; m < s.M; m += std::max<int64_t>(1, s.M / rows)) {
+    for (int64_t n = 0; n < s.N; ++n) {
+      double sum = s.accumulate ? before.row<float>(m)[n] : 0;
+      for (int64_t k = 0; k < s.K; ++k) {
+        sum += a[s.a_transposed ? k * s.M + m : m * s.K + k] *
+               b[s.b_transposed ? n * s.K + k : k * s.N + n];
+      }
+      gap = std::max(gap, std::abs(sum - p.c.row<float>(m)[n]));
+      size = std::max(size, std::abs(sum));
+    }
+  }
+  return gap / size;
+}
+
+TEST_F(AmxGemmTest, IsTheExactProductToF32sPrecision) {
+  std::vector<Case> cases;
+  for (bool a : {false, true}) {
+    for (bool b : {false, true}) {
+      for (bool accumulate : {false, true}) {
+        cases.push_back({65, 97, 70, a, b, accumulate});      // edges in every direction
+        cases.push_back({96, 64, 128, a, b, accumulate});     // none
+        cases.push_back({33, 40, 2100, a, b, accumulate});    // several blocks of k
+        cases.push_back({40, 1100, 1030, a, b, accumulate});  // and of columns
+      }
+    }
+  }
+  cases.push_back({1, 1, 1});
+  cases.push_back({200, 3, 31});
+  for (Case s : cases) {
+    for (DType dtype : {DType::kF32, DType::kBF16}) {
+      s.dtype = dtype;
+      Product p(ctx_, s);
+      const Tensor before = ctx_.Clone(p.c);
+      dtype == DType::kF32 ? p.Run<float>(ctx_, s) : p.Run<BF16>(ctx_, s);
+      EXPECT_LE(Error(s, p, before), 1.5e-6) << s.M << " " << s.N << " " << s.K << " "
+                                             << s.a_transposed << s.b_transposed << s.accumulate;
+    }
+  }
+}
+
+TEST_F(AmxGemmTest, IsNearerToTheExactProductThanAChain) {
+  const Case s{64, 64, 4096};
+  Product amx(ctx_, s), chain(ctx_, s);
+  amx.Run<float>(ctx_, s);
+  Gemm<float>(ctx_.pool(), s.M, s.N, s.K, View<float>(chain.a, false), View<float>(chain.b, false),
+              chain.c.data<float>(), chain.c.row_stride(), false);
+  EXPECT_LT(Error(s, amx, amx.c), Error(s, chain, chain.c));
+}
+
+// TDPBF16PS as Intel's manual (Software Developer's Manual, volume 2) has it: pairs of k from 0 on,
+// a chain of its even and one of its odd elements, whose sum is added.
+float AddStep(float sum, const float* x, const float* y) {
+  float even = 0, odd = 0;
+  for (int pair = 0; pair < 16; ++pair) {
+    even = std::fma(x[2 * pair], y[2 * pair], even);
+    odd = std::fma(x[2 * pair + 1], y[2 * pair + 1], odd);
+  }
+  return sum + (even + odd);
+}
+// Part `part` of x: the nearest bf16 (halves away from 0) of what the parts before leave.
+float Part(float x, int part) {
+  for (int i = 0;; ++i) {
+    const float nearest = std::bit_cast<float>((std::bit_cast<uint32_t>(x) + 0x8000) & 0xffff0000u);
+    if (i == part) return nearest;
+    x -= nearest;
+  }
+}
+
+TEST_F(AmxGemmTest, HasTheBitsOfTheInstructionsDefinition) {
+  const Case s{40, 50, 100};
+  Product p(ctx_, s);
+  p.Run<float>(ctx_, s);
+  for (int64_t m = 0; m < s.M; ++m) {
+    for (int64_t n = 0; n < s.N; ++n) {
+      float sum = 0;
+      for (int64_t k0 = 0; k0 < s.K; k0 += 32) {
+        constexpr int kOrder[6][2] = {{0, 2}, {0, 1}, {0, 0}, {2, 0}, {1, 0}, {1, 1}};
+        for (auto [i, j] : kOrder) {
+          float x[32] = {}, y[32] = {};
+          for (int64_t k = k0; k < std::min(s.K, k0 + 32); ++k) {
+            x[k - k0] = Part(p.a.row<float>(m)[k], i);
+            y[k - k0] = Part(p.b.row<float>(k)[n], j);
+          }
+          sum = AddStep(sum, x, y);
+        }
+      }
+      ASSERT_EQ(std::bit_cast<uint32_t>(sum), std::bit_cast<uint32_t>(p.c.row<float>(m)[n]))
+          << m << ", " << n;
+    }
+  }
+}
+
+TEST_F(AmxGemmTest, ARowHasTheSameBitsInAnyBatchAndWithAnyThreads) {
+  const Case s{300, 80, 1500};
+  Product whole(ctx_, s);
+  whole.Run<float>(ctx_, s);
+  for (int threads : {1, 3}) {
+    Context ctx(Device::Cpu(), threads);
+    for (int64_t rows : {1, 7, 64, 299}) {
+      Product part(ctx, s);
+      AmxGemm<float>(ctx.pool(), rows, s.N, s.K, View<float>(part.a.Slice(1, 1 + rows), false),
+                     View<float>(part.b, false), part.c.data<float>(), part.c.row_stride(), false);
+      EXPECT_TRUE(SameBits(part.c.Slice(0, rows), whole.c.Slice(1, 1 + rows))) << rows;
+    }
+  }
+}
+
+TEST_F(AmxGemmTest, MayBeSplitOverKAtMultiplesOf32) {
+  const Case s{40, 50, 320};
+  Product whole(ctx_, s), parts(ctx_, s);
+  whole.Run<float>(ctx_, s);
+  for (int64_t k : {0, 96, 224}) {
+    const int64_t end = k == 0 ? 96 : k == 96 ? 224 : 320;
+    MatrixView<float> a = View<float>(parts.a, false), b = View<float>(parts.b, false);
+    a.data += k;
+    b.data += k * b.stride;
+    AmxGemm<float>(ctx_.pool(), s.M, s.N, end - k, a, b, parts.c.data<float>(),
+                   parts.c.row_stride(), k > 0);
+  }
+  EXPECT_TRUE(SameBits(parts.c, whole.c));
+}
+
+TEST_F(AmxGemmTest, ServesLinearLayersWhenTheyMayBeFast) {
+  const int64_t T = 256, N = 256, K = 160;
+  for (DType dtype : {DType::kF32, DType::kBF16}) {
+    const double tolerance = dtype == DType::kF32 ? 1e-6 : 1e-2;
+    const Tensor x = Random(ctx_, {T, K}, dtype, 1), w = Random(ctx_, {N, K}, dtype, 2),
+                 dy = Random(ctx_, {T, N}, dtype, 3), bias = Random(ctx_, {N}, dtype, 4);
+    const Tensor x64 = As(ctx_, x, DType::kF64), w64 = As(ctx_, w, DType::kF64),
+                 dy64 = As(ctx_, dy, DType::kF64), bias64 = As(ctx_, bias, DType::kF64);
+    const Tensor y = Linear(fast_, x, w, &bias), dx = LinearInputGradient(fast_, dy, w);
+    EXPECT_LE(Gap(y, Linear(ctx_, x64, w64, &bias64)), tolerance);
+    EXPECT_LE(Gap(dx, LinearInputGradient(ctx_, dy64, w64)), tolerance);
+    Tensor dw = fast_.Zeros({N, K}, DType::kF32), dw64 = ctx_.Zeros({N, K}, DType::kF64),
+           chain = ctx_.Zeros({N, K}, DType::kF32);
+    LinearWeightGradient(fast_, dy, x, dw);
+    LinearWeightGradient(ctx_, dy64, x64, dw64);
+    LinearWeightGradient(ctx_, dy, x, chain);
+    EXPECT_LE(Gap(dw, dw64), tolerance);
+    EXPECT_FALSE(SameBits(dw, chain));  // else it was not this unit that made it
+  }
+}
+
+// Many experts are shared among the threads, each of which then multiplies alone.
+TEST_F(AmxGemmTest, ServesManyExpertsAtOnce) {
+  const int64_t experts = 8, rows = 160, N = 160, K = 160;
+  const Tensor x = Random(ctx_, {experts * rows, K}, DType::kF32, 1),
+               w = Random(ctx_, {experts, N, K}, DType::kF32, 2);
+  std::vector<int64_t> offset;
+  for (int64_t e = 0; e <= experts; ++e) offset.push_back(e * rows);
+  const Tensor y = GroupedLinear(fast_, x, w, offset);
+  EXPECT_LE(Gap(y, GroupedLinear(ctx_, As(ctx_, x, DType::kF64), As(ctx_, w, DType::kF64), offset)),
+            1e-6);
+  EXPECT_FALSE(SameBits(y, GroupedLinear(ctx_, x, w, offset)));
+}
+
+}  // namespace
+}  // namespace hone::kernels
