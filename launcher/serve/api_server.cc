@@ -146,7 +146,8 @@ void ApiServer::Impl::Route() {
     response.set_content(all.dump(), "application/json");
   });
   server.Get("/health", [this](const Request&, Response& response) {
-    const nlohmann::ordered_json state = {{"status", "ok"}, {"under_way", engine.under_way()}};
+    const nlohmann::ordered_json state = {
+        {"status", "ok"}, {"under_way", engine.under_way()}, {"tokens", engine.drawn()}};
     response.set_content(state.dump(), "application/json");
   });
   server.set_error_handler([](const Request& request, Response& response) {

@@ -167,6 +167,7 @@ void EngineThread::ReplaceIfIdle() {
 
 void EngineThread::Step() {
   auto finished = engine_.Step([&](uint64_t id, const rl::DrawnToken& drawn) {
+    ++drawn_;
     Place place = PlaceOf(id, false);
     if (place.channel) place.channel->Add(place.choice, drawn);
   });

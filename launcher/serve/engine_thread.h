@@ -5,6 +5,7 @@
 // gone, holds nothing up.
 #pragma once
 
+#include <atomic>
 #include <chrono>
 #include <condition_variable>
 #include <functional>
@@ -64,8 +65,9 @@ class EngineThread {
                                   const std::vector<RandomStream>& streams);
   // Nobody reads it any more: its choices that are not done leave the engine.
   void Cancel(const std::shared_ptr<Channel>& channel);
-  int64_t under_way();  // sequences submitted and not ended
-  int64_t cancelled();  // sequences that left before their end, since the start
+  int64_t under_way();                      // sequences submitted and not ended
+  int64_t cancelled();                      // sequences that left before their end, since the start
+  int64_t drawn() const { return drawn_; }  // tokens, since the start
 
   // Runs `replace`, which changes the model's weights, between requests: those under way end with
   // the old weights, those that come meanwhile wait. Returns when it is done, or false when the
@@ -86,6 +88,7 @@ class EngineThread {
 
   rl::InferenceEngine engine_;  // of the thread only
   const int64_t max_waiting_;
+  std::atomic<int64_t> drawn_ = 0;
   std::mutex mutex_;
   std::condition_variable ordered_, replaced_;
   bool stop_ = false;

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <nlohmann/json.hpp>
 #include <thread>
+#include <tuple>
 
 #include "launcher/serve/api_server.h"
 #include "tests/launcher/tiny_served_model.h"
@@ -169,10 +170,14 @@ TEST_F(ServeTest, ChatRendersTheTemplate) {
   EXPECT_EQ(body["choices"][0]["logprobs"]["content"].size(),
             body["usage"]["completion_tokens"].get<size_t>());
   std::string streamed;
+  int roles = 0;
   for (const json& event :
        Stream("/v1/chat/completions", {{"messages", messages}, {"max_tokens", 12}, {"seed", 3}})) {
-    streamed += event["choices"][0]["delta"].value("content", "");
+    const json& delta = event["choices"][0]["delta"];
+    streamed += delta.value("content", "");
+    roles += delta.contains("role") ? 1 : 0;
   }
+  EXPECT_EQ(roles, 1);
   EXPECT_EQ(body["choices"][0]["message"]["content"], streamed);
 }
 
@@ -234,6 +239,10 @@ TEST_F(ServeTest, LikeliestTokensOfACompletion) {
     }
     EXPECT_EQ(best, logprobs["token_logprobs"][i]);  // greedy: the drawn one is the likeliest
   }
+  std::tie(status, body) =
+      Post("/v1/completions", {{"prompt", "ab"}, {"max_tokens", 2}, {"logprobs", 0}});
+  ASSERT_EQ(status, 200) << body;
+  EXPECT_TRUE(body["choices"][0]["logprobs"].at("top_logprobs").is_null());
 }
 
 // Each response comes from one version of the weights, and says from which.
@@ -349,6 +358,8 @@ TEST_F(ServeTest, AVanishedClientLeavesTheEngine) {
     cancelled = server_->cancelled();
   }
   EXPECT_EQ(Post("/v1/completions", {{"prompt", "still here"}, {"max_tokens", 2}}).first, 200);
+  ASSERT_TRUE(server_->Replace([] {}, ""));  // no sooner than nothing is left in the engine
+  EXPECT_LT(json::parse(Client().Get("/health")->body).at("tokens"), 16 * kLong);
 }
 
 TEST_F(ServeTest, WhatIsWrongIsSaid) {
@@ -402,6 +413,17 @@ TEST_F(ServeTest, LimitsHold) {
   EXPECT_LT(body["usage"]["completion_tokens"], kLong);
 }
 
+TEST_F(ServeTest, ACompletionEndsWithTheContext) {
+  model_.stop_ids.clear();
+  const std::string prompt(kContext - 5, 'x');
+  for (const int64_t asked : {3, 5, 6, 100}) {
+    auto [status, body] = Post("/v1/completions", {{"prompt", prompt}, {"max_tokens", asked}});
+    ASSERT_EQ(status, 200) << body;
+    EXPECT_EQ(body["usage"]["completion_tokens"], std::min<int64_t>(asked, 5));
+    EXPECT_EQ(body["choices"][0]["finish_reason"], "length");
+  }
+}
+
 TEST_F(ServeTest, AsksForItsKey) {
   ServeOptions options;
   options.api_key = "secret";
@@ -412,6 +434,7 @@ TEST_F(ServeTest, AsksForItsKey) {
   EXPECT_EQ(client.Get("/v1/models")->status, 401);
   client.set_bearer_token_auth("secret");
   EXPECT_EQ(client.Get("/v1/models")->status, 200);
+  EXPECT_EQ(Client().Get("/health")->status, 200);  // whoever watches over it needs none
 }
 
 // ---- Text ---------------------------------------------------------------------------------------
@@ -425,6 +448,16 @@ SplitText PushAll(ThinkSplitter splitter, const std::string& text, size_t step) 
   for (size_t at = 0; at < text.size(); at += step) add(splitter.Push(text.substr(at, step)));
   add(splitter.Flush());
   return all;
+}
+
+// A stop token may be one that has a text.
+TEST(ChoiceText, ShowsNothingOfAStopToken) {
+  const rl::LoadedModel m = TinyModel(64, "chatml");
+  ChoiceText text(*m.tokenizer, {.stop_ids = {'b'}, .stop_strings = {}});
+  std::string shown = text.Push('a').content;
+  shown += text.Push('b').content;
+  shown += text.Push('c').content;
+  EXPECT_EQ(shown + text.Flush().content, "ac");
 }
 
 TEST(ThinkSplitter, CutsAtTheTagHoweverTextArrives) {
