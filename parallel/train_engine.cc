@@ -6,6 +6,7 @@
 #include <set>
 
 #include "parallel/self_check.h"
+#include "runtime/packed_weights.h"
 
 namespace hone::parallel {
 namespace {
@@ -35,6 +36,24 @@ void AddUnpacked(const std::string& bytes, MetricSums& sums) {
     sums[name] += value;
   }
 }
+
+// Keeps weights in fp8 for a context while it lives, in which they must not change.
+class KeptFp8 {
+ public:
+  KeptFp8(Context& ctx, const std::vector<Parameter*>& parameters, bool keep) : ctx_(ctx) {
+    if (!ctx.fp8 || !keep) return;
+    for (const Parameter* p : parameters) weights_.Register(p->value);
+    ctx.packed_weights = &weights_;
+  }
+  ~KeptFp8() { ctx_.packed_weights = before_; }
+  KeptFp8(const KeptFp8&) = delete;
+  KeptFp8& operator=(const KeptFp8&) = delete;
+
+ private:
+  Context& ctx_;
+  runtime::PackedWeights* const before_ = ctx_.packed_weights;
+  runtime::PackedWeights weights_{runtime::PackedWeights::Form::kFp8};
+};
 
 bool HasGradient(const Parameter& p) {
   return p.spec.trainable && !p.spec.buffer && p.gradient.defined();
@@ -160,6 +179,14 @@ struct TrainEngine::Impl {
     if (++shared.reported == shared.owners) reducer->MarkReady(shared.representative);
   }
 
+  void Run(const std::vector<Action>& actions, const PipelineShape& shape,
+           const std::vector<TokenBatch>& microbatches, const LossFunction& loss, bool train,
+           const PipelineStage::GradientListener& on_gradient = nullptr) {
+    KeptFp8 kept(ctx, parameters, options.keep_fp8);
+    PipelineExecutor(shape, mesh.pp(), chunks)
+        .Run(ctx, actions, microbatches, &loss, train, on_gradient);
+  }
+
   // Buffers that a rule changes are the same on all replicas of a stage, so their counts are added.
   void EndStep() {
     auto sum = [this](std::vector<double>& values) {
@@ -230,8 +257,7 @@ TrainEngine::StepResult TrainEngine::Step(const std::vector<TokenBatch>& microba
   impl.RestoreGradients();
   impl.ZeroGradients();
   for (PipelineStage* chunk : impl.chunks) chunk->BeginStep(/*keep_head_output=*/false);
-  PipelineExecutor(shape, impl.mesh.pp(), impl.chunks)
-      .Run(impl.ctx, lists[impl.mesh.pp_index()], microbatches, &loss, /*train=*/true,
+  impl.Run(lists[impl.mesh.pp_index()], shape, microbatches, loss, /*train=*/true,
            [&impl](const Parameter& p) { impl.OnGradient(p); });
   impl.reducer->Finish();
   if (impl.options.before_update) impl.options.before_update();
@@ -250,8 +276,7 @@ std::vector<PipelineStage::Outcome> TrainEngine::Evaluate(
   const PipelineShape shape = impl.Shape(microbatches.size());
   const auto lists = BuildForwardSchedule(shape);
   for (PipelineStage* chunk : impl.chunks) chunk->BeginStep(keep_head_output);
-  PipelineExecutor(shape, impl.mesh.pp(), impl.chunks)
-      .Run(impl.ctx, lists[impl.mesh.pp_index()], microbatches, &loss, /*train=*/false);
+  impl.Run(lists[impl.mesh.pp_index()], shape, microbatches, loss, /*train=*/false);
   return impl.TakeOutcomes(microbatches.size());
 }
 

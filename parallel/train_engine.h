@@ -27,6 +27,9 @@ class TrainEngine {
     AdamWConfig optimizer;
     GradientReducer::Options reducer;
     std::function<void()> before_update;  // of parameters and optimizer state; may be null
+    // With ctx.fp8: a weight, once quantised, stays so until the last microbatch of a Step or an
+    // Evaluate is done, for recomputed forwards too. The same bits.
+    bool keep_fp8 = true;
   };
   // `chunks` are this rank's stages, in chunk order. Not owned: context, mesh, chunks. Tied
   // parameters of two chunks of this rank are made to share the storage of the original.

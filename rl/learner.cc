@@ -70,6 +70,7 @@ void Learner::BeginStage(const parallel::AdamWConfig& optimizer, Mtp mtp) {
   }
   parallel::TrainEngine::Options options;
   options.pipeline = config_.pipeline;
+  options.keep_fp8 = config_.train.keep_fp8;
   options.optimizer = optimizer;
   options.before_update = [this] { writer_->Hold(); };
   engine_ = std::make_unique<parallel::TrainEngine>(ctx_, mesh_, stages, options);

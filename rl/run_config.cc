@@ -127,6 +127,7 @@ void ReadDevice(ConfigReader& r, TrainConfig* train) {
   r.Optional("device", &device);
   r.Optional("numerics", &numerics);
   r.Optional("fp8", &train->fp8);
+  r.Optional("keep_fp8", &train->keep_fp8);
   if (device != "cpu" && device != "cuda") r.Fail("device", "must be cpu or cuda");
   if (numerics != "batch_invariant" && numerics != "fast") {
     r.Fail("numerics", "must be batch_invariant or fast");

@@ -191,6 +191,7 @@ struct TrainConfig {
   Device::Type device = Device::Type::kCpu;
   Numerics numerics = Numerics::kBatchInvariant;
   bool fp8 = false;                               // products of linear layers and experts
+  bool keep_fp8 = true;                           // their weights, quantised once a step
   bool activation_checkpointing = false;
   int deadline_seconds = 600;  // of every collective
   int keep_last = 2;

@@ -11,8 +11,20 @@ void PackedWeights::Register(const Tensor& weights) {
 }
 
 Tensor PackedWeights::Get(const Tensor& matrix, const std::function<Tensor()>& pack) {
+  if (form_ != Form::kPanels) return {};
+  return GetKept(matrix, false, [&] { return Kept{pack(), {}}; }).values;
+}
+
+PackedWeights::Kept PackedWeights::GetFp8(const Tensor& matrix, bool transposed,
+                                          const std::function<Kept()>& quantize) {
+  if (form_ != Form::kFp8) return {};
+  return GetKept(matrix, transposed, quantize);
+}
+
+PackedWeights::Kept PackedWeights::GetKept(const Tensor& matrix, bool transposed,
+                                           const std::function<Kept()>& make) {
   const char* begin = static_cast<const char*>(matrix.raw());
-  std::tuple key{static_cast<const void*>(begin), matrix.rows(), matrix.cols()};
+  const Key key{begin, matrix.rows(), matrix.cols(), transposed};
   {
     std::lock_guard lock(mutex_);
     auto after = weights_.upper_bound(begin);
@@ -21,7 +33,7 @@ Tensor PackedWeights::Get(const Tensor& matrix, const std::function<Tensor()>& p
     if (begin >= inside->first + inside->second.bytes()) return {};
     if (auto it = packed_.find(key); it != packed_.end()) return it->second;
   }
-  Tensor packed = pack();
+  Kept packed = make();
   std::lock_guard lock(mutex_);
   return packed_.emplace(key, std::move(packed)).first->second;
 }

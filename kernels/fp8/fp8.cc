@@ -6,6 +6,7 @@
 #include "kernels/fp8/fp8_cpu.h"
 #include "kernels/fp8/fp8_cuda.h"
 #include "kernels/switch_device.h"
+#include "runtime/packed_weights.h"
 
 namespace hone::kernels {
 namespace {
@@ -28,11 +29,12 @@ void CheckInput(std::string_view op, const Context& ctx, const Tensor& x) {
              runtime::ShapeToString(x.shape()));
 }
 
-Fp8Matrix Empty(Context& ctx, int64_t rows, int64_t cols, bool blocks) {
+Fp8Matrix Empty(Context& ctx, int64_t rows, int64_t cols, bool blocks,
+                MemoryCategory category = MemoryCategory::kActivations) {
   int64_t high = RoundUp(rows, kFp8RowMultiple), wide = RoundUp(cols, kFp8RowMultiple);
   Shape scale = blocks ? Shape{Tiles(rows), RoundUp(Tiles(cols), 4)} : Shape{Tiles(cols), high};
-  return {ctx.Empty({high, wide}, DType::kF8E4M3), ctx.Empty(scale, DType::kF32), rows, cols,
-          blocks};
+  return {ctx.Empty({high, wide}, DType::kF8E4M3, category),
+          ctx.Empty(scale, DType::kF32, category), rows, cols, blocks};
 }
 
 Fp8Matrix QuantizeTiles(Context& ctx, std::string_view op, const Tensor& x, bool transposed) {
@@ -48,10 +50,11 @@ Fp8Matrix QuantizeTiles(Context& ctx, std::string_view op, const Tensor& x, bool
   return out;
 }
 
-Fp8Matrix QuantizeBlocks(Context& ctx, std::string_view op, const Tensor& w, bool transposed) {
+Fp8Matrix QuantizeBlocks(Context& ctx, std::string_view op, const Tensor& w, bool transposed,
+                         MemoryCategory category = MemoryCategory::kActivations) {
   CheckInput(op, ctx, w);
-  Fp8Matrix out =
-      transposed ? Empty(ctx, w.dim(1), w.dim(0), true) : Empty(ctx, w.dim(0), w.dim(1), true);
+  Fp8Matrix out = transposed ? Empty(ctx, w.dim(1), w.dim(0), true, category)
+                             : Empty(ctx, w.dim(0), w.dim(1), true, category);
   SwitchInput(op, w.dtype(), [&](auto t) {
     using T = decltype(t);
     SwitchDevice(
@@ -59,6 +62,20 @@ Fp8Matrix QuantizeBlocks(Context& ctx, std::string_view op, const Tensor& w, boo
         [&] { cuda::QuantizeBlocks<T>(ctx, w, transposed, out); });
   });
   return out;
+}
+
+// A weight for a product: as it is kept, or made for this one.
+Fp8Matrix Weight(Context& ctx, const Tensor& w_NK, bool transposed) {
+  constexpr std::string_view kOp = "quantize_weight";
+  if (ctx.packed_weights != nullptr) {
+    const auto kept = ctx.packed_weights->GetFp8(w_NK, transposed, [&] {
+      Fp8Matrix made = QuantizeBlocks(ctx, kOp, w_NK, transposed, MemoryCategory::kWeights);
+      return runtime::PackedWeights::Kept{made.values, made.scale};
+    });
+    const int64_t rows = w_NK.dim(transposed ? 1 : 0), cols = w_NK.dim(transposed ? 0 : 1);
+    if (kept.values.defined()) return {kept.values, kept.scale, rows, cols, true};
+  }
+  return QuantizeBlocks(ctx, kOp, w_NK, transposed);
 }
 
 // The rows of one expert.
@@ -95,6 +112,12 @@ Fp8Matrix QuantizeBlocks(Context& ctx, const Tensor& w_RC) {
 }
 Fp8Matrix QuantizeBlocksTransposed(Context& ctx, const Tensor& w_RC) {
   return QuantizeBlocks(ctx, "quantize_blocks_transposed", w_RC, true);
+}
+
+int64_t Fp8BlocksBytes(int64_t rows, int64_t cols) {
+  const int64_t scales = Tiles(rows) * RoundUp(Tiles(cols), 4);
+  return RoundUp(rows, kFp8RowMultiple) * RoundUp(cols, kFp8RowMultiple) +
+         scales * runtime::DTypeSize(DType::kF32);
 }
 
 Tensor Dequantize(Context& ctx, const Fp8Matrix& m) {
@@ -137,13 +160,13 @@ void Fp8Multiply(Context& ctx, const Fp8Matrix& a_MK, const Fp8Matrix& b_NK, con
 
 Tensor Fp8Linear(Context& ctx, const Tensor& x_TK, const Tensor& w_NK) {
   Tensor y_TN = ctx.Empty({x_TK.dim(0), w_NK.dim(0)}, x_TK.dtype());
-  Fp8Multiply(ctx, QuantizeRows(ctx, x_TK), QuantizeBlocks(ctx, w_NK), y_TN);
+  Fp8Multiply(ctx, QuantizeRows(ctx, x_TK), Weight(ctx, w_NK, false), y_TN);
   return y_TN;
 }
 
 Tensor Fp8LinearInputGradient(Context& ctx, const Tensor& dy_TN, const Tensor& w_NK) {
   Tensor dx_TK = ctx.Empty({dy_TN.dim(0), w_NK.dim(1)}, dy_TN.dtype());
-  Fp8Multiply(ctx, QuantizeRows(ctx, dy_TN), QuantizeBlocksTransposed(ctx, w_NK), dx_TK);
+  Fp8Multiply(ctx, QuantizeRows(ctx, dy_TN), Weight(ctx, w_NK, true), dx_TK);
   return dx_TK;
 }
 
@@ -155,11 +178,10 @@ void Fp8LinearWeightGradient(Context& ctx, const Tensor& dy_TN, const Tensor& x_
 Tensor Fp8GroupedLinear(Context& ctx, const Tensor& x_RK, const Tensor& w_ENK,
                         const std::vector<int64_t>& offset_E) {
   Tensor y_RN = ctx.Empty({x_RK.dim(0), w_ENK.dim(1)}, x_RK.dtype());
-  ForEachExpert("fp8_grouped_linear", w_ENK, offset_E, x_RK.dim(0),
-                [&](const Tensor& w_NK, Part part) {
-                  Fp8Multiply(ctx, QuantizeRows(ctx, part.Of(x_RK)), QuantizeBlocks(ctx, w_NK),
-                              part.Of(y_RN));
-                });
+  ForEachExpert(
+      "fp8_grouped_linear", w_ENK, offset_E, x_RK.dim(0), [&](const Tensor& w_NK, Part part) {
+        Fp8Multiply(ctx, QuantizeRows(ctx, part.Of(x_RK)), Weight(ctx, w_NK, false), part.Of(y_RN));
+      });
   return y_RN;
 }
 
@@ -168,8 +190,8 @@ Tensor Fp8GroupedLinearInputGradient(Context& ctx, const Tensor& dy_RN, const Te
   Tensor dx_RK = ctx.Empty({dy_RN.dim(0), w_ENK.dim(2)}, dy_RN.dtype());
   ForEachExpert("fp8_grouped_linear_input_gradient", w_ENK, offset_E, dy_RN.dim(0),
                 [&](const Tensor& w_NK, Part part) {
-                  Fp8Multiply(ctx, QuantizeRows(ctx, part.Of(dy_RN)),
-                              QuantizeBlocksTransposed(ctx, w_NK), part.Of(dx_RK));
+                  Fp8Multiply(ctx, QuantizeRows(ctx, part.Of(dy_RN)), Weight(ctx, w_NK, true),
+                              part.Of(dx_RK));
                 });
   return dx_RK;
 }

@@ -38,6 +38,8 @@ Fp8Matrix QuantizeColumns(Context& ctx, const Tensor& x_RC);  // of xᵀ [C, R],
 Fp8Matrix QuantizeBlocks(Context& ctx, const Tensor& w_RC);
 Fp8Matrix QuantizeBlocksTransposed(Context& ctx, const Tensor& w_RC);  // of wᵀ: the same numbers
 Tensor Dequantize(Context& ctx, const Fp8Matrix& m);  // f32 [rows, cols], on the host: for tests
+// Of values and scales in blocks.
+int64_t Fp8BlocksBytes(int64_t rows, int64_t cols);
 
 // out [M, N] = a [M, K] · b [N, K]ᵀ in bf16 or f32, or out += it (f32 only). Not both in blocks.
 // `out` may be a view; tiles' products are summed in f32.
@@ -45,6 +47,7 @@ void Fp8Multiply(Context& ctx, const Fp8Matrix& a_MK, const Fp8Matrix& b_NK, con
                  bool accumulate = false);
 
 // As kernels/linear/linear.h, whose gradient convention they share; x, dy and w in bf16 or f32.
+// Where ctx.packed_weights keeps fp8, a weight is quantised once for y and once for dx.
 Tensor Fp8Linear(Context& ctx, const Tensor& x_TK, const Tensor& w_NK);
 Tensor Fp8LinearInputGradient(Context& ctx, const Tensor& dy_TN, const Tensor& w_NK);
 void Fp8LinearWeightGradient(Context& ctx, const Tensor& dy_TN, const Tensor& x_TK,

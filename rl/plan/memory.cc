@@ -5,6 +5,7 @@
 #include <set>
 
 #include "kernels/dispatch.h"
+#include "kernels/fp8/fp8.h"
 #include "model/kv_cache.h"
 #include "parallel/gradient_reducer.h"
 #include "parallel/shard_buckets.h"
@@ -119,10 +120,30 @@ class RankEstimate {
     const int64_t models = 1 + step_.frozen_models + step_.idle_models;
     const int64_t tables =
         static_cast<int64_t>(chunks_.size()) * RopeTableBytes(model_, layout_.dtype);
-    memory_[MemoryCategory::kWeights] = weights * (models + step_.visiting_models);
+    memory_.kept_fp8 = layout_.keep_fp8 ? KeptFp8() : 0;
+    memory_[MemoryCategory::kWeights] =
+        weights * (models + step_.visiting_models) + memory_.kept_fp8;
     memory_[MemoryCategory::kOther] = tables * (models + step_.visiting_models);
     visit_ = step_.visiting_models * (weights + tables);
     memory_.host_weights = step_.visiting_models * weights;
+  }
+  // Weights of linear layers without a bias and of experts, and their transposes.
+  int64_t KeptFp8() const {
+    std::set<std::string> names;
+    for (const Held& held : tensors_) names.insert(held.tensor.name);
+    int64_t bytes = 0;
+    for (const Held& held : tensors_) {
+      const TensorInfo& t = held.tensor;
+      const bool linear =
+          t.name.find("_proj") != std::string::npos || t.name == model::kValueHeadName;
+      const std::string name = t.name.substr(0, t.name.rfind('.'));
+      if (!linear || t.shape.size() < 2 || names.contains(name + ".bias") || !Trained(t)) continue;
+      const int64_t rows = t.shape[t.shape.size() - 2], cols = t.shape.back();
+      const int64_t each =
+          kernels::Fp8BlocksBytes(rows, cols) + kernels::Fp8BlocksBytes(cols, rows);
+      bytes += each * (t.experts ? t.shape[0] : 1);
+    }
+    return bytes;
   }
   // Of the state the pieces under way are on the device.
   void Offload(int64_t* state) {
@@ -131,10 +152,11 @@ class RankEstimate {
                       parallel::StateStream::kPieces * parallel::AdamWConfig().offload_piece_bytes);
   }
 
-  // While a step is taken.
+  // All the while.
   int64_t Static() const {
     return memory_[MemoryCategory::kWeights] + memory_[MemoryCategory::kGradients] +
-           memory_[MemoryCategory::kOptimizer] + memory_[MemoryCategory::kOther] - visit_;
+           memory_[MemoryCategory::kOptimizer] + memory_[MemoryCategory::kOther] - visit_ -
+           memory_.kept_fp8;
   }
 
   // What this rank's microbatches hold at each action.
@@ -262,17 +284,17 @@ class RankEstimate {
       communication = std::max(communication, sums + pair);
     }
     memory_[MemoryCategory::kCommunication] = communication;
-    memory_.total = Static() + std::max({moving, communication, Visit()});
+    memory_.total = Static() + std::max({moving + memory_.kept_fp8, communication, Visit()});
   }
 
-  // A model that visits, and its forward of one microbatch, while neither activations nor sums of
-  // gradients nor pieces of the optimizer's state are there.
+  // A model that visits, its weights quantised, and its forward of one microbatch, while neither
+  // activations nor sums of gradients nor pieces of the optimizer's state are there.
   int64_t Visit() const {
     int64_t forward = 0;
     for (const ActivationBytes& a : activations_) {
       forward = std::max(forward, a.ForwardPeak() + a.handed_on + a.exchange);
     }
-    return visit_ > 0 ? visit_ + forward : 0;
+    return visit_ > 0 ? visit_ + forward + memory_.kept_fp8 / 2 : 0;
   }
 
   // Buffers under way when the gradients that other pipeline ranks share arrive.
@@ -312,6 +334,7 @@ Layout LayoutOf(const RunConfig& config, bool cpu) {
   layout.pipeline = config.pipeline;
   layout.dtype = config.train.dtype;
   layout.activation_checkpointing = config.train.activation_checkpointing;
+  layout.keep_fp8 = config.train.fp8 && config.train.keep_fp8;
   layout.threads = config.train.threads;
   layout.cpu = cpu;
   for (const StageConfig& stage : config.stages) {
@@ -438,7 +461,8 @@ RankMemory WithWorkersInTurns(const RankMemory& learner, const RunConfig& config
   const RankMemory working = EstimateWorkerMemory(config);
   const RankMemory waiting = EstimateWaitingWorkerMemory(config);
   RankMemory kept;
-  kept[MemoryCategory::kWeights] = learner[MemoryCategory::kWeights] - learner.host_weights;
+  kept[MemoryCategory::kWeights] =
+      learner[MemoryCategory::kWeights] - learner.host_weights - learner.kept_fp8;
   kept[MemoryCategory::kOptimizer] = learner[MemoryCategory::kOptimizer];
   kept[MemoryCategory::kOther] = learner[MemoryCategory::kOther];
   for (int64_t bytes : kept.bytes) kept.total += bytes;

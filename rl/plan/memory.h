@@ -21,6 +21,7 @@ struct Layout {
   DType dtype = DType::kF32, moments = DType::kF32;
   bool offload = false;  // the optimizer's state to the host, where that is not the device itself
   bool activation_checkpointing = false;
+  bool keep_fp8 = false;  // weights quantised beside the others while a step is taken
   int threads = 1;
   bool cpu = true;  // else devices whose kernels need no f32 copies of bf16 tensors
 
@@ -54,7 +55,8 @@ struct RankMemory {
   std::array<int64_t, runtime::kMemoryCategoryCount> bytes{};
   int64_t total = 0;
   int64_t host_optimizer = 0, host_weights = 0;  // in the host's memory, where offloaded
-  int in_flight = 0;  // microbatches (of a chunk) whose activations are held at once
+  int64_t kept_fp8 = 0;  // of the weights: quantised ones, while microbatches run
+  int in_flight = 0;     // microbatches (of a chunk) whose activations are held at once
   ParameterCounts parameters;
   int64_t& operator[](MemoryCategory c) { return bytes[static_cast<size_t>(c)]; }
   int64_t operator[](MemoryCategory c) const { return bytes[static_cast<size_t>(c)]; }

@@ -37,6 +37,7 @@ class ReferencePolicy::Chunks {
     for (auto& chunk : chunks_) stages.push_back(chunk.get());
     parallel::TrainEngine::Options options;
     options.pipeline = learner.config().pipeline;
+    options.keep_fp8 = learner.config().train.keep_fp8;
     engine_ =
         std::make_unique<parallel::TrainEngine>(learner.ctx(), learner.mesh(), stages, options);
   }

@@ -135,6 +135,7 @@ FrozenRewardModel::FrozenRewardModel(Environment& env, const std::string& name,
   for (auto& chunk : chunks_) stages.push_back(chunk.get());
   parallel::TrainEngine::Options options;
   options.pipeline = env.config.pipeline;
+  options.keep_fp8 = env.config.train.keep_fp8;
   engine_ = std::make_unique<parallel::TrainEngine>(env.learner.ctx(), env.learner.mesh(), stages,
                                                     options);
 }

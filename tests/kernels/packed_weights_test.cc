@@ -6,6 +6,7 @@
 
 #include <cstring>
 
+#include "kernels/fp8/fp8.h"
 #include "kernels/linear/linear.h"
 #include "runtime/philox.h"
 
@@ -62,6 +63,28 @@ TEST(PackedWeights, KeepsWeightsOnlyAndForgets) {
   Tensor stale = Linear(ctx, x, w);
   packed.Clear();
   EXPECT_FALSE(SameBits(Linear(ctx, x, w), stale));
+}
+
+TEST(PackedWeights, KeepsFp8OfAMatrixAndOfItsTranspose) {
+  Context ctx;
+  Tensor w = Random(ctx, {48, 48}, 1), x = Random(ctx, {3, 48}, 2);
+  const Tensor y = Fp8Linear(ctx, x, w), dx = Fp8LinearInputGradient(ctx, x, w);
+  runtime::PackedWeights packed(runtime::PackedWeights::Form::kFp8);
+  packed.Register(w);
+  ctx.packed_weights = &packed;
+  for (int i = 0; i < 2; ++i) {
+    EXPECT_TRUE(SameBits(Fp8Linear(ctx, x, w), y));
+    EXPECT_TRUE(SameBits(Fp8LinearInputGradient(ctx, x, w), dx));
+    w.data<float>()[0] += 1;  // nobody looks
+  }
+  const auto usage = ctx.allocator()->Usage();
+  EXPECT_EQ(usage.live[static_cast<size_t>(MemoryCategory::kWeights)], 2 * Fp8BlocksBytes(48, 48));
+  packed.Clear();
+  EXPECT_FALSE(SameBits(Fp8Linear(ctx, x, w), y));
+  EXPECT_FALSE(SameBits(Fp8LinearInputGradient(ctx, x, w), dx));
+  const Tensor plain = Linear(ctx, x, w);
+  w.data<float>()[0] += 1;
+  EXPECT_FALSE(SameBits(Linear(ctx, x, w), plain)) << "these are no panels";
 }
 
 }  // namespace

@@ -93,6 +93,7 @@ std::vector<runtime::MemoryUsage> Measure(const model::ModelConfig& model, const
   std::vector<runtime::MemoryUsage> usage(layout.mesh.ranks());
   parallel::RunThreadRanks(layout.mesh.ranks(), [&](const GroupPtr& world) {
     Context ctx;
+    ctx.fp8 = layout.keep_fp8;
     parallel::Mesh mesh(layout.mesh, world);
     const auto stages = layout.Stages(model);
     std::vector<std::unique_ptr<model::TransformerStage>> chunks;
@@ -202,6 +203,20 @@ TEST_P(PlanMemoryTest, InOtherPrecisions) {
       c.layout.activation_checkpointing = GetParam();
       Compare(c, step);
     }
+  }
+}
+
+TEST_P(PlanMemoryTest, OfWeightsThatStayInFp8) {
+  StepShape step;
+  step.tokens = 128;
+  step.microbatches = 2;
+  model::ModelConfig biased = NormedAndTied();
+  biased.attention_bias = true;
+  for (Case c : {Case{"biased", biased, LayoutWith({1, 1, 1})},
+                 Case{"experts", Experts(), LayoutWith({1, 2, 2})}}) {
+    c.layout.keep_fp8 = true;
+    c.layout.activation_checkpointing = GetParam();
+    Compare(c, step);
   }
 }
 
