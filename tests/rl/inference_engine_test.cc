@@ -392,7 +392,9 @@ TEST(EngineReplayTest, StepsWithOtherChoicesAreReplayed) {
     config.replay = replay;
     InferenceEngine engine(ctx, *model, config, OneByte);
     for (GenerateRequest& r : Requests(true)) {
-      if (r.id <= 2) engine.Add(std::move(r));
+      r.max_new_tokens = 8;
+      r.stop_ids = {};
+      if (r.id <= 9) engine.Add(std::move(r));  // filled up to 10 rows
     }
     Results results = RunAll(engine);
     stats = engine.stats();
@@ -400,7 +402,7 @@ TEST(EngineReplayTest, StepsWithOtherChoicesAreReplayed) {
   };
   const Results expected = draw(false);
   ExpectSame(expected, draw(true), "replayed");
-  EXPECT_EQ(stats.replayed_steps > stats.steps / 2, !TestDevice().is_cpu());
+  EXPECT_EQ(stats.replayed_steps > stats.steps / 3, !TestDevice().is_cpu());
   EXPECT_EQ(stats.replayed_graphs, (2 * moe.num_hidden_layers + 1) * stats.replayed_steps);
   std::set<std::vector<int32_t>> choices;
   for (const auto& [id, r] : expected) {
