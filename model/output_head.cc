@@ -18,6 +18,7 @@ OutputHead::OutputHead(ParameterBuilder& builder, const ModelConfig& config,
       projection_(projection_VD) {
   if (config.value_head) {
     value_.emplace(builder, "value_head", config.hidden_size, 1, false);
+    value_->KeepModelDtype();
   }
 }
 

@@ -78,15 +78,14 @@ Parameter* ParameterBuilder::AddBuffer(const std::string& name, Shape shape) {
 
 Linear::Linear(ParameterBuilder& builder, const std::string& name, int64_t in, int64_t out,
                bool bias, ParameterBuilder::Init init)
-    : weight_(builder.Add(name + ".weight", {out, in}, init)) {
+    : weight_(builder.Add(name + ".weight", {out, in}, init)), may_fp8_(!bias) {
   if (bias) {
     bias_ = builder.Add(name + ".bias", {out}, ParameterBuilder::Init::kZeros, false);
   }
 }
 
-// A layer with a bias keeps the model's dtype: V3, whose scheme fp8 follows, has none.
 Tensor Linear::Forward(Context& ctx, const Tensor& x_TI) const {
-  if (ctx.fp8 && !bias_) return kernels::Fp8Linear(ctx, x_TI, weight_->value);
+  if (Fp8(ctx)) return kernels::Fp8Linear(ctx, x_TI, weight_->value);
   return kernels::Linear(ctx, x_TI, weight_->value, bias_ ? &bias_->value : nullptr);
 }
 
@@ -94,7 +93,7 @@ Tensor Linear::Backward(Context& ctx, const Tensor& dy_TO, const Tensor& x_TI) c
   const bool bias_trains = bias_ && bias_->gradient.defined();
   if (weight_->gradient.defined() || bias_trains) {
     auto work = [&ctx, dy_TO, x_TI, weight = weight_, bias = bias_trains ? bias_ : nullptr,
-                 fp8 = ctx.fp8 && !bias_] {
+                 fp8 = Fp8(ctx)] {
       if (fp8) {
         return kernels::Fp8LinearWeightGradient(ctx, dy_TO, x_TI, GradientOrScratch(ctx, *weight));
       }
@@ -107,7 +106,7 @@ Tensor Linear::Backward(Context& ctx, const Tensor& dy_TO, const Tensor& x_TI) c
       work();
     }
   }
-  if (ctx.fp8 && !bias_) return kernels::Fp8LinearInputGradient(ctx, dy_TO, weight_->value);
+  if (Fp8(ctx)) return kernels::Fp8LinearInputGradient(ctx, dy_TO, weight_->value);
   return kernels::LinearInputGradient(ctx, dy_TO, weight_->value);
 }
 

@@ -66,10 +66,16 @@ class Linear {
   Tensor Forward(Context& ctx, const Tensor& x_TI) const;
   Tensor Backward(Context& ctx, const Tensor& dy_TO, const Tensor& x_TI) const;
   const Parameter& weight() const { return *weight_; }
+  // Whatever Context::fp8 says.
+  void KeepModelDtype() { may_fp8_ = false; }
 
  private:
+  bool Fp8(const Context& ctx) const { return ctx.fp8 && may_fp8_; }
+
   Parameter* weight_;
   Parameter* bias_ = nullptr;
+  bool may_fp8_;  // a layer with a bias keeps the model's dtype: V3, whose scheme fp8 follows, has
+                  // none
 };
 
 class RmsNorm {

@@ -134,8 +134,7 @@ class RankEstimate {
     int64_t bytes = 0;
     for (const Held& held : tensors_) {
       const TensorInfo& t = held.tensor;
-      const bool linear =
-          t.name.find("_proj") != std::string::npos || t.name == model::kValueHeadName;
+      const bool linear = t.name.find("_proj") != std::string::npos;
       const std::string name = t.name.substr(0, t.name.rfind('.'));
       if (!linear || t.shape.size() < 2 || names.contains(name + ".bias") || !Trained(t)) continue;
       const int64_t rows = t.shape[t.shape.size() - 2], cols = t.shape.back();

@@ -5,6 +5,7 @@
 #include "kernels/linear/linear.h"
 #include "model/layers/layer.h"
 #include "runtime/philox.h"
+#include "tests/model/stage_testing.h"
 
 namespace hone::model {
 namespace {
@@ -64,6 +65,37 @@ TEST(Fp8Layers, LinearWithABiasDoesNot) {
   EXPECT_EQ(fp8.y, f32.y);
   EXPECT_EQ(fp8.dx, f32.dx);
   EXPECT_EQ(fp8.dw, f32.dw);
+}
+
+// What a stage makes of embeddings alone: its blocks add nothing.
+std::vector<std::vector<double>> OutputsOfHeads(bool fp8) {
+  Context ctx;
+  ctx.fp8 = fp8;
+  ModelConfig config = TinyDense();
+  config.value_head = true;
+  TransformerStage stage(ctx, config, WholeModel(config, DType::kF32));
+  FillStage(ctx, stage, 5);
+  ZeroGradients(stage);
+  for (Parameter* p : stage.Parameters()) {
+    const std::string& name = p->spec.name;
+    if (!name.ends_with("o_proj.weight") && !name.ends_with("down_proj.weight")) continue;
+    runtime::FillZero(p->value.raw(), p->value.device(), p->value.bytes(), nullptr);
+  }
+  const TokenBatch batch = RandomBatch(config, {9, 4}, 3);
+  std::vector<std::vector<double>> values = {{ForwardLoss(ctx, stage, batch, EveryOutputLoss())}};
+  stage.Backward(ctx, 0, {});
+  for (Parameter* p : stage.Parameters()) {
+    const bool head = p->spec.name == "value_head.weight" || p->spec.name == "lm_head.weight" ||
+                      p->spec.name == "model.norm.weight";
+    if (head) values.push_back(ToDoubles(p->gradient));
+  }
+  return values;
+}
+
+TEST(Fp8Layers, HeadsDoNot) {
+  const auto outputs = OutputsOfHeads(true);
+  EXPECT_EQ(outputs.size(), 4u);
+  EXPECT_EQ(outputs, OutputsOfHeads(false));
 }
 
 }  // namespace

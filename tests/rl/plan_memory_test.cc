@@ -211,7 +211,7 @@ TEST_P(PlanMemoryTest, OfWeightsThatStayInFp8) {
   step.tokens = 128;
   step.microbatches = 2;
   model::ModelConfig biased = NormedAndTied();
-  biased.attention_bias = true;
+  biased.attention_bias = biased.value_head = true;
   for (Case c : {Case{"biased", biased, LayoutWith({1, 1, 1})},
                  Case{"experts", Experts(), LayoutWith({1, 2, 2})}}) {
     c.layout.keep_fp8 = true;
