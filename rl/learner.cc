@@ -1,15 +1,10 @@
 #include "rl/learner.h"
 
 #include "model/families/hugging_face.h"
+#include "model/families/tensor_table.h"
 #include "parallel/comm/process_group.h"
 
 namespace hone::rl {
-namespace {
-
-constexpr char kModelPrefix[] = "model/";
-
-}  // namespace
-
 Learner::Learner(Context& ctx, const parallel::Mesh& mesh, const RunConfig& config, FileSystem& fs)
     : ctx_(ctx), mesh_(mesh), config_(config), fs_(fs), chunks_(MakeChunks(config.model, true)) {
   // Background saves agree among themselves on a group of their own, so that they never stand
@@ -96,10 +91,10 @@ SlabIndex Learner::Weights() { return StateOf(chunks_, ""); }
 
 void Learner::LoadModel(const std::string& path, ValueHead value_head) {
   if (fs_.Exists(path + "/index.h5")) {
-    SlabIndex wanted = StateOf(chunks_, kModelPrefix);
+    SlabIndex wanted = StateOf(chunks_, model::kModelPrefix);
     if (value_head == ValueHead::kFresh) {
       std::erase_if(wanted, [](const SlabTensor& s) {
-        return s.slab.name == kModelPrefix + std::string("value_head.weight");
+        return s.slab.name == model::kModelPrefix + std::string("value_head.weight");
       });
     }
     runtime::CheckpointReader(fs_, path).Load(wanted);
@@ -115,7 +110,7 @@ void Learner::LoadModel(const std::string& path, ValueHead value_head) {
 void Learner::Save(const std::string& dir, const std::string& metadata,
                    std::function<void()> on_committed) {
   runtime::CheckpointContents contents;
-  contents.slabs = StateOf(chunks_, kModelPrefix);
+  contents.slabs = StateOf(chunks_, model::kModelPrefix);
   if (engine_) {
     for (SlabTensor& s : engine_->optimizer().State()) contents.slabs.push_back(std::move(s));
   }
@@ -146,7 +141,7 @@ void Learner::WaitForSave() { writer_->Wait(); }
 
 std::string Learner::Load(const std::string& dir) {
   runtime::CheckpointReader reader(fs_, dir);
-  SlabIndex all = StateOf(chunks_, kModelPrefix);
+  SlabIndex all = StateOf(chunks_, model::kModelPrefix);
   for (SlabTensor& s : engine_->optimizer().State()) all.push_back(std::move(s));
   reader.Load(all);
   engine_->optimizer().PublishMasters();

@@ -16,8 +16,6 @@ namespace {
 namespace fs = std::filesystem;
 using nlohmann::json;
 
-constexpr char kModelPrefix[] = "model/";
-
 bool IsCheckpoint(const fs::path& folder) { return fs::exists(folder / "index.h5"); }
 
 // The newest complete checkpoint of a stage; "" when there is none.
@@ -91,7 +89,7 @@ void ReadCheckpoint(const fs::path& folder, ModelFiles* files) {
     ReadFromRun(run / "config.yaml", files);
   }
   runtime::CheckpointReader reader(runtime::LocalFileSystem(), folder.string());
-  const std::string embedding = std::string(kModelPrefix) + model::kEmbeddingName;
+  const std::string embedding = std::string(model::kModelPrefix) + model::kEmbeddingName;
   for (const auto& info : reader.slabs()) {
     if (info.slab.name == embedding) files->dtype = info.dtype;
   }
@@ -154,7 +152,7 @@ void LoadWeights(LoadedModel* model) {
     return;
   }
   SlabIndex wanted = model->stage->State();
-  for (SlabTensor& s : wanted) s.slab.name = kModelPrefix + s.slab.name;
+  for (SlabTensor& s : wanted) s.slab.name = model::kModelPrefix + s.slab.name;
   runtime::CheckpointReader(runtime::LocalFileSystem(), model->files.weights).Load(wanted);
 }
 

@@ -11,6 +11,7 @@
 
 namespace hone::model {
 
+inline constexpr char kModelPrefix[] = "model/";  // of these names in hone's own checkpoints
 inline constexpr char kEmbeddingName[] = "model.embed_tokens.weight";
 inline constexpr char kHeadName[] = "lm_head.weight";
 inline constexpr char kValueHeadName[] =

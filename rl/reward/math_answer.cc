@@ -1,9 +1,9 @@
 // Whether two mathematical answers are the same: find the answer in each text, parse both, compare.
 #include <algorithm>
-#include <cctype>
 #include <optional>
 
 #include "rl/reward/math_structure.h"
+#include "rl/reward/math_token.h"
 #include "rl/reward/verifier.h"
 
 namespace hone::rl {
@@ -83,9 +83,6 @@ std::optional<std::string> LastFormula(std::string_view text) {
          text.find("$$") == std::string_view::npos ? "$" : "$$");
   return last;
 }
-
-bool IsDigit(char c) { return c >= '0' && c <= '9'; }
-bool IsLetter(char c) { return std::isalpha(static_cast<unsigned char>(c)) != 0; }
 
 // What follows the last "answer is" or "answer:", to the sentence's end.
 std::optional<std::string> AfterAnswerIs(std::string_view text) {

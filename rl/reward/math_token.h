@@ -1,12 +1,16 @@
 // Mathematical text, LaTeX or plain, as tokens.
 #pragma once
 
+#include <cctype>
 #include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
 
 namespace hone::rl {
+
+inline bool IsDigit(char c) { return c >= '0' && c <= '9'; }
+inline bool IsLetter(char c) { return std::isalpha(static_cast<unsigned char>(c)) != 0; }
 
 struct MathToken {
   enum class Kind {

@@ -32,12 +32,6 @@ std::vector<std::string> Words(std::string_view text) {
   return words;
 }
 
-size_t Count(std::string_view text, std::string_view what) {
-  size_t n = 0;
-  for (size_t at = text.find(what); at != std::string_view::npos; at = text.find(what, at + 1)) ++n;
-  return n;
-}
-
 // Digits at `at`; how many.
 size_t Digits(std::string_view text, size_t at) {
   size_t n = 0;
@@ -86,6 +80,12 @@ double CosineLength(bool correct, int64_t tokens, int64_t limit) {
   double share = limit > 0 ? static_cast<double>(tokens) / static_cast<double>(limit) : 1.0;
   double fall = 0.25 * (1 + std::cos(std::clamp(share, 0.0, 1.0) * std::numbers::pi));
   return correct ? 0.5 + fall : -0.5 - fall;
+}
+
+size_t Count(std::string_view text, std::string_view what) {
+  size_t n = 0;
+  for (size_t at = text.find(what); at != std::string_view::npos; at = text.find(what, at + 1)) ++n;
+  return n;
 }
 
 double TagCount(std::string_view text) {

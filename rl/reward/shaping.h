@@ -2,6 +2,7 @@
 // src/open_r1/rewards.py) defined it for its recipes.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <string_view>
 
@@ -15,6 +16,9 @@ double RepetitionPenalty(std::string_view text, int n);
 // not: short where right, long where wrong.                      [2502.03373 §3, constants
 // open-r1's]
 double CosineLength(bool correct, int64_t tokens, int64_t limit);
+
+// How often `what` stands in the text.
+size_t Count(std::string_view text, std::string_view what);
 
 // A quarter for each of <think> </think> <answer> </answer> that stands there exactly once.
 double TagCount(std::string_view text);

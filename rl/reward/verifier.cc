@@ -16,12 +16,6 @@ std::string_view Trim(std::string_view text) {
   return begin == std::string_view::npos ? std::string_view() : text.substr(begin, end - begin + 1);
 }
 
-size_t Count(std::string_view text, std::string_view tag) {
-  size_t n = 0;
-  for (size_t at = text.find(tag); at != std::string_view::npos; at = text.find(tag, at + 1)) ++n;
-  return n;
-}
-
 // Between the first `open` and the first `close` after it; whole rest where there is no close.
 bool Between(std::string_view text, std::string_view open, std::string_view close,
              std::string* inside) {

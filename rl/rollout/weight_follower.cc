@@ -1,7 +1,5 @@
 #include "rl/rollout/weight_follower.h"
 
-#include <fstream>
-
 #include "rl/rollout/weight_publisher.h"
 #include "rl/rollout/wire.h"
 #include "rollout.grpc.pb.h"
@@ -11,14 +9,6 @@ namespace hone::rl {
 namespace {
 
 constexpr auto kDeadline = std::chrono::seconds(10);
-constexpr int kMaxMessage = 64 << 20;
-
-std::string ReadLine(const std::string& path) {
-  std::ifstream file(path);
-  std::string line;
-  std::getline(file, line);
-  return line;
-}
 
 }  // namespace
 
@@ -29,14 +19,14 @@ struct WeightFollower::Impl {
 
   // A run that is started again may have another address.
   proto::RolloutPool::Stub* Stub() {
-    const std::string now =
-        options.coordinator_file.empty() ? options.coordinator : ReadLine(options.coordinator_file);
-    const std::string secret = ReadLine(options.secret_file);
+    const std::string now = options.coordinator_file.empty() ? options.coordinator
+                                                             : FirstLine(options.coordinator_file);
+    const std::string secret = FirstLine(options.secret_file);
     if (now.empty() || secret.empty()) return nullptr;
     if (now != address || secret != security.secret) {
       security.secret = secret;
       address = now;
-      stub = proto::RolloutPool::NewStub(Connect(address, security, kMaxMessage));
+      stub = proto::RolloutPool::NewStub(Connect(address, security));
       sync = std::make_unique<WeightSync>(WeightSync::Options{
           secret, options.tls_certificate, options.tls_key, options.tls_ca, true});
     }

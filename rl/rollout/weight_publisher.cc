@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <atomic>
-#include <fstream>
 #include <map>
 #include <mutex>
 #include <set>
@@ -19,16 +18,10 @@
 namespace hone::rl {
 namespace {
 
-constexpr int kMaxMessage = 64 << 20;
 constexpr auto kFetchDeadline = std::chrono::minutes(10);
 
 // Names this machine, so that nobody tries to open device memory of another.
-std::string MachineId() {
-  std::ifstream file("/proc/sys/kernel/random/boot_id");
-  std::string id;
-  std::getline(file, id);
-  return id;
-}
+std::string MachineId() { return FirstLine("/proc/sys/kernel/random/boot_id"); }
 
 void FillInfo(const SlabTensor& s, proto::SlabInfo* m) {
   m->set_name(s.slab.name);
@@ -365,7 +358,7 @@ struct WeightSync::Impl {
 
   const std::shared_ptr<grpc::Channel>& ChannelTo(const std::string& endpoint) {
     auto& channel = channels[endpoint];
-    if (!channel) channel = Connect(endpoint, security, kMaxMessage);
+    if (!channel) channel = Connect(endpoint, security);
     return channel;
   }
 

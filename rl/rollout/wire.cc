@@ -11,6 +11,7 @@ namespace hone::rl {
 namespace {
 
 constexpr char kSecretHeader[] = "x-hone-secret";
+constexpr int kMaxMessageBytes = 64 << 20;
 
 std::string ReadFile(const std::string& path) {
   std::ifstream file(path, std::ios::binary);
@@ -112,16 +113,15 @@ std::shared_ptr<grpc::ServerCredentials> ServerCredentials(const Security& secur
   return grpc::SslServerCredentials(options);
 }
 
-std::shared_ptr<grpc::Channel> Connect(const std::string& address, const Security& security,
-                                       int64_t max_message_bytes) {
+std::shared_ptr<grpc::Channel> Connect(const std::string& address, const Security& security) {
   std::shared_ptr<grpc::ChannelCredentials> credentials = grpc::InsecureChannelCredentials();
   if (security.tls()) {
     credentials = grpc::SslCredentials(
         {ReadFile(security.ca), ReadFile(security.key), ReadFile(security.certificate)});
   }
   grpc::ChannelArguments arguments;
-  arguments.SetMaxReceiveMessageSize(static_cast<int>(max_message_bytes));
-  arguments.SetMaxSendMessageSize(static_cast<int>(max_message_bytes));
+  arguments.SetMaxReceiveMessageSize(kMaxMessageBytes);
+  arguments.SetMaxSendMessageSize(kMaxMessageBytes);
   arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 1000);
   // A channel of its own: a restarted server at the same address is not mistaken for a dead one.
   arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
@@ -171,6 +171,13 @@ std::string ReachableAddress(const std::string& listen, int port) {
     host = name;
   }
   return fmt::format("{}:{}", host, port);
+}
+
+std::string FirstLine(const std::string& path) {
+  std::ifstream file(path);
+  std::string line;
+  std::getline(file, line);
+  return line;
 }
 
 }  // namespace hone::rl

@@ -29,8 +29,7 @@ struct Security {
 // Throws ConfigError when `listen` is beyond loopback without TLS.
 std::shared_ptr<grpc::ServerCredentials> ServerCredentials(const Security& security,
                                                            const std::string& listen);
-std::shared_ptr<grpc::Channel> Connect(const std::string& address, const Security& security,
-                                       int64_t max_message_bytes);
+std::shared_ptr<grpc::Channel> Connect(const std::string& address, const Security& security);
 // A client's call: secret attached, deadline set.
 void Prepare(grpc::ClientContext& context, const Security& security,
              std::chrono::milliseconds deadline);
@@ -41,5 +40,7 @@ grpc::Status CheckSecret(const grpc::ServerContextBase& context, const std::stri
 std::string BuildId(Device device = {});
 // "host" of HOST:PORT, and the address a client reaches a listener at.
 std::string ReachableAddress(const std::string& listen, int port);
+// Of a file that holds an address or a secret: its first line, "" while it is not there.
+std::string FirstLine(const std::string& path);
 
 }  // namespace hone::rl

@@ -2,7 +2,6 @@
 
 #include <unistd.h>
 
-#include <fstream>
 #include <map>
 #include <optional>
 #include <set>
@@ -12,6 +11,7 @@
 #include "rl/reward/verifier_pool.h"
 #include "rl/rollout/inference_engine.h"
 #include "rl/rollout/weight_publisher.h"
+#include "rl/rollout/wire.h"
 #include "rl/rollout/worker_model.h"
 #include "rl/rollout/worker_session.h"
 
@@ -29,13 +29,6 @@ constexpr int64_t kMaxReadings = 1024;  // samples asked for at once
 constexpr int64_t kReadTokens = 4096;   // of one forward, unless a sample alone is longer
 constexpr auto kVerifierPatience =
     std::chrono::seconds(30);  // when the last samples are being scored
-
-std::string ReadLine(const std::string& path) {
-  std::ifstream file(path);
-  std::string line;
-  std::getline(file, line);
-  return line;
-}
 
 // A sample being drawn or scored.
 struct Task {
@@ -467,9 +460,9 @@ int RunWorker(const WorkerOptions& given, const std::atomic<bool>& stop) {
   std::string problem = "nothing tried yet";
   while (!stop) {
     try {
-      security.secret = options.secret.empty() ? ReadLine(options.secret_file) : options.secret;
+      security.secret = options.secret.empty() ? FirstLine(options.secret_file) : options.secret;
       std::string address = options.coordinator_file.empty() ? options.coordinator
-                                                             : ReadLine(options.coordinator_file);
+                                                             : FirstLine(options.coordinator_file);
       if (!address.empty() && !security.secret.empty()) {
         if (!worker) worker = std::make_unique<Worker>(options, security, verifiers, stop);
         if (worker->Serve(address)) return 0;

@@ -9,7 +9,6 @@ using std::chrono::milliseconds;
 
 constexpr auto kCallDeadline = std::chrono::seconds(20);
 constexpr size_t kSubmitBytes = 16 << 20;  // of one message, unless a sample alone is larger
-constexpr int64_t kMaxMessageBytes = 64 << 20;
 
 }  // namespace
 
@@ -18,7 +17,7 @@ Session::Session(std::string worker_name, Security security, const std::string& 
     : name_(std::move(worker_name)),
       security_(std::move(security)),
       device_(device),
-      stub_(proto::RolloutPool::NewStub(Connect(address, security_, kMaxMessageBytes))) {}
+      stub_(proto::RolloutPool::NewStub(Connect(address, security_))) {}
 
 template <class Fn>
 void Session::Call(const char* what, Fn fn) {

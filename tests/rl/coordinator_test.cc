@@ -31,7 +31,7 @@ class Client {
  public:
   Client(const std::string& address, Security security)
       : security_(std::move(security)),
-        channel_(Connect(address, security_, 64 << 20)),
+        channel_(Connect(address, security_)),
         stub_(proto::RolloutPool::NewStub(channel_)) {}
   explicit Client(const std::string& address) : Client(address, {kSecret, "", "", ""}) {}
 

@@ -49,7 +49,7 @@ void FetchMain(const WeightVersion& version) {
 // Borrows the memory of a version, says so, and reads it when told to.
 void BorrowMain(const WeightVersion& version) {
   Security security{kSecret, "", "", ""};
-  auto stub = proto::WeightServer::NewStub(Connect(version.endpoints[0], security, 64 << 20));
+  auto stub = proto::WeightServer::NewStub(Connect(version.endpoints[0], security));
   proto::ManifestRequest request;
   request.set_version(version.version);
   grpc::ClientContext context;

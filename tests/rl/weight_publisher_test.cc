@@ -55,7 +55,7 @@ class WeightPublisherTest : public testing::Test {
   }
   proto::ManifestReply Manifest(const std::string& endpoint, int64_t version) {
     Security security{kSecret, "", "", ""};
-    auto stub = proto::WeightServer::NewStub(Connect(endpoint, security, 64 << 20));
+    auto stub = proto::WeightServer::NewStub(Connect(endpoint, security));
     grpc::ClientContext context;
     Prepare(context, security, std::chrono::seconds(10));
     proto::ManifestRequest request;
