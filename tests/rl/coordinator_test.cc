@@ -9,148 +9,16 @@
 
 #include <atomic>
 #include <cstdlib>
-#include <thread>
 
 #include "rl/rollout/journal.h"
-#include "rl/rollout/wire.h"
-#include "rollout.grpc.pb.h"
 #include "runtime/error.h"
-#include "tests/rl/rollout_testing.h"
+#include "tests/rl/coordinator_testing.h"
 
 namespace hone::rl {
 namespace {
 
 using std::chrono::milliseconds;
 using testing::HasSubstr;
-
-constexpr char kSecret[] = "0123456789abcdef";
-constexpr auto kDeadline = std::chrono::seconds(10);
-
-// A worker that speaks the protocol by hand.
-class Client {
- public:
-  Client(const std::string& address, Security security)
-      : security_(std::move(security)),
-        channel_(Connect(address, security_)),
-        stub_(proto::RolloutPool::NewStub(channel_)) {}
-  explicit Client(const std::string& address) : Client(address, {kSecret, "", "", ""}) {}
-
-  grpc::Status Register(const std::string& digest = "m", int protocol = kProtocolVersion,
-                        const std::string& build = BuildId()) {
-    proto::RegisterRequest request;
-    request.set_protocol(protocol);
-    request.set_name("by hand");
-    request.set_build(build);
-    request.set_model_digest(digest);
-    grpc::ClientContext context;
-    Prepare(context, security_, kDeadline);
-    grpc::Status status = stub_->Register(&context, request, &hello);
-    worker = hello.worker();
-    return status;
-  }
-  grpc::Status Take(int64_t samples, proto::LeaseReply* reply, int64_t wait_ms = 0,
-                    bool memory_released = false) {
-    proto::LeaseRequest request;
-    request.set_memory_released(memory_released);
-    request.set_worker(worker);
-    request.set_max_samples(samples);
-    request.set_wait_ms(wait_ms);
-    grpc::ClientContext context;
-    Prepare(context, security_, kDeadline);
-    return stub_->TakeLeases(&context, request, reply);
-  }
-  grpc::Status Submit(proto::SubmitRequest request, proto::SubmitReply* reply) {
-    request.set_worker(worker);
-    grpc::ClientContext context;
-    Prepare(context, security_, kDeadline);
-    return stub_->Submit(&context, request, reply);
-  }
-  grpc::Status Submit(const std::vector<Sample>& samples) {
-    proto::SubmitRequest request;
-    for (const Sample& s : samples) *request.add_finished() = ToProto(s);
-    return Submit(std::move(request), &submitted);
-  }
-  grpc::Status Heartbeat(int64_t progress, proto::HeartbeatReply* reply,
-                         int64_t weight_host_bytes = 0) {
-    proto::HeartbeatRequest request;
-    request.set_worker(worker);
-    request.set_weight_host_bytes(weight_host_bytes);
-    request.set_progress(progress);
-    grpc::ClientContext context;
-    Prepare(context, security_, kDeadline);
-    return stub_->Heartbeat(&context, request, reply);
-  }
-  std::shared_ptr<grpc::Channel> channel() const { return channel_; }
-
-  int64_t worker = 0;
-  proto::RegisterReply hello;
-  proto::SubmitReply submitted;
-
- private:
-  Security security_;
-  std::shared_ptr<grpc::Channel> channel_;
-  std::unique_ptr<proto::RolloutPool::Stub> stub_;
-};
-
-void ExpectRefused(const grpc::Status& status, grpc::StatusCode code, const std::string& why) {
-  EXPECT_EQ(status.error_code(), code) << status.error_message();
-  EXPECT_THAT(status.error_message(), HasSubstr(why));
-}
-
-bool GoOn(const Coordinator::Progress&) { return true; }
-
-class CoordinatorTest : public testing::Test {
- protected:
-  Coordinator::Options Options() const {
-    Coordinator::Options o;
-    o.secret = kSecret;
-    o.worker_config = "the config";
-    o.model_digest = "m";
-    o.journal_dir = folder_ / "journal";
-    o.vocab_size = kVocabulary;
-    return o;
-  }
-  static std::unique_ptr<Coordinator> Start(const Coordinator::Options& options,
-                                            FileSystem& fs = runtime::LocalFileSystem()) {
-    auto coordinator = std::make_unique<Coordinator>(fs, options);
-    coordinator->Publish({1, "d1", {"127.0.0.1:1"}});
-    return coordinator;
-  }
-  std::string JournalPath() const { return folder_ / "journal/rl/rollout-000000.bin"; }
-
-  // Draws what is left of the plan like a good worker, and checks the end of it.
-  static void FinishByHand(Coordinator& coordinator, const RolloutPlan& plan) {
-    Client client(coordinator.address());
-    ASSERT_TRUE(client.Register().ok());
-    auto until = std::chrono::steady_clock::now() + kDeadline;
-    bool drawn = false;
-    std::thread worker([&] {
-      while (!drawn && std::chrono::steady_clock::now() < until) {
-        proto::LeaseReply reply;
-        EXPECT_TRUE(client.Take(1000, &reply, 20).ok());
-        for (const proto::Lease& lease : reply.leases()) {
-          std::vector<Sample> samples;
-          for (int64_t s : lease.samples()) {
-            samples.push_back(FinishedSample(plan, lease.prompt(), s));
-          }
-          EXPECT_TRUE(client.Submit(samples).ok());
-        }
-        drawn = reply.shutdown();
-      }
-    });
-    std::vector<Sample> samples =
-        coordinator.Finish(plan.stage, plan.rollout, std::chrono::seconds(5), GoOn);
-    coordinator.Shutdown();
-    worker.join();
-    ASSERT_EQ(samples.size(), plan.prompts.size() * static_cast<size_t>(plan.group_size));
-    for (size_t i = 0; i < samples.size(); ++i) {
-      int64_t prompt = static_cast<int64_t>(i) / plan.group_size;
-      EXPECT_TRUE(SameSample(samples[i], FinishedSample(plan, prompt, samples[i].key.sample)));
-      EXPECT_EQ(samples[i].key.sample, static_cast<int64_t>(i) % plan.group_size);
-    }
-  }
-  runtime::TemporaryFolder folder_;
-};
 
 TEST_F(CoordinatorTest, AWorkerIsToldEverythingItNeeds) {
   auto coordinator = Start(Options());
@@ -194,9 +62,8 @@ TEST_F(CoordinatorTest, AWorkerIsToldEverythingItNeeds) {
 TEST_F(CoordinatorTest, RefusesWithAReasonAndGoesOn) {
   Coordinator::Options options = Options();
   options.max_message_bytes = 64 << 10;
-  auto coordinator = Start(options);
   RolloutPlan plan = TinyPlan(4, 3);
-  coordinator->Begin(plan);
+  auto coordinator = Begin(options, plan);
 
   for (const char* secret : {"", "wrong", "0123456789abcdeF", "0123456789abcdef0"}) {
     Client stranger(coordinator->address(), {secret, "", "", ""});
@@ -233,8 +100,7 @@ TEST_F(CoordinatorTest, RefusesWithAReasonAndGoesOn) {
   EXPECT_EQ(coordinator->stats().workers, 0);
 
   // One of each message's samples is bad, the others count.
-  Client worker(coordinator->address());
-  ASSERT_TRUE(worker.Register().ok());
+  Client worker = Registered(*coordinator);
   proto::SubmitRequest request;
   *request.add_finished() = ToProto(FinishedSample(plan, 0, 0));
   proto::Sample* torn = request.add_finished();
@@ -257,9 +123,8 @@ TEST_F(CoordinatorTest, RefusesWithAReasonAndGoesOn) {
 
 // Bytes that are no message, and bytes that are not even HTTP/2.
 TEST_F(CoordinatorTest, MalformedBytesDisturbNothing) {
-  auto coordinator = Start(Options());
   RolloutPlan plan = TinyPlan(2, 2);
-  coordinator->Begin(plan);
+  auto coordinator = Begin(Options(), plan);
   Client client(coordinator->address());
   for (const char* method : {"Register", "Submit", "TakeLeases", "Heartbeat", "NoSuchMethod"}) {
     grpc::GenericStub stub(client.channel());
@@ -294,11 +159,9 @@ TEST_F(CoordinatorTest, MalformedBytesDisturbNothing) {
 }
 
 TEST_F(CoordinatorTest, WhatIsAcknowledgedIsInTheJournal) {
-  auto coordinator = Start(Options());
   RolloutPlan plan = TinyPlan(2, 2);
-  coordinator->Begin(plan);
-  Client client(coordinator->address());
-  ASSERT_TRUE(client.Register().ok());
+  auto coordinator = Begin(Options(), plan);
+  Client client = Registered(*coordinator);
   ASSERT_TRUE(client.Submit({FinishedSample(plan, 1, 0)}).ok());
   EXPECT_EQ(client.submitted.accepted(), 1);
   auto journalled = ReadJournal(runtime::LocalFileSystem(), JournalPath());
@@ -314,8 +177,7 @@ TEST_F(CoordinatorTest, WhatIsAcknowledgedIsInTheJournal) {
   coordinator = Start(Options());
   coordinator->Begin(plan);
   ASSERT_TRUE(Client(coordinator->address()).Register().ok());
-  Client again(coordinator->address());
-  ASSERT_TRUE(again.Register().ok());
+  Client again = Registered(*coordinator);
   proto::LeaseReply reply;
   ASSERT_TRUE(again.Take(99, &reply).ok());
   int64_t asked = 0;
@@ -332,187 +194,10 @@ TEST_F(CoordinatorTest, AJournalThatCannotBeWrittenEndsTheWait) {
   auto coordinator = Start(Options(), faulty);
   RolloutPlan plan = TinyPlan(1, 2);
   coordinator->Begin(plan);
-  Client client(coordinator->address());
-  ASSERT_TRUE(client.Register().ok());
+  Client client = Registered(*coordinator);
   full = true;
   EXPECT_FALSE(client.Submit({FinishedSample(plan, 0, 0)}).ok());
   EXPECT_THROW(coordinator->Finish("rl", 0, std::chrono::seconds(5), GoOn), IoError);
-}
-
-TEST_F(CoordinatorTest, LeasesOfTheSilentAreReissuedThoseOfTheBusyAreNot) {
-  Coordinator::Options options = Options();
-  options.lease = milliseconds(400);
-  options.heartbeat = milliseconds(100'000);
-  auto coordinator = Start(options);
-  RolloutPlan plan = TinyPlan(2, 2);
-  coordinator->Begin(plan);
-  Client silent(coordinator->address()), busy(coordinator->address()),
-      third(coordinator->address());
-  for (Client* c : {&silent, &busy, &third}) ASSERT_TRUE(c->Register().ok());
-  proto::LeaseReply one, two, none;
-  ASSERT_TRUE(silent.Take(2, &one).ok());
-  ASSERT_TRUE(busy.Take(2, &two).ok());
-  ASSERT_TRUE(third.Take(9, &none).ok());
-  EXPECT_EQ(none.leases_size(), 0);
-  // Both live, but only one gets on.
-  proto::HeartbeatReply beat;
-  std::vector<int64_t> cancelled;
-  for (int64_t i = 1; i <= 16; ++i) {
-    std::this_thread::sleep_for(milliseconds(50));
-    ASSERT_TRUE(busy.Heartbeat(i, &beat).ok());
-    EXPECT_EQ(beat.cancelled_leases_size(), 0) << "a lease of the busy one was taken away";
-    ASSERT_TRUE(silent.Heartbeat(5, &beat).ok());
-    cancelled.insert(cancelled.end(), beat.cancelled_leases().begin(),
-                     beat.cancelled_leases().end());
-  }
-  EXPECT_EQ(cancelled, std::vector<int64_t>{one.leases(0).lease()});
-  proto::LeaseReply again;
-  ASSERT_TRUE(third.Take(9, &again, 2000).ok());
-  ASSERT_EQ(again.leases_size(), 1);
-  EXPECT_EQ(again.leases(0).prompt(), one.leases(0).prompt());
-  EXPECT_GE(coordinator->stats().reissued, 1);
-}
-
-// Workers tell sums; what they told stays when they are gone.
-TEST_F(CoordinatorTest, WeightsThatPassedHostsAreCountedOnce) {
-  Coordinator::Options options = Options();
-  options.heartbeat = milliseconds(50);
-  auto coordinator = Start(options);
-  proto::HeartbeatReply beat;
-  for (int64_t expected : {9, 18}) {
-    Client worker(coordinator->address());
-    ASSERT_TRUE(worker.Register().ok());
-    for (int64_t sum : {5, 5, 9}) ASSERT_TRUE(worker.Heartbeat(1, &beat, sum).ok());
-    EXPECT_EQ(coordinator->stats().weight_host_bytes, expected);
-  }
-  for (int i = 0; i < 500 && coordinator->stats().workers > 0; ++i) {
-    std::this_thread::sleep_for(milliseconds(10));
-  }
-  EXPECT_EQ(coordinator->stats().workers, 0);
-  EXPECT_EQ(coordinator->stats().weight_host_bytes, 18);
-}
-
-TEST_F(CoordinatorTest, TheDeadAreForgottenAndTheirWorkGoesOn) {
-  Coordinator::Options options = Options();
-  options.heartbeat = milliseconds(50);
-  auto coordinator = Start(options);
-  RolloutPlan plan = TinyPlan(2, 2);
-  coordinator->Begin(plan);
-  Client dead(coordinator->address());
-  ASSERT_TRUE(dead.Register().ok());
-  proto::LeaseReply leases;
-  ASSERT_TRUE(dead.Take(3, &leases).ok());
-  proto::SubmitRequest begun;  // part of its work came back before it died
-  Sample half = FinishedSample(plan, 0, 1, 2);
-  half.finish = FinishReason::kCancelled;
-  *begun.add_continued() = ToProto(half);
-  ASSERT_TRUE(dead.Submit(begun, &dead.submitted).ok());
-  for (int i = 0; i < 200 && coordinator->stats().workers > 0; ++i) {
-    std::this_thread::sleep_for(milliseconds(20));
-  }
-  EXPECT_EQ(coordinator->stats().workers, 0);
-  ExpectRefused(dead.Submit({}), grpc::StatusCode::NOT_FOUND, "not registered");
-  Client other(coordinator->address());
-  ASSERT_TRUE(other.Register().ok());
-  proto::LeaseReply again;
-  ASSERT_TRUE(other.Take(4, &again).ok());
-  ASSERT_EQ(again.leases_size(), 2);
-  ASSERT_EQ(again.leases(0).partial_size(), 1);
-  EXPECT_TRUE(SameSample(FromProto(again.leases(0).partial(0)), half));
-}
-
-// Learner and workers take turns with the memory of a device.
-TEST_F(CoordinatorTest, MemoryIsHandedToAndFro) {
-  Coordinator::Options options = Options();
-  options.colocated = true;
-  auto coordinator = Start(options);
-  RolloutPlan plan = TinyPlan(2, 1);
-  coordinator->Begin(plan);
-  Client worker(coordinator->address());
-  ASSERT_TRUE(worker.Register().ok());
-  proto::LeaseReply reply;
-  // The learner's turn comes first: no leases, and nothing to be released.
-  ASSERT_TRUE(worker.Take(8, &reply, 50, /*memory_released=*/true).ok());
-  EXPECT_EQ(reply.leases_size(), 0);
-  EXPECT_TRUE(reply.release_memory());
-  coordinator->TakeMemory(milliseconds(0));
-  coordinator->GiveMemory();
-  ASSERT_TRUE(worker.Take(8, &reply, 0, true).ok());
-  EXPECT_EQ(reply.leases_size(), 2);
-  EXPECT_FALSE(reply.release_memory());
-  ASSERT_TRUE(worker.Submit({FinishedSample(plan, 0, 0), FinishedSample(plan, 1, 0)}).ok());
-
-  // It holds memory until it says that it does not; who waits for leases hears of it at once.
-  try {
-    coordinator->TakeMemory(milliseconds(300));
-    ADD_FAILURE() << "the worker holds memory";
-  } catch (const TimeoutError& e) {
-    EXPECT_THAT(e.what(), HasSubstr("memory that workers hold: by hand"));
-  }
-  coordinator->GiveMemory();
-  std::thread waiting([&] {
-    ASSERT_TRUE(worker.Take(8, &reply, 60'000).ok());
-    EXPECT_TRUE(reply.release_memory());
-    proto::LeaseReply next;
-    ASSERT_TRUE(worker.Take(8, &next, 0, true).ok());
-    EXPECT_EQ(next.leases_size(), 0);
-  });
-  coordinator->TakeMemory(kDeadline);
-  waiting.join();
-
-  // Whoever comes in the learner's turn holds none; in the workers' turn leases are drawn again.
-  Client late(coordinator->address());
-  ASSERT_TRUE(late.Register().ok());
-  coordinator->TakeMemory(milliseconds(0));
-  RolloutPlan second = TinyPlan(1, 1);
-  second.rollout = 1;
-  coordinator->Begin(second);
-  ASSERT_TRUE(late.Take(8, &reply, 0, true).ok());
-  EXPECT_EQ(reply.leases_size(), 0);
-  coordinator->GiveMemory();
-  ASSERT_TRUE(late.Take(8, &reply, 0, true).ok());
-  EXPECT_EQ(reply.leases_size(), 1);
-}
-
-// One that dies with memory in its hands does not keep the learner waiting.
-TEST_F(CoordinatorTest, TheDeadHoldNoMemory) {
-  Coordinator::Options options = Options();
-  options.colocated = true;
-  options.heartbeat = milliseconds(50);
-  auto coordinator = Start(options);
-  coordinator->Begin(TinyPlan(1, 1));
-  coordinator->GiveMemory();
-  Client worker(coordinator->address());
-  ASSERT_TRUE(worker.Register().ok());
-  proto::LeaseReply reply;
-  ASSERT_TRUE(worker.Take(8, &reply, 0, true).ok());
-  ASSERT_EQ(reply.leases_size(), 1);
-  coordinator->TakeMemory(kDeadline);
-  EXPECT_EQ(coordinator->stats().workers, 0);
-}
-
-TEST_F(CoordinatorTest, ManyWhoWaitDoNotSilenceTheOthers) {
-  auto coordinator = Start(Options());
-  std::vector<std::unique_ptr<Client>> crowd;
-  for (int i = 0; i < 80; ++i) {
-    crowd.push_back(std::make_unique<Client>(coordinator->address()));
-    ASSERT_TRUE(crowd.back()->Register().ok());
-  }
-  std::vector<std::thread> threads;
-  std::atomic<int> failed{0};
-  for (auto& client : crowd) {
-    threads.emplace_back([&failed, c = client.get()] {
-      proto::LeaseReply reply;
-      failed += !c->Take(1, &reply, 1000).ok();
-    });
-  }
-  std::this_thread::sleep_for(milliseconds(300));
-  Client one(coordinator->address());
-  proto::HeartbeatReply beat;
-  EXPECT_TRUE(one.Register().ok());
-  EXPECT_TRUE(one.Heartbeat(1, &beat).ok());
-  for (std::thread& t : threads) t.join();
-  EXPECT_EQ(failed, 0);
 }
 
 TEST_F(CoordinatorTest, AWaitEndsWhenStuckOrStopped) {
@@ -531,8 +216,7 @@ TEST_F(CoordinatorTest, WeightsThatAreNoMoreDrawNothing) {
   {
     auto coordinator = Start(Options());
     coordinator->Begin(plan);
-    Client client(coordinator->address());
-    ASSERT_TRUE(client.Register().ok());
+    Client client = Registered(*coordinator);
     ASSERT_TRUE(client.Submit({FinishedSample(plan, 0, 0)}).ok());
   }
   {
@@ -543,8 +227,7 @@ TEST_F(CoordinatorTest, WeightsThatAreNoMoreDrawNothing) {
   {
     auto coordinator = Start(Options());
     coordinator->Begin(plan);
-    Client client(coordinator->address());
-    ASSERT_TRUE(client.Register().ok());
+    Client client = Registered(*coordinator);
     ASSERT_TRUE(client.Submit({FinishedSample(plan, 0, 1)}).ok());
   }
   auto coordinator = std::make_unique<Coordinator>(runtime::LocalFileSystem(), Options());
@@ -554,11 +237,9 @@ TEST_F(CoordinatorTest, WeightsThatAreNoMoreDrawNothing) {
 }
 
 TEST_F(CoordinatorTest, OfUnpinnedWeightsTwoVersionsAreKnown) {
-  auto coordinator = Start(Options());
   RolloutPlan plan = TinyPlan(1, 2);
-  coordinator->Begin(plan);
-  Client client(coordinator->address());
-  ASSERT_TRUE(client.Register().ok());
+  auto coordinator = Begin(Options(), plan);
+  Client client = Registered(*coordinator);
   coordinator->Publish({2, "d2", {}});
   proto::LeaseReply known, gone;
   ASSERT_TRUE(client.Take(1, &known).ok());
