@@ -78,6 +78,7 @@ Json ModelToJson(const model::ModelConfig& c) {
           {"experts", c.n_routed_experts},
           {"experts_per_token", c.num_experts_per_tok},
           {"eps", c.rms_norm_eps},
+          {"attention_bias", c.attention_bias},
           {"parameters", c.ParameterCount(false)},
           {"active_parameters", c.ActiveParameterCount(false)}};
 }

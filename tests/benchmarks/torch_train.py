@@ -40,9 +40,10 @@ class Block(nn.Module):
         d, f, self.heads, self.groups = m["hidden_size"], m["intermediate_size"], m["heads"], m["kv_heads"]
         self.dim = m["head_dim"]
         self.norm1, self.norm2 = RmsNorm(d, m["eps"]), RmsNorm(d, m["eps"])
-        self.q = nn.Linear(d, self.heads * self.dim, bias=False)
-        self.k = nn.Linear(d, self.groups * self.dim, bias=False)
-        self.v = nn.Linear(d, self.groups * self.dim, bias=False)
+        bias = m.get("attention_bias", False)
+        self.q = nn.Linear(d, self.heads * self.dim, bias=bias)
+        self.k = nn.Linear(d, self.groups * self.dim, bias=bias)
+        self.v = nn.Linear(d, self.groups * self.dim, bias=bias)
         self.o = nn.Linear(self.heads * self.dim, d, bias=False)
         self.gate, self.up = nn.Linear(d, f, bias=False), nn.Linear(d, f, bias=False)
         self.down = nn.Linear(f, d, bias=False)
@@ -114,4 +115,5 @@ def main():
     }))
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -5,6 +5,7 @@
 #include <CLI/CLI.hpp>
 #include <chrono>
 #include <cmath>
+#include <fstream>
 #include <iostream>
 #include <memory>
 #include <nlohmann/json.hpp>
@@ -19,6 +20,7 @@
 #include "parallel/mesh.h"
 #include "parallel/train_engine.h"
 #include "rl/policy_loss.h"
+#include "runtime/replay.h"
 
 namespace hone::launcher {
 namespace {
@@ -173,6 +175,9 @@ model::ModelConfig DeepSeek(const Setup& setup) {
   return model::ModelConfig::FromHuggingFaceText(c.dump(), "gpu_bench");
 }
 
+constexpr int64_t kSequences = 2;  // of a pack
+int64_t SequenceLength(const Setup& setup) { return setup.Size(2048, 32); }
+
 // Whole optimizer steps on one pack.
 void TrainSpeed(const Setup& setup, const std::string& name, const model::ModelConfig& config,
                 double gemm_rate, bool fp8, const std::string& wanted) {
@@ -180,7 +185,7 @@ void TrainSpeed(const Setup& setup, const std::string& name, const model::ModelC
   ctx.numerics = Numerics::kFast;
   ctx.fp8 = fp8;
   BenchModel model{
-      .preset = name, .config = config, .sequence = setup.Size(2048, 32), .sequences = 2};
+      .preset = name, .config = config, .sequence = SequenceLength(setup), .sequences = kSequences};
   parallel::GroupPtr world = parallel::MakeSingleGroup();
   parallel::Mesh mesh({}, world);
   model::StageOptions options;
@@ -207,6 +212,9 @@ void TrainSpeed(const Setup& setup, const std::string& name, const model::ModelC
   }
 }
 
+int64_t DecodedSequences(const Setup& setup) { return setup.Size(256, 4); }
+int64_t DecodedLength(const Setup& setup) { return setup.Size(2048, 128); }
+
 // One decode step of many sequences whose cache is full; bytes that it must read over its time.
 void DecodeSpeed(const Setup& setup, Numerics numerics, double memory_rate) {
   Context ctx(setup.device);
@@ -218,7 +226,7 @@ void DecodeSpeed(const Setup& setup, Numerics numerics, double memory_rate) {
   options.with_gradients = false;
   model::TransformerStage stage(ctx, config, options);
   stage.Initialize(1);
-  const int64_t sequences = setup.Size(256, 4), length = setup.Size(2048, 128), page = 64;
+  const int64_t sequences = DecodedSequences(setup), length = DecodedLength(setup), page = 64;
   const int64_t pages = length / page;
   model::KvCache cache(ctx, config, config.num_hidden_layers, sequences * pages, page,
                        setup.dtype());
@@ -232,7 +240,9 @@ void DecodeSpeed(const Setup& setup, Numerics numerics, double memory_rate) {
     auto& own = batch.pages_S.emplace_back();
     for (int64_t p = 0; p < pages; ++p) own.push_back(cache.TakePage());
   }
-  double seconds = Time(ctx, setup.rounds, [&] { stage.Decode(ctx, batch, cache); });
+  const auto replay = runtime::MakeReplay(ctx.allocator());
+  double seconds = Time(ctx, setup.rounds + 2,
+                        [&] { replay->Run(sequences, [&] { stage.Decode(ctx, batch, cache); }); });
   const double bytes =
       static_cast<double>(config.ParameterCount(false) * runtime::DTypeSize(setup.dtype())) +
       static_cast<double>(
@@ -245,14 +255,29 @@ void DecodeSpeed(const Setup& setup, Numerics numerics, double memory_rate) {
          fast ? ">= 70" : "");
 }
 
+// What torch_gpu.py needs to do the same.
+void WriteShapes(const Setup& setup, const std::string& path) {
+  const Json shapes = {{"model", ModelToJson(Qwen2(setup))},
+                       {"sequence", SequenceLength(setup)},
+                       {"sequences", kSequences},
+                       {"decode_sequences", DecodedSequences(setup)},
+                       {"decode_length", DecodedLength(setup)},
+                       {"rounds", setup.rounds}};
+  std::ofstream file(path);
+  file << shapes.dump(1) << "\n";
+  Check<IoError>(file.good(), "[gpu_bench] cannot write {}", path);
+}
+
 int Main(int argc, char** argv) {
   Setup setup;
-  std::string device = "cuda";
+  std::string device = "cuda", shapes;
   CLI::App app("The speed of one GPU at what hone does with it", "gpu_bench");
   app.add_option("--device", device)->check(CLI::IsMember({"cpu", "cuda"}));
   app.add_option("--rounds", setup.rounds);
   app.add_flag("--small", setup.small, "tiny sizes: a test of this program");
+  app.add_option("--shapes", shapes, "write what torch_gpu.py is to do beside it to this file");
   CLI11_PARSE(app, argc, argv);
+  if (!shapes.empty()) WriteShapes(setup, shapes);
   if (device == "cpu") setup.device = Device::Cpu();
   const double memory_rate = MemoryRate(setup), gemm_rate = GemmRate(setup);
   Fp8Speed(setup);
