@@ -5,6 +5,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <barrier>
 #include <cstdlib>
 #include <thread>
 
@@ -177,9 +178,11 @@ TEST(TcpGroup, SaysThatNobodyListens) {
 }
 
 TEST(TcpGroup, ARankThatLeavesIsNamed) {
-  OnTcpRanks(3, [](const GroupPtr& group) {
+  std::barrier told(2);  // else who is told first leaves as well, before the other is
+  OnTcpRanks(3, [&](const GroupPtr& group) {
     if (group->rank() == 1) return;
     std::string gather = ErrorOf([&] { group->AllGatherBytes("x"); });
+    told.arrive_and_wait();
     EXPECT_THAT(gather, HasSubstr("rank 1 has left"));
     Tensor t = Vector<float>({0});
     EXPECT_THAT(ErrorOf([&] { group->Receive(t, 1, 3)->Wait(); }), HasSubstr("rank"));
