@@ -4,6 +4,8 @@
 // registers sum a square of 32 × 32 of C; two hold the panel of A and two that of B.
 #include "kernels/amx_gemm.h"
 
+#include "runtime/error.h"
+
 #if defined(__AMX_BF16__) && defined(__AVX512BW__)
 #include <immintrin.h>
 #include <sys/syscall.h>
@@ -315,7 +317,9 @@ bool AmxPays(int64_t, int64_t, int64_t) {
 
 template <class T>
 void AmxGemm(ThreadPool&, int64_t, int64_t, int64_t, MatrixView<T>, MatrixView<T>, float*, int64_t,
-             bool) {}
+             bool) {
+  throw DeviceError("[gemm] this build has no AMX (HONE_CPU_ARCH)");
+}
 
 #endif
 

@@ -5,7 +5,8 @@
 // bits whatever T is, however many threads run and wherever the row stands. On the CPU each element
 // is one fused-multiply-add chain over k in ascending order that starts from the bias; a weight
 // gradient is one chain over the tokens that starts from what is there, so splitting a batch into
-// microbatches of consecutive tokens changes no bit of it. Gradient convention: input gradients are
+// microbatches of consecutive tokens changes no bit of it. Numerics::kFast promises neither
+// (runtime/context.h). Gradient convention: input gradients are
 // returned (=), weight and bias gradients are added (+=).
 #pragma once
 
