@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "kernels/cuda/cudnn_attention.h"
+#include "kernels/cuda/cudnn_pack.h"
 #include "kernels/cuda/launch.h"
 
 namespace hone::kernels::cudnn {
@@ -43,7 +44,11 @@ struct Problem {
   }
 };
 
-// Uids of a graph's tensors; a ragged tensor's offsets have its uid + kOffsets.
+// Of the backward's scores: sequences take turns when they need more. And of all that a plan may
+// want: beyond it our own kernel is slower, but does not take the memory that the step needs.
+constexpr int64_t kScoresAtOnce = int64_t{2} << 30, kMostWorkspace = int64_t{24} << 30;
+
+// Uids of a graph's tensors; a ragged tensor's offsets have OffsetsOf its uid.
 enum Uid : int64_t {
   kQ = 1,
   kK,
@@ -61,6 +66,15 @@ enum Uid : int64_t {
   kOffsets = 100,
 };
 
+// Gradients share the offsets of what they belong to, unless that is a view of wider rows.
+int64_t OffsetsOf(const Problem& p, Uid uid) {
+  if (uid == kDout) uid = kOut;
+  if (uid == kDq && p.q_stride == p.dim_c) uid = kQ;
+  if (uid == kDk && p.k_stride == p.dim_c) uid = kK;
+  if (uid == kDv && p.v_stride == p.dim_v) uid = kV;
+  return uid + kOffsets;
+}
+
 struct Plan {
   Graph graph;
   std::string unsupported;  // why there is none
@@ -73,10 +87,13 @@ struct Library {
   std::set<std::string> said;
 
   ~Library() {
+    plans.clear();
     for (auto& [device, handle] : handles) cudnnDestroy(handle);
   }
   cudnnHandle_t Handle(Context& ctx) {
-    cudnnHandle_t& handle = handles[ctx.device().index];
+    const int device = ctx.device().index;
+    runtime::CheckCuda(cudaSetDevice(device), "cudnn", "cudaSetDevice", device);
+    cudnnHandle_t& handle = handles[device];
     if (handle == nullptr) Check(cudnnCreate(&handle), "cudnnCreate");
     Check(cudnnSetStream(handle, static_cast<cudaStream_t>(ctx.stream().handle())),
           "cudnnSetStream");
@@ -93,30 +110,6 @@ Library& ThisThread() {
   return library;
 }
 
-// 1, 2, 3, 4, 6, 8, 12, 16, …: at most half more than needed.
-int64_t RoundUp(int64_t n, int64_t least) {
-  int64_t size = least;
-  while (size < n) size = size * 3 / 2 >= n && size > 1 ? size * 3 / 2 : size * 2;
-  return size;
-}
-
-Attributes Ragged(Graph& graph, const Problem& p, Uid uid, int64_t heads, int64_t dim,
-                  int64_t stride, fe::DataType_t type = fe::DataType_t::BFLOAT16) {
-  Attributes offsets = graph.tensor(Tensor_attributes()
-                                        .set_name(fmt::format("offsets_{}", int64_t{uid}))
-                                        .set_uid(uid + kOffsets)
-                                        .set_dim({p.sequences + 1, 1, 1, 1})
-                                        .set_stride({1, 1, 1, 1})
-                                        .set_data_type(fe::DataType_t::INT64));
-  return graph.tensor(Tensor_attributes()
-                          .set_name(fmt::format("tensor_{}", int64_t{uid}))
-                          .set_uid(uid)
-                          .set_dim({p.sequences, heads, p.length, dim})
-                          .set_stride({p.length * heads * stride, stride, heads * stride, 1})
-                          .set_ragged_offset(offsets)
-                          .set_data_type(type));
-}
-
 Attributes Lengths(Graph& graph, const Problem& p, Uid uid) {
   return graph.tensor(Tensor_attributes()
                           .set_name(uid == kQueries ? "queries" : "keys")
@@ -126,27 +119,56 @@ Attributes Lengths(Graph& graph, const Problem& p, Uid uid) {
                           .set_data_type(fe::DataType_t::INT32));
 }
 
-// Makes an output what Ragged makes of an input.
-void RaggedOutput(Graph& graph, const Problem& p, const Attributes& out, Uid uid, int64_t heads,
-                  int64_t dim, fe::DataType_t type = fe::DataType_t::BFLOAT16) {
-  Attributes offsets = graph.tensor(Tensor_attributes()
-                                        .set_name(fmt::format("offsets_{}", int64_t{uid}))
-                                        .set_uid(uid + kOffsets)
-                                        .set_dim({p.sequences + 1, 1, 1, 1})
-                                        .set_stride({1, 1, 1, 1})
-                                        .set_data_type(fe::DataType_t::INT64));
-  out->set_output(true)
-      .set_uid(uid)
-      .set_dim({p.sequences, heads, p.length, dim})
-      .set_stride({p.length * heads * dim, dim, heads * dim, 1})
-      .set_ragged_offset(offsets)
-      .set_data_type(type);
-}
+// Makes a graph's ragged tensors.
+class RaggedTensors {
+ public:
+  RaggedTensors(Graph& graph, const Problem& p) : graph_(graph), p_(p) {}
+
+  Attributes Input(Uid uid, int64_t heads, int64_t dim, int64_t stride,
+                   fe::DataType_t type = fe::DataType_t::BFLOAT16) {
+    Attributes tensor =
+        graph_.tensor(Tensor_attributes().set_name(fmt::format("tensor_{}", int64_t{uid})));
+    Describe(*tensor, uid, heads, dim, stride, type);
+    return tensor;
+  }
+  void Output(const Attributes& out, Uid uid, int64_t heads, int64_t dim,
+              fe::DataType_t type = fe::DataType_t::BFLOAT16) {
+    out->set_output(true);
+    Describe(*out, uid, heads, dim, dim, type);
+  }
+
+ private:
+  void Describe(Tensor_attributes& tensor, Uid uid, int64_t heads, int64_t dim, int64_t stride,
+                fe::DataType_t type) {
+    tensor.set_uid(uid)
+        .set_dim({p_.sequences, heads, p_.length, dim})
+        .set_stride({p_.length * heads * stride, stride, heads * stride, 1})
+        .set_ragged_offset(Offsets(OffsetsOf(p_, uid)))
+        .set_data_type(type);
+  }
+  Attributes Offsets(int64_t uid) {
+    Attributes& offsets = offsets_[uid];
+    if (!offsets) {
+      offsets = graph_.tensor(Tensor_attributes()
+                                  .set_name(fmt::format("offsets_{}", uid))
+                                  .set_uid(uid)
+                                  .set_dim({p_.sequences + 1, 1, 1, 1})
+                                  .set_stride({1, 1, 1, 1})
+                                  .set_data_type(fe::DataType_t::INT64));
+    }
+    return offsets;
+  }
+
+  Graph& graph_;
+  const Problem& p_;
+  std::map<int64_t, Attributes> offsets_;
+};
 
 void AddForward(Graph& graph, const Problem& p) {
-  Attributes q = Ragged(graph, p, kQ, p.heads, p.dim_c, p.q_stride);
-  Attributes k = Ragged(graph, p, kK, p.groups, p.dim_c, p.k_stride);
-  Attributes v = Ragged(graph, p, kV, p.groups, p.dim_v, p.v_stride);
+  RaggedTensors ragged(graph, p);
+  Attributes q = ragged.Input(kQ, p.heads, p.dim_c, p.q_stride);
+  Attributes k = ragged.Input(kK, p.groups, p.dim_c, p.k_stride);
+  Attributes v = ragged.Input(kV, p.groups, p.dim_v, p.v_stride);
   auto options = fe::graph::SDPA_attributes()
                      .set_name("attention")
                      .set_generate_stats(true)
@@ -156,17 +178,18 @@ void AddForward(Graph& graph, const Problem& p) {
                      .set_seq_len_q(Lengths(graph, p, kQueries))
                      .set_seq_len_kv(Lengths(graph, p, kKeys));
   auto [out, lse] = graph.sdpa(q, k, v, options);
-  RaggedOutput(graph, p, out, kOut, p.heads, p.dim_v);
-  RaggedOutput(graph, p, lse, kLse, p.heads, 1, fe::DataType_t::FLOAT);
+  ragged.Output(out, kOut, p.heads, p.dim_v);
+  ragged.Output(lse, kLse, p.heads, 1, fe::DataType_t::FLOAT);
 }
 
 void AddBackward(Graph& graph, const Problem& p) {
-  Attributes q = Ragged(graph, p, kQ, p.heads, p.dim_c, p.q_stride);
-  Attributes k = Ragged(graph, p, kK, p.groups, p.dim_c, p.k_stride);
-  Attributes v = Ragged(graph, p, kV, p.groups, p.dim_v, p.v_stride);
-  Attributes out = Ragged(graph, p, kOut, p.heads, p.dim_v, p.dim_v);
-  Attributes dout = Ragged(graph, p, kDout, p.heads, p.dim_v, p.dim_v);
-  Attributes lse = Ragged(graph, p, kLse, p.heads, 1, 1, fe::DataType_t::FLOAT);
+  RaggedTensors ragged(graph, p);
+  Attributes q = ragged.Input(kQ, p.heads, p.dim_c, p.q_stride);
+  Attributes k = ragged.Input(kK, p.groups, p.dim_c, p.k_stride);
+  Attributes v = ragged.Input(kV, p.groups, p.dim_v, p.v_stride);
+  Attributes out = ragged.Input(kOut, p.heads, p.dim_v, p.dim_v);
+  Attributes dout = ragged.Input(kDout, p.heads, p.dim_v, p.dim_v);
+  Attributes lse = ragged.Input(kLse, p.heads, 1, 1, fe::DataType_t::FLOAT);
   auto options = fe::graph::SDPA_backward_attributes()
                      .set_name("attention_backward")
                      .set_attn_scale(static_cast<float>(p.scale))
@@ -178,9 +201,9 @@ void AddBackward(Graph& graph, const Problem& p) {
                      .set_max_total_seq_len_kv(p.tokens)
                      .set_deterministic_algorithm(true);
   auto [dq, dk, dv] = graph.sdpa_backward(q, k, v, out, dout, lse, options);
-  RaggedOutput(graph, p, dq, kDq, p.heads, p.dim_c);
-  RaggedOutput(graph, p, dk, kDk, p.groups, p.dim_c);
-  RaggedOutput(graph, p, dv, kDv, p.groups, p.dim_v);
+  ragged.Output(dq, kDq, p.heads, p.dim_c);
+  ragged.Output(dk, kDk, p.groups, p.dim_c);
+  ragged.Output(dv, kDv, p.groups, p.dim_v);
 }
 
 // Pages [pages, page_size, groups, dim] as cuDNN names them: [pages, groups, page_size, dim].
@@ -203,7 +226,7 @@ Attributes Table(Graph& graph, const Problem& p, Uid uid) {
                           .set_data_type(fe::DataType_t::INT32));
 }
 
-void AddDecode(Graph& graph, const Problem& p) {
+void AddDecode(Graph& graph, const Problem& p, fe::AttentionImplementation_t how) {
   Attributes q = graph.tensor(Tensor_attributes()
                                   .set_name("q")
                                   .set_uid(kQ)
@@ -212,6 +235,7 @@ void AddDecode(Graph& graph, const Problem& p) {
                                   .set_data_type(fe::DataType_t::BFLOAT16));
   auto options = fe::graph::SDPA_attributes()
                      .set_name("paged_attention")
+                     .set_implementation(how)
                      .set_generate_stats(false)
                      .set_attn_scale(static_cast<float>(p.scale))
                      .set_padding_mask(true)
@@ -229,24 +253,50 @@ void AddDecode(Graph& graph, const Problem& p) {
       .set_data_type(fe::DataType_t::BFLOAT16);
 }
 
-std::unique_ptr<Plan> MakePlan(const Problem& p, cudnnHandle_t handle) {
+// `how` counts for decoding only.
+std::unique_ptr<Plan> MakePlan(
+    const Problem& p, cudnnHandle_t handle,
+    fe::AttentionImplementation_t how = fe::AttentionImplementation_t::AUTO) {
   auto plan = std::make_unique<Plan>();
   plan->graph.set_io_data_type(fe::DataType_t::BFLOAT16)
       .set_intermediate_data_type(fe::DataType_t::FLOAT)
       .set_compute_data_type(fe::DataType_t::FLOAT);
   if (p.kind == Kind::kForward) AddForward(plan->graph, p);
   if (p.kind == Kind::kBackward) AddBackward(plan->graph, p);
-  if (p.kind == Kind::kDecode) AddDecode(plan->graph, p);
+  if (p.kind == Kind::kDecode) AddDecode(plan->graph, p, how);
+  int64_t bytes = 0;
   auto status = plan->graph.build(handle, {fe::HeurMode_t::A});
-  if (status.is_bad()) plan->unsupported = status.get_message();
+  if (status.is_good()) status = plan->graph.get_workspace_size(bytes);
+  if (status.is_bad()) {
+    plan->unsupported = status.get_message();
+  } else if (bytes > kMostWorkspace) {
+    plan->unsupported = fmt::format("it wants {} MiB of workspace", bytes >> 20);
+  }
   return plan;
+}
+
+// Making a plan loads modules and takes memory, which a stream that is captured does not bear: the
+// step is run piece by piece then.
+void RefuseCapture(Context& ctx) {
+  auto capture = cudaStreamCaptureStatusNone;
+  runtime::CheckCuda(
+      cudaStreamIsCapturing(static_cast<cudaStream_t>(ctx.stream().handle()), &capture), "cudnn",
+      "cudaStreamIsCapturing", ctx.device().index);
+  if (capture != cudaStreamCaptureStatusNone) throw runtime::StepRecorder::Differs();
 }
 
 // Null where cuDNN has no kernel for it.
 Graph* Find(Context& ctx, const Problem& p) {
   Library& library = ThisThread();
   auto& plan = library.plans[p];
-  if (!plan) plan = MakePlan(p, library.Handle(ctx));
+  if (!plan) {
+    RefuseCapture(ctx);
+    plan = MakePlan(p, library.Handle(ctx));
+    // What the frontend prefers is newer, and not on every GPU.
+    if (p.kind == Kind::kDecode && !plan->unsupported.empty()) {
+      plan = MakePlan(p, library.Handle(ctx), fe::AttentionImplementation_t::COMPOSITE);
+    }
+  }
   if (plan->unsupported.empty()) return &plan->graph;
   std::string what = fmt::format("hone: cuDNN has no attention for {}: {}; using our own kernel\n",
                                  p.ToString(), plan->unsupported);
@@ -256,7 +306,9 @@ Graph* Find(Context& ctx, const Problem& p) {
 
 using Pack = std::unordered_map<int64_t, void*>;  // as the frontend wants it
 
-void Execute(Context& ctx, Graph& graph, Pack& pack, const char* op) {
+// cuDNN before 9.18 reads workspace of a ragged backward that it has not written
+// (NVIDIA/TransformerEngine#2186): `clear` it then.
+void Execute(Context& ctx, Graph& graph, Pack& pack, const char* op, bool clear = false) {
   if (auto* recorder = runtime::StepRecorder::Of(ctx.stream())) {
     bool issue = recorder->Issue(runtime::Piece::kCudnn, &graph);
     for (const auto& [uid, data] : pack) issue = recorder->Issue(uid, data);
@@ -265,6 +317,7 @@ void Execute(Context& ctx, Graph& graph, Pack& pack, const char* op) {
   int64_t bytes = 0;
   auto status = graph.get_workspace_size(bytes);
   Tensor workspace = ctx.Empty({bytes}, DType::kU8, MemoryCategory::kOther);
+  if (clear) runtime::FillZero(workspace.raw(), ctx.device(), bytes, &ctx.stream());
   if (status.is_good()) {
     status = graph.execute(ThisThread().Handle(ctx), pack, workspace.raw());
   }
@@ -275,7 +328,7 @@ void Execute(Context& ctx, Graph& graph, Pack& pack, const char* op) {
 // Sequence lengths and ragged offsets on the device; they die behind the launch.
 class Layout {
  public:
-  Layout(Context& ctx, const Problem& p, std::span<const int32_t> cu_seqlens) : ctx_(ctx) {
+  Layout(Context& ctx, const Problem& p, std::span<const int32_t> cu_seqlens) : ctx_(ctx), p_(p) {
     size_t sequences = static_cast<size_t>(p.sequences);
     std::vector<int32_t> lengths(sequences, 0);
     begin_.assign(sequences + 1, cu_seqlens.back());
@@ -298,20 +351,23 @@ class Layout {
       offsets = cuda::Upload<int64_t>(ctx_, values);
     }
     (*pack)[uid] = data;
-    (*pack)[uid + kOffsets] = offsets.raw();
+    (*pack)[OffsetsOf(p_, uid)] = offsets.raw();
   }
 
  private:
   Context& ctx_;
+  const Problem& p_;
   std::vector<int64_t> begin_;
   Tensor lengths_;
   std::map<int64_t, Tensor> offsets_;
 };
 
 bool Usable(const Tensor& q, const Tensor& k, const Tensor& v) {
-  return q.dtype() == DType::kBF16 && q.size() > 0 && q.dim(2) % 8 == 0 &&
-         v.dim(v.ndim() - 1) % 8 == 0 && q.row_stride() % 8 == 0 && k.row_stride() % 8 == 0 &&
-         v.row_stride() % 8 == 0;
+  auto fits = [](const Tensor& t) {  // 16 bytes
+    return t.dim(t.ndim() - 1) % 8 == 0 && t.row_stride() % 8 == 0 &&
+           reinterpret_cast<uintptr_t>(t.raw()) % 16 == 0;
+  };
+  return q.dtype() == DType::kBF16 && q.size() > 0 && fits(q) && fits(k) && fits(v);
 }
 
 Problem PackedProblem(Kind kind, const Context& ctx, const Tensor& q_THC, const Tensor& k_TGC,
@@ -323,8 +379,8 @@ Problem PackedProblem(Kind kind, const Context& ctx, const Tensor& q_THC, const 
   return {.kind = kind,
           .device = ctx.device().index,
           .sequences = RoundUp(static_cast<int64_t>(cu_seqlens.size()) - 1, 1),
-          .length = RoundUp(longest, 128),
-          .tokens = RoundUp(q_THC.dim(0), 1024),
+          .length = PaddedLength(longest),
+          .tokens = kind == Kind::kBackward ? RoundUp(q_THC.dim(0), 1024) : 0,
           .heads = q_THC.dim(1),
           .groups = k_TGC.dim(1),
           .dim_c = q_THC.dim(2),
@@ -345,6 +401,25 @@ void AddInputs(Layout* layout, Pack* pack, const Problem& p, const Tensor& q, co
   layout->Add(pack, kK, k.raw(), p.groups * p.k_stride);
   layout->Add(pack, kV, v.raw(), p.groups * p.v_stride);
 }
+
+// Hopper's backward is known to be wrong for some large dims that differ (since cuDNN 9.11).
+bool BackwardIsRight(int64_t dim_c, int64_t dim_v) {
+  return dim_c == dim_v || dim_c < 128 || dim_v < 128 || (dim_c == 192 && dim_v == 128);
+}
+
+// Consecutive sequences of a pack, as a pack of their own.
+struct BackwardPart {
+  int64_t begin, end;  // their tokens
+  std::vector<int32_t> cu_seqlens;
+  Problem problem = {};
+  Graph* graph = nullptr;
+
+  explicit BackwardPart(std::span<const int32_t> offsets)
+      : begin(offsets.front()), end(offsets.back()) {
+    for (int32_t offset : offsets) cu_seqlens.push_back(offset - offsets.front());
+  }
+  Tensor Of(const Tensor& t) const { return t.Slice(begin, end); }
+};
 
 bool IsDecode(const Tensor& q_THC, std::span<const int32_t> cu_seqlens) {
   if (q_THC.dim(0) != static_cast<int64_t>(cu_seqlens.size()) - 1) return false;
@@ -409,20 +484,37 @@ bool AttentionBackward(Context& ctx, const Tensor& dout_THV, const Tensor& q_THC
                        const AttentionGradients& gradients) {
   bool contiguous =
       dout_THV.contiguous() && saved.out_THV.contiguous() && saved.lse_TH.contiguous();
-  if (!contiguous || !Usable(q_THC, k_TGC, v_TGV)) return false;
-  Problem p = PackedProblem(Kind::kBackward, ctx, q_THC, k_TGC, v_TGV, cu_seqlens, scale);
-  Graph* graph = Find(ctx, p);
-  if (!graph) return false;
-  Pack pack;
-  Layout layout(ctx, p, cu_seqlens);
-  AddInputs(&layout, &pack, p, q_THC, k_TGC, v_TGV);
-  layout.Add(&pack, kOut, saved.out_THV.raw(), p.heads * p.dim_v);
-  layout.Add(&pack, kDout, dout_THV.raw(), p.heads * p.dim_v);
-  layout.Add(&pack, kLse, saved.lse_TH.raw(), p.heads);
-  layout.Add(&pack, kDq, gradients.dq_THC.raw(), p.heads * p.dim_c);
-  layout.Add(&pack, kDk, gradients.dk_TGC.raw(), p.groups * p.dim_c);
-  layout.Add(&pack, kDv, gradients.dv_TGV.raw(), p.groups * p.dim_v);
-  Execute(ctx, *graph, pack, "attention_backward");
+  if (!contiguous || !BackwardIsRight(q_THC.dim(2), v_TGV.dim(2)) || !Usable(q_THC, k_TGC, v_TGV) ||
+      !Usable(dout_THV, saved.out_THV, v_TGV)) {
+    return false;
+  }
+  std::vector<BackwardPart> parts;
+  const std::vector<size_t> cuts = CutPack(cu_seqlens, q_THC.dim(1), kScoresAtOnce);
+  for (size_t i = 0; i + 1 < cuts.size(); ++i) {
+    BackwardPart part(cu_seqlens.subspan(cuts[i], cuts[i + 1] - cuts[i] + 1));
+    if (part.begin == part.end) continue;
+    part.problem = PackedProblem(Kind::kBackward, ctx, part.Of(q_THC), part.Of(k_TGC),
+                                 part.Of(v_TGV), part.cu_seqlens, scale);
+    part.graph = Find(ctx, part.problem);
+    if (!part.graph) return false;
+    parts.push_back(std::move(part));
+  }
+  for (const BackwardPart& part : parts) {
+    const Problem& p = part.problem;
+    Pack pack;
+    Layout layout(ctx, p, part.cu_seqlens);
+    AddInputs(&layout, &pack, p, part.Of(q_THC), part.Of(k_TGC), part.Of(v_TGV));
+    auto add = [&](Uid uid, const Tensor& t, int64_t width) {
+      layout.Add(&pack, uid, part.Of(t).raw(), width);
+    };
+    add(kOut, saved.out_THV, p.heads * p.dim_v);
+    add(kDout, dout_THV, p.heads * p.dim_v);
+    add(kLse, saved.lse_TH, p.heads);
+    add(kDq, gradients.dq_THC, p.heads * p.dim_c);
+    add(kDk, gradients.dk_TGC, p.groups * p.dim_c);
+    add(kDv, gradients.dv_TGV, p.groups * p.dim_v);
+    Execute(ctx, *part.graph, pack, "attention_backward", cudnnGetVersion() < 91800);
+  }
   return true;
 }
 

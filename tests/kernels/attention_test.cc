@@ -266,6 +266,43 @@ TEST(Attention, BackwardInF32AndBf16FollowsF64OnAnyThreads) {
   }
 }
 
+// On a GPU cuDNN's kernels, where it has some.
+TEST(Attention, TheFastModeFollowsF64) {
+  Context ctx(TestDevice()), cpu;
+  ctx.numerics = Numerics::kFast;
+  for (Dims d : {Dims{4, 4, 64, 64}, {4, 2, 128, 128}, {2, 2, 192, 128}}) {
+    Inputs in = Make(ctx, d, {130, 0, 70, 1}, DType::kBF16), wide = in;
+    for (Tensor* t : {&wide.q, &wide.k, &wide.v}) *t = As(cpu, *t, DType::kF64);
+    Tensor dout = Random(ctx, {201, d.H, d.V}, DType::kBF16, 9);
+    AttentionResult saved = Attention(ctx, in.q, in.k, in.v, in.cu, in.scale);
+    AttentionResult expected = Attention(cpu, wide.q, wide.k, wide.v, in.cu, in.scale);
+    EXPECT_LT(Gap(saved.out_THV, expected.out_THV), 1e-2);
+    EXPECT_LT(Gap(saved.lse_TH, expected.lse_TH), 1e-3);
+    auto [dq, dk, dv] = AttentionBackward(ctx, dout, in.q, in.k, in.v, saved, in.cu, in.scale);
+    auto [wide_dq, wide_dk, wide_dv] = AttentionBackward(cpu, As(cpu, dout, DType::kF64), wide.q,
+                                                         wide.k, wide.v, expected, in.cu, in.scale);
+    EXPECT_LT(Gap(dq, wide_dq), 2e-2);
+    EXPECT_LT(Gap(dk, wide_dk), 2e-2);
+    EXPECT_LT(Gap(dv, wide_dv), 2e-2);
+  }
+}
+
+TEST(PagedAttention, TheFastModeFollowsF64) {
+  Context ctx(TestDevice()), cpu;
+  ctx.numerics = Numerics::kFast;
+  for (Dims d : {Dims{4, 4, 64, 64}, {4, 2, 128, 128}, {2, 2, 192, 128}}) {
+    Inputs in = Make(ctx, d, {70, 70, 70}, DType::kBF16);
+    Cache cache(ctx, in, 64, KvLayout::kByToken);
+    Tensor expected = Reference(in).out_THV, out = HostTensor(expected.shape(), DType::kBF16);
+    for (int32_t t : {9, 69}) {
+      cache.Run(ctx, in, t, t + 1, out);
+      for (int64_t row : {t, 70 + t, 140 + t}) {
+        EXPECT_LT(Gap(out.Slice(row, row + 1), expected.Slice(row, row + 1)), 1e-2) << row;
+      }
+    }
+  }
+}
+
 TEST(Attention, SurvivesScoresThatWouldOverflow) {
   Context ctx(TestDevice());
   Inputs in = Make(ctx, {2, 2, 16, 8}, {100}, DType::kF32);
