@@ -12,6 +12,7 @@
 #include <bit>
 #include <map>
 #include <mutex>
+#include <span>
 
 #include "kernels/cuda/cublaslt.h"
 #include "kernels/cuda/cublaslt_library.h"
@@ -25,6 +26,7 @@ namespace {
 constexpr int64_t kCanonicalRows = 1024;
 constexpr uint64_t kWorkspaceBytes = uint64_t{32} << 20;  // as NVIDIA recommends for Hopper
 constexpr uint32_t kAligned = 16;
+constexpr int kCandidates = 8;  // algorithms to ask for, best first
 
 void CheckLt(cublasStatus_t status, std::string_view op, std::string_view call, const Product& p) {
   if (status != CUBLAS_STATUS_SUCCESS) [[unlikely]] {
@@ -80,8 +82,8 @@ Key KeyOf(const Context& ctx, const Product& p) {
           p.row_invariant};
 }
 
-// The product that stands for all those of a key: its sizes, and rows as close as their class
-// allows.
+// The product that stands for all those of a key: its sizes, rows as close as their class allows,
+// and a bias, of which the choice sees nothing but the alignment.
 Product Canonical(Product p, const Key& key) {
   auto stride = [&](int64_t cols, DType dtype) {
     int64_t step = key.aligned ? kAligned / runtime::DTypeSize(dtype) : 1;
@@ -92,6 +94,10 @@ Product Canonical(Product p, const Key& key) {
   p.a.stride = stride(p.a.transposed ? p.rows : p.inner, p.input);
   p.b.stride = stride(p.b.transposed ? p.inner : p.cols, p.input);
   p.c_stride = stride(p.cols, p.output);
+  if (p.bias) {
+    p.bias = reinterpret_cast<const void*>(
+        key.aligned ? uintptr_t{kAligned} : static_cast<uintptr_t>(runtime::DTypeSize(p.output)));
+  }
   return p;
 }
 
@@ -162,6 +168,28 @@ class Preference {
   cublasLtMatmulPreferenceOpaque_t preference;
 };
 
+// Whether the algorithm can do this very shape, and with what workspace.
+cublasStatus_t CheckAlgorithm(cublasLtHandle_t handle, Description& d,
+                              const cublasLtMatmulAlgo_t& algorithm, int64_t* workspace_bytes) {
+  cublasLtMatmulHeuristicResult_t result = {};
+  cublasStatus_t status =
+      Lt().cublasLtMatmulAlgoCheck(handle, &d.matmul, &d.b, &d.a, &d.c, &d.c, &algorithm, &result);
+  *workspace_bytes = static_cast<int64_t>(result.workspaceSize);
+  return status;
+}
+
+// Few rows and many: what is chosen once has to serve every number of them.
+bool TakesAnyRows(std::string_view op, Product p, cublasLtHandle_t handle,
+                  const cublasLtMatmulAlgo_t& algorithm) {
+  int64_t bytes = 0;
+  for (int64_t rows : {1, 2, 1 << 14}) {
+    p.rows = rows;
+    Description d(op, p);
+    if (CheckAlgorithm(handle, d, algorithm, &bytes) != CUBLAS_STATUS_SUCCESS) return false;
+  }
+  return true;
+}
+
 // A handle a device, and what was chosen so far: a choice must outlive every context, so that all
 // of a process make the same one.
 class Library {
@@ -180,15 +208,19 @@ class Library {
     const Product canonical = Canonical(p, key);
     Description d(op, canonical);
     Preference preference(op, p, key.aligned);
-    cublasLtMatmulHeuristicResult_t result = {};
+    std::array<cublasLtMatmulHeuristicResult_t, kCandidates> candidates = {};
     int found = 0;
     CheckLt(Lt().cublasLtMatmulAlgoGetHeuristic(handle, &d.matmul, &d.b, &d.a, &d.c, &d.c,
-                                                &preference.preference, 1, &result, &found),
+                                                &preference.preference, kCandidates,
+                                                candidates.data(), &found),
             op, "cublasLtMatmulAlgoGetHeuristic", p);
-    CheckLt(found > 0 ? result.state : CUBLAS_STATUS_NOT_SUPPORTED, op,
-            "cublasLtMatmulAlgoGetHeuristic", p);
-    algorithms_.emplace(key, result.algo);
-    return result.algo;
+    for (const auto& candidate : std::span(candidates).first(found)) {
+      if (candidate.state != CUBLAS_STATUS_SUCCESS) continue;
+      if (p.row_invariant && !TakesAnyRows(op, canonical, handle, candidate.algo)) continue;
+      return algorithms_.emplace(key, candidate.algo).first->second;
+    }
+    CheckLt(CUBLAS_STATUS_NOT_SUPPORTED, op, "cublasLtMatmulAlgoGetHeuristic", p);
+    return {};
   }
 
  private:
@@ -202,16 +234,6 @@ Library& library() {
   return *l;
 }
 
-// What the chosen algorithm needs for this very shape; throws where it cannot do it.
-int64_t WorkspaceFor(std::string_view op, const Product& p, cublasLtHandle_t handle, Description& d,
-                     const cublasLtMatmulAlgo_t& algorithm) {
-  cublasLtMatmulHeuristicResult_t result = {};
-  CheckLt(
-      Lt().cublasLtMatmulAlgoCheck(handle, &d.matmul, &d.b, &d.a, &d.c, &d.c, &algorithm, &result),
-      op, "cublasLtMatmulAlgoCheck", p);
-  return static_cast<int64_t>(result.workspaceSize);
-}
-
 }  // namespace
 
 void Multiply(Context& ctx, std::string_view op, const Product& p) {
@@ -222,9 +244,18 @@ void Multiply(Context& ctx, std::string_view op, const Product& p) {
   int device = ctx.device().index;
   runtime::CheckCuda(cudaSetDevice(device), op, "cudaSetDevice", device);
   cublasLtHandle_t handle = library().Handle(op, p, device);
-  cublasLtMatmulAlgo_t algorithm = library().AlgorithmFor(op, p, KeyOf(ctx, p), handle);
+  Key key = KeyOf(ctx, p);
+  cublasLtMatmulAlgo_t algorithm = library().AlgorithmFor(op, p, key, handle);
   Description d(op, p);
-  int64_t bytes = WorkspaceFor(op, p, handle, d, algorithm);
+  int64_t bytes = 0;
+  cublasStatus_t status = CheckAlgorithm(handle, d, algorithm, &bytes);
+  if (status != CUBLAS_STATUS_SUCCESS && !p.row_invariant) {  // not for its neighbours in size
+    key.rows = p.rows;
+    key.inner = p.inner;
+    algorithm = library().AlgorithmFor(op, p, key, handle);
+    status = CheckAlgorithm(handle, d, algorithm, &bytes);
+  }
+  CheckLt(status, op, "cublasLtMatmulAlgoCheck", p);
   Tensor workspace = ctx.Empty({bytes}, DType::kU8, MemoryCategory::kOther);
   const double one = 1, zero = 0;
   const float one_f32 = 1, zero_f32 = 0;

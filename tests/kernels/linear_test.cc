@@ -78,8 +78,13 @@ TEST(Linear, GivesARowTheSameBitsInEveryBatch) {
   }
 }
 
-TEST(Linear, AgreesWithDoubles) {
+class LinearNumerics : public ::testing::TestWithParam<Numerics> {};
+INSTANTIATE_TEST_SUITE_P(Both, LinearNumerics,
+                         ::testing::Values(Numerics::kBatchInvariant, Numerics::kFast));
+
+TEST_P(LinearNumerics, AgreesWithDoubles) {
   Context ctx(TestDevice(), 2);
+  ctx.numerics = GetParam();
   for (DType dtype : {DType::kF32, DType::kBF16}) {
     Tensor x = Random(ctx, {37, 600}, dtype, 1), w = Random(ctx, {45, 600}, dtype, 2);
     Tensor bias = Random(ctx, {45}, dtype, 3), dy = Random(ctx, {37, 45}, dtype, 4);
