@@ -16,6 +16,7 @@ namespace hone::kernels::cuda {
 namespace {
 
 constexpr uint64_t kWorkspaceBytes = uint64_t{32} << 20;
+constexpr uint32_t kOutAlignment = 16;
 
 void CheckLt(cublasStatus_t status, const char* call, const Fp8Matrix& a, const Fp8Matrix& b) {
   Check<DeviceError>(
@@ -33,16 +34,17 @@ struct Key {
   auto operator<=>(const Key&) const = default;
 };
 
-// One a process; both are safe to use from any thread under the mutex or, for the handle, without.
+// One a process: a handle a device, and what was chosen. The handles are safe to use without the
+// mutex.
 struct Library {
   std::mutex mutex;
-  cublasLtHandle_t handle = nullptr;
+  std::map<int, cublasLtHandle_t> handles;
   std::map<Key, cublasLtMatmulAlgo_t> algorithms;
 };
 
 Library& TheLibrary() {
-  static Library library;
-  return library;
+  static Library* library = new Library;  // not destroyed: the driver may be gone by then
+  return *library;
 }
 
 class Description {
@@ -86,27 +88,27 @@ class Description {
 };
 
 // Deterministic: no algorithm that splits the sum by atomics or a second pass.
-cublasLtMatmulAlgo_t Choose(Library& library, Description& d) {
+cublasLtMatmulAlgo_t Choose(cublasLtHandle_t handle, Description& d) {
   cublasLtMatmulPreferenceOpaque_t preference;
   d.Checked(Lt().cublasLtMatmulPreferenceInit_internal(&preference, sizeof preference),
             "MatmulPreferenceInit");
-  uint64_t workspace = kWorkspaceBytes;
-  uint32_t no_reduction = CUBLASLT_REDUCTION_SCHEME_NONE;
-  d.Checked(
-      Lt().cublasLtMatmulPreferenceSetAttribute(
-          &preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &workspace, sizeof workspace),
-      "MatmulPreferenceSetAttribute");
-  d.Checked(Lt().cublasLtMatmulPreferenceSetAttribute(&preference,
-                                                      CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK,
-                                                      &no_reduction, sizeof no_reduction),
-            "MatmulPreferenceSetAttribute");
-  cublasLtMatmulHeuristicResult_t found;
+  auto set = [&](cublasLtMatmulPreferenceAttributes_t attribute, auto value) {
+    d.Checked(
+        Lt().cublasLtMatmulPreferenceSetAttribute(&preference, attribute, &value, sizeof value),
+        "MatmulPreferenceSetAttribute");
+  };
+  set(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, kWorkspaceBytes);
+  set(CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, uint32_t{CUBLASLT_REDUCTION_SCHEME_NONE});
+  // `out` may be rows of a larger one; the operands are allocations of their own.
+  set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, kOutAlignment);
+  set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, kOutAlignment);
+  cublasLtMatmulHeuristicResult_t found = {};
   int count = 0;
-  cublasStatus_t status =
-      Lt().cublasLtMatmulAlgoGetHeuristic(library.handle, &d.matmul, &d.first, &d.second, &d.result,
-                                          &d.result, &preference, 1, &found, &count);
-  d.Checked(status == CUBLAS_STATUS_SUCCESS && count == 0 ? CUBLAS_STATUS_NOT_SUPPORTED : status,
-            "MatmulAlgoGetHeuristic");
+  cublasStatus_t status = Lt().cublasLtMatmulAlgoGetHeuristic(
+      handle, &d.matmul, &d.first, &d.second, &d.result, &d.result, &preference, 1, &found, &count);
+  if (status == CUBLAS_STATUS_SUCCESS)
+    status = count > 0 ? found.state : CUBLAS_STATUS_NOT_SUPPORTED;
+  d.Checked(status, "MatmulAlgoGetHeuristic");
   return found.algo;
 }
 
@@ -123,10 +125,13 @@ void Issue(Context& ctx, const Fp8Matrix& a, const Fp8Matrix& b, const Tensor& o
   const bool wide = out.dtype() == DType::kF32;
   Description d(a, b, wide ? CUDA_R_32F : CUDA_R_16BF, out.row_stride());
   Library& library = TheLibrary();
+  cublasLtHandle_t handle;
   cublasLtMatmulAlgo_t algorithm;
   {
     std::lock_guard lock(library.mutex);
-    if (library.handle == nullptr) d.Checked(Lt().cublasLtCreate(&library.handle), "Create");
+    cublasLtHandle_t& created = library.handles[ctx.device().index];
+    if (created == nullptr) d.Checked(Lt().cublasLtCreate(&created), "Create");
+    handle = created;
     Key key{ctx.device().index,
             a.values.dim(0),
             b.values.dim(0),
@@ -137,15 +142,15 @@ void Issue(Context& ctx, const Fp8Matrix& a, const Fp8Matrix& b, const Tensor& o
             accumulate};
     auto known = library.algorithms.find(key);
     if (known == library.algorithms.end()) {
-      known = library.algorithms.emplace(key, Choose(library, d)).first;
+      known = library.algorithms.emplace(key, Choose(handle, d)).first;
     }
     algorithm = known->second;
   }
   Tensor workspace = ctx.Empty({static_cast<int64_t>(kWorkspaceBytes)}, DType::kU8);
   const float one = 1, beta = accumulate ? 1.f : 0.f;
-  d.Checked(Lt().cublasLtMatmul(library.handle, &d.matmul, &one, b.values.raw(), &d.first,
-                                a.values.raw(), &d.second, &beta, out.raw(), &d.result, out.raw(),
-                                &d.result, &algorithm, workspace.raw(), kWorkspaceBytes,
+  d.Checked(Lt().cublasLtMatmul(handle, &d.matmul, &one, b.values.raw(), &d.first, a.values.raw(),
+                                &d.second, &beta, out.raw(), &d.result, out.raw(), &d.result,
+                                &algorithm, workspace.raw(), kWorkspaceBytes,
                                 static_cast<cudaStream_t>(ctx.stream().handle())),
             "Matmul");
 }
@@ -157,7 +162,7 @@ void MultiplyFp8(Context& ctx, const Fp8Matrix& a, const Fp8Matrix& b, const Ten
   if (out_MN.size() == 0) return;
   const int64_t m = a.values.dim(0), n = b.values.dim(0);
   const bool exact = m == a.rows && n == b.rows && out_MN.row_stride() % kFp8RowMultiple == 0 &&
-                     reinterpret_cast<uintptr_t>(out_MN.raw()) % 16 == 0;
+                     reinterpret_cast<uintptr_t>(out_MN.raw()) % kOutAlignment == 0;
   Tensor out = exact ? out_MN : ctx.Empty({m, n}, out_MN.dtype());
   Tensor part = exact ? out : out.Slice(0, a.rows).Columns(0, b.rows);
   if (accumulate && !exact) {

@@ -4,6 +4,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <vector>
 
@@ -197,6 +198,8 @@ double RelativeError(const std::vector<double>& got, const std::vector<double>& 
 // what the arithmetic costs.
 TEST(Fp8, LinearAndItsGradients) {
   Context ctx(TestDevice());
+  // Hopper's tensor cores add fp8 products of a tile with about 14 bits (arXiv 2412.19437, 3.3.2).
+  const double arithmetic = ctx.device().is_cpu() ? 1e-6 : 1e-3;
   for (Sizes s : {Sizes{5, 256, 48}, Sizes{33, 144, 130}}) {
     SCOPED_TRACE(s.tokens);
     Tensor x = Random(ctx, s.tokens, s.in, DType::kF32, 1);
@@ -211,12 +214,12 @@ TEST(Fp8, LinearAndItsGradients) {
     EXPECT_LE(RelativeError(y, Product(xs, ws, s.in)), 5e-2);
     EXPECT_LE(RelativeError(
                   y, Product(coarse(QuantizeRows(ctx, x)), coarse(QuantizeBlocks(ctx, w)), s.in)),
-              1e-6);
+              arithmetic);
     std::vector<double> dx = runtime::ToDoubles(Fp8LinearInputGradient(ctx, dy, w));
     EXPECT_LE(RelativeError(dx, Product(dys, wt, s.out)), 5e-2);
     EXPECT_LE(RelativeError(dx, Product(coarse(QuantizeRows(ctx, dy)),
                                         coarse(QuantizeBlocksTransposed(ctx, w)), s.out)),
-              1e-6);
+              arithmetic);
     Tensor dw = Random(ctx, s.out, s.in, DType::kF32, 4);
     std::vector<double> before = runtime::ToDoubles(dw);
     Fp8LinearWeightGradient(ctx, dy, x, dw);
@@ -225,7 +228,7 @@ TEST(Fp8, LinearAndItsGradients) {
     EXPECT_LE(RelativeError(added, Product(dyt, xt, s.tokens)), 5e-2);
     EXPECT_LE(RelativeError(added, Product(coarse(QuantizeColumns(ctx, dy)),
                                            coarse(QuantizeColumns(ctx, x)), s.tokens)),
-              1e-5);
+              std::max(arithmetic, 1e-5));
   }
 }
 
