@@ -6,8 +6,9 @@
 // column in an order that the tile's shape fixes, wherever in c it stands. So the algorithm is
 // chosen once, for kCanonicalRows rows, and used for every number of rows: `rows` is not part of
 // its key, and neither is anything that slicing a's rows changes. Splits of `inner` are excluded by
-// the preference for no reduction scheme. cuBLASLt does not promise this in words: the linear tests
-// compare bits over many numbers of rows, and must do so on each new GPU and library version.
+// the preference for no reduction scheme, and looked for in what is answered. cuBLASLt does not
+// promise this in words: the linear tests compare bits over many numbers of rows, and must do so on
+// each new GPU and library version.
 #include <array>
 #include <bit>
 #include <map>
@@ -178,6 +179,14 @@ cublasStatus_t CheckAlgorithm(cublasLtHandle_t handle, Description& d,
   return status;
 }
 
+bool SplitsInner(const cublasLtMatmulAlgo_t& algorithm) {
+  int32_t parts = 1;
+  size_t written = 0;
+  cublasStatus_t status = Lt().cublasLtMatmulAlgoConfigGetAttribute(
+      &algorithm, CUBLASLT_ALGO_CONFIG_SPLITK_NUM, &parts, sizeof parts, &written);
+  return status == CUBLAS_STATUS_SUCCESS && parts > 1;
+}
+
 // Few rows and many: what is chosen once has to serve every number of them.
 bool TakesAnyRows(std::string_view op, Product p, cublasLtHandle_t handle,
                   const cublasLtMatmulAlgo_t& algorithm) {
@@ -216,7 +225,10 @@ class Library {
             op, "cublasLtMatmulAlgoGetHeuristic", p);
     for (const auto& candidate : std::span(candidates).first(found)) {
       if (candidate.state != CUBLAS_STATUS_SUCCESS) continue;
-      if (p.row_invariant && !TakesAnyRows(op, canonical, handle, candidate.algo)) continue;
+      if (p.row_invariant &&
+          (SplitsInner(candidate.algo) || !TakesAnyRows(op, canonical, handle, candidate.algo))) {
+        continue;
+      }
       return algorithms_.emplace(key, candidate.algo).first->second;
     }
     CheckLt(CUBLAS_STATUS_NOT_SUPPORTED, op, "cublasLtMatmulAlgoGetHeuristic", p);

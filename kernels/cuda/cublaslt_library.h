@@ -15,6 +15,7 @@ struct CublasLt {
   HONE_LIBRARY_FUNCTION(cublasLtGetVersion);
   HONE_LIBRARY_FUNCTION(cublasLtMatmul);
   HONE_LIBRARY_FUNCTION(cublasLtMatmulAlgoCheck);
+  HONE_LIBRARY_FUNCTION(cublasLtMatmulAlgoConfigGetAttribute);
   HONE_LIBRARY_FUNCTION(cublasLtMatmulAlgoGetHeuristic);
   HONE_LIBRARY_FUNCTION(cublasLtMatmulDescInit_internal);
   HONE_LIBRARY_FUNCTION(cublasLtMatmulDescSetAttribute);
