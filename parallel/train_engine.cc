@@ -190,7 +190,7 @@ struct TrainEngine::Impl {
   // Buffers that a rule changes are the same on all replicas of a stage, so their counts are added.
   void EndStep() {
     auto sum = [this](std::vector<double>& values) {
-      if (values.empty()) return;
+      if (values.empty() || mesh.dp()->size() == 1) return;
       Tensor tensor = ctx.Empty({static_cast<int64_t>(values.size())}, DType::kF64,
                                 MemoryCategory::kCommunication);
       const auto bytes = static_cast<int64_t>(values.size() * sizeof(double));

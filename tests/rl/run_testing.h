@@ -66,7 +66,8 @@ inline bool TrainOneRank(const RunConfig& config, const std::string& dir, bool s
   if (world->rank() == 0) directory.Acquire(0);
   world->Barrier();
   Context ctx(device, config.train.threads);
-  parallel::Mesh mesh(config.mesh, device.is_cpu() ? world : parallel::MakeStagedGroup(ctx, world));
+  const bool as_it_is = device.is_cpu() || world->size() == 1;
+  parallel::Mesh mesh(config.mesh, as_it_is ? world : parallel::MakeStagedGroup(ctx, world));
   Learner learner(ctx, mesh, config, directory.fs());
   std::unique_ptr<runtime::MetricsWriter> metrics;
   if (world->rank() == 0) {
