@@ -1,0 +1,189 @@
+// timeout: 300
+// What a GPU machine is checked with, where there is none: the script gpu_check, its programs
+// replaced by stand-ins; gpu_runs on the CPU, and with `hone` itself on the emulated GPU.
+#include <gmock/gmock.h>
+
+#include <filesystem>
+#include <map>
+#include <nlohmann/json.hpp>
+#include <sstream>
+
+#include "tests/launcher/program.h"
+#include "tests/runtime/runtime_test_util.h"
+
+namespace hone::launcher {
+namespace {
+
+using nlohmann::json;
+using testing::HasSubstr;
+
+const std::string kSource = std::string(HONE_SOURCE_DIR);
+
+class GpuCheckTest : public testing::Test {
+ protected:
+  std::string Path(const std::string& name) const { return folder_ / name; }
+
+  // A program that is this shell script.
+  void StandIn(const std::string& name, const std::string& script) {
+    const std::string path = Path("programs/" + name);
+    std::filesystem::create_directories(std::filesystem::path(path).parent_path());
+    std::ofstream(path) << "#!/bin/sh\n" << script << "\n";
+    std::filesystem::permissions(path, std::filesystem::perms::owner_all);
+  }
+  static std::string Prints(const std::string& name, double value) {
+    return "echo '" +
+           json({{"name", name}, {"value", value}, {"unit", "GB/s"}, {"wanted", ""}}).dump() + "'";
+  }
+  void AllStandIns() {
+    StandIn("hone", R"(echo '{"cpu": "some", "cuda": {
+      "usable_gpus": 1,
+      "obstacle": ""}}')");
+    StandIn("tests/kernels_a_test", "[ $HONE_TEST_DEVICE = cuda ]");
+    StandIn("tests/gpu_bench", Prints("memory.copy", 4000.5));
+    StandIn("tests/gpu_runs", Prints("r1_tiny.f32", 433));
+    StandIn("python", "[ $1 = -c ] || " + Prints("torch.train", 2.5));
+  }
+
+  // The exit code of gpu_check; rows_ are what it wrote.
+  int Check(int seconds, const std::string& python) {
+    Program program({"env", "HONE_PROGRAMS=" + Path("programs"),
+                     "HONE_CHECK_SECONDS=" + std::to_string(seconds), "HONE_BENCH_PYTHON=" + python,
+                     kSource + "/tests/gpu_check/gpu_check", Path("out")},
+                    Path("output"));
+    const int code = program.Wait(std::chrono::seconds(60));
+    const json report = json::parse(ReadFile(Path("out/gpu_check.json")));
+    EXPECT_EQ(report.at("machine").at("cpu"), "some");
+    for (const json& row : report.at("results")) rows_[row.at("name")] = row;
+    return code;
+  }
+  std::string Outcome(const std::string& name) const {
+    auto row = rows_.find(name);
+    return row == rows_.end() ? "no row" : row->second.value("outcome", "measured");
+  }
+
+  // The exit code of gpu_runs; rows_ are what it printed.
+  int Runs(const std::string& hone, const Words& more) {
+    Words command = {"env",
+                     "HONE_EMULATED_STREAMS=lazy",
+                     std::string(HONE_BINARY_DIR) + "/tests/gpu_runs",
+                     "--hone",
+                     hone,
+                     "--config",
+                     kSource + "/configs/r1_tiny.yaml",
+                     "--folder",
+                     Path("runs"),
+                     "--small"};
+    command.insert(command.end(), more.begin(), more.end());
+    Program program(command, Path("output"));
+    const int code = program.Wait(std::chrono::seconds(200));
+    std::istringstream lines(program.output());
+    for (std::string line; std::getline(lines, line);) {
+      const json row = json::parse(line);
+      rows_[row.at("name")] = row;
+    }
+    return code;
+  }
+  double Value(const std::string& name) const {
+    auto row = rows_.find(name);
+    if (row != rows_.end() && row->second.at("value").is_number()) return row->second.at("value");
+    ADD_FAILURE() << "no value of " << name;
+    return -1;
+  }
+
+  runtime::TemporaryFolder folder_;
+  std::map<std::string, json> rows_;
+};
+
+TEST_F(GpuCheckTest, WhatPassesIsWrittenDown) {
+  AllStandIns();
+  EXPECT_EQ(Check(60, Path("programs/python")), 0);
+  EXPECT_EQ(Outcome("kernels_a_test"), "passed");
+  EXPECT_EQ(rows_["memory.copy"], json({{"kind", "benchmark"},
+                                        {"name", "memory.copy"},
+                                        {"outcome", "measured"},
+                                        {"value", "4000.5"},
+                                        {"unit", "GB/s"},
+                                        {"wanted", ""}}));
+  EXPECT_EQ(Outcome("r1_tiny.f32"), "measured");
+  EXPECT_EQ(Outcome("torch.train"), "measured");
+  EXPECT_THAT(ReadFile(Path("out/gpu_check.md")),
+              HasSubstr("| benchmark | memory.copy | measured | 4000.5 | GB/s |  |"));
+}
+
+TEST_F(GpuCheckTest, WhatFailsOrHangsIsNamedAndStopsNothing) {
+  AllStandIns();
+  StandIn("tests/kernels_a_hangs_test", "exec sleep 100");
+  StandIn("tests/model_fails_test", "exit 3");
+  StandIn("tests/gpu_bench",
+          Prints("memory.copy", 1) + "\n" +
+              R"(echo '{"name":"fp8","outcome":"FAILED","value":"","unit":"see","wanted":""}'
+                 exit 1)");
+  EXPECT_EQ(Check(10, R"(no "such\ python)"), 1);
+  EXPECT_EQ(Outcome("kernels_a_hangs_test"), "FAILED");
+  EXPECT_EQ(Outcome("model_fails_test"), "FAILED");
+  EXPECT_EQ(Outcome("memory.copy"), "measured");
+  EXPECT_EQ(Outcome("fp8"), "FAILED");
+  EXPECT_EQ(Outcome("gpu_bench"), "FAILED");
+  EXPECT_EQ(Outcome("r1_tiny.f32"), "measured");
+  EXPECT_EQ(Outcome("PyTorch side by side"), "not run");
+}
+
+TEST_F(GpuCheckTest, PyTorchOutOfTimeIsNoFailure) {
+  AllStandIns();
+  StandIn("python", "[ $1 = -c ] || { " + Prints("torch.train", 2.5) + "; exec sleep 100; }");
+  EXPECT_EQ(Check(3, Path("programs/python")), 0);
+  EXPECT_EQ(Outcome("torch.train"), "measured");
+  EXPECT_EQ(Outcome("torch_gpu"), "not run");
+  EXPECT_EQ(rows_["torch_gpu"]["unit"], "out of time");
+}
+
+TEST_F(GpuCheckTest, RunsThatEndEarlyCountAsFarAsTheyCame) {
+  const std::string one_step = R"(mkdir -p $4
+    echo '{"stage": "skill", "step": 1, "loss": 2.5}' > $4/metrics.jsonl
+    printf '{"stage": "sk' >> $4/metrics.jsonl
+    )";
+  StandIn("hone", one_step + "exec sleep 100");
+  EXPECT_EQ(Runs(Path("programs/hone"), {"--only", "f32", "--seconds", "1"}), 0);
+  EXPECT_THAT(rows_["r1_tiny.f32"].at("unit"), HasSubstr("out of time"));
+  EXPECT_EQ(Value("r1_tiny.f32"), 1);
+  EXPECT_EQ(Value("r1_tiny.f32.loss"), 2.5);
+  EXPECT_EQ(Outcome("r1_tiny.bf16.loss"), "not run");
+  StandIn("hone", one_step + "exit 3");
+  EXPECT_EQ(Runs(Path("programs/hone"), {"--only", "f32"}), 1);
+  EXPECT_EQ(Outcome("r1_tiny.f32"), "FAILED");
+  EXPECT_EQ(Value("r1_tiny.f32.loss"), 2.5);
+}
+
+TEST_F(GpuCheckTest, RunsOnTheCpu) {
+  ASSERT_EQ(Runs(HoneProgram(), {"--device", "cpu"}), 0) << ReadFile(Path("output"));
+  for (const char* run : {"f32", "bf16", "fp8", "f32_seed_2", "batch_invariant", "turns"}) {
+    EXPECT_EQ(Value(fmt::format("r1_tiny.{}", run)), 8) << run;
+  }
+  EXPECT_GT(Value("r1_tiny.seeds.loss_apart"), 0);
+  EXPECT_GT(Value("r1_tiny.bf16.loss_apart"), 0);
+  EXPECT_GT(Value("r1_tiny.fp8.loss_apart"), 0);
+  EXPECT_NE(Value("r1_tiny.fp8.loss"), Value("r1_tiny.bf16.loss")) << "the products were fp8's";
+  EXPECT_GT(Value("r1_tiny.fp8.logprob_gap.mean"), 0) << "workers sample without it";
+  EXPECT_EQ(Value("r1_tiny.batch_invariant.logprob_gap.largest"), 0);
+  EXPECT_EQ(Value("r1_tiny.turns.logprob_gap.largest"), 0);
+  EXPECT_EQ(Value("turns.skill.apart"), 0);
+  EXPECT_EQ(Value("turns.reasoning_rl.apart"), 0);
+  EXPECT_GT(Value("batch_invariant.reasoning_rl.time"), 0);
+  EXPECT_EQ(Outcome("publication.host_bytes"), "not run");
+}
+
+// Learner and worker are processes that share the emulated device and its memory.
+TEST_F(GpuCheckTest, RunsOnTheEmulatedGpu) {
+  const std::string hone = std::string(HONE_BINARY_DIR) + "/tests/gpu_check/hone_emulated";
+  if (!std::filesystem::exists(hone)) GTEST_SKIP() << "this machine has no emulator";
+  ASSERT_EQ(Runs(hone, {"--only", "batch_invariant,turns"}), 0) << ReadFile(Path("output"));
+  EXPECT_EQ(Value("r1_tiny.batch_invariant"), 8);
+  EXPECT_EQ(Value("r1_tiny.turns"), 8);
+  EXPECT_EQ(Value("r1_tiny.turns.logprob_gap.largest"), 0);
+  EXPECT_EQ(Value("turns.reasoning_rl.apart"), 0);
+  EXPECT_GT(Value("publication.host_bytes"), 0);
+  EXPECT_LE(Value("publication.host_bytes"), 3 * 2 * 16) << "digests, of three publications";
+}
+
+}  // namespace
+}  // namespace hone::launcher
