@@ -223,16 +223,18 @@ class Library {
                                                 &preference.preference, kCandidates,
                                                 candidates.data(), &found),
             op, "cublasLtMatmulAlgoGetHeuristic", p);
+    const cublasLtMatmulAlgo_t* chosen = nullptr;
     for (const auto& candidate : std::span(candidates).first(found)) {
       if (candidate.state != CUBLAS_STATUS_SUCCESS) continue;
-      if (p.row_invariant &&
-          (SplitsInner(candidate.algo) || !TakesAnyRows(op, canonical, handle, candidate.algo))) {
-        continue;
-      }
-      return algorithms_.emplace(key, candidate.algo).first->second;
+      if (p.row_invariant && SplitsInner(candidate.algo)) continue;
+      if (!chosen) chosen = &candidate.algo;  // where none takes any rows
+      if (p.row_invariant && !TakesAnyRows(op, canonical, handle, candidate.algo)) continue;
+      chosen = &candidate.algo;
+      break;
     }
-    CheckLt(CUBLAS_STATUS_NOT_SUPPORTED, op, "cublasLtMatmulAlgoGetHeuristic", p);
-    return {};
+    CheckLt(chosen ? CUBLAS_STATUS_SUCCESS : CUBLAS_STATUS_NOT_SUPPORTED, op,
+            "cublasLtMatmulAlgoGetHeuristic", p);
+    return algorithms_.emplace(key, *chosen).first->second;
   }
 
  private:
