@@ -287,6 +287,27 @@ TEST(Attention, TheFastModeFollowsF64) {
   }
 }
 
+// The third sequence comes in a call of its own (kernels/cuda/cudnn_pack.h).
+TEST(Attention, TheFastModeTakesLongPacksInParts) {
+  const bool gpu = !TestDevice().is_cpu() &&
+                   runtime::DescribeDevice(TestDevice()).find("emulated") == std::string::npos;
+  if (!gpu) GTEST_SKIP() << "too much for a CPU";
+  Context fast(TestDevice()), own(TestDevice(), 1, fast.allocator());
+  fast.numerics = Numerics::kFast;
+  Inputs in = Make(fast, {8, 2, 64, 64}, {6200, 6150, 6160}, DType::kBF16);
+  Tensor dout = Random(fast, in.q.shape(), DType::kBF16, 9);
+  auto gradients = [&](Context& ctx) {
+    AttentionResult saved = Attention(ctx, in.q, in.k, in.v, in.cu, in.scale);
+    auto [dq, dk, dv] = AttentionBackward(ctx, dout, in.q, in.k, in.v, saved, in.cu, in.scale);
+    return std::array{saved.out_THV, dq, dk, dv};
+  };
+  auto got = gradients(fast), again = gradients(fast), want = gradients(own);
+  for (size_t i = 0; i < got.size(); ++i) {
+    EXPECT_LT(Gap(got[i], want[i]), 2e-2) << i;
+    EXPECT_TRUE(SameBits(got[i], again[i])) << i;
+  }
+}
+
 TEST(PagedAttention, TheFastModeFollowsF64) {
   Context ctx(TestDevice()), cpu;
   ctx.numerics = Numerics::kFast;
