@@ -27,8 +27,8 @@ struct HeadOutput {
 struct HeadGradient {
   Tensor dlogp_T, dentropy_T, dvalue_T;  // undefined = zero
 };
-// Named sums over tokens; added over microbatches and ranks, so that a mean is a ratio of two of
-// them.
+// Named sums over tokens, added over microbatches and ranks, so that a mean is a ratio of two; under
+// a name that begins with "largest_" a value ≥ 0, of which the largest is kept instead.
 using MetricSums = std::map<std::string, double>;
 
 // A loss: a pure function of a batch and the head's outputs, already weighted (Σ w_t ℓ_t).

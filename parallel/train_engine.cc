@@ -23,6 +23,11 @@ std::string Pack(const MetricSums& sums) {
   return bytes;
 }
 
+void Add(const std::string& name, double value, MetricSums& sums) {
+  double& sum = sums[name];
+  sum = name.starts_with("largest_") ? std::max(sum, value) : sum + value;
+}
+
 void AddUnpacked(const std::string& bytes, MetricSums& sums) {
   for (size_t at = 0; at < bytes.size();) {
     uint32_t length = 0;
@@ -33,7 +38,7 @@ void AddUnpacked(const std::string& bytes, MetricSums& sums) {
     double value = 0;
     std::memcpy(&value, bytes.data() + at, sizeof value);
     at += sizeof value;
-    sums[name] += value;
+    Add(name, value, sums);
   }
 }
 
@@ -227,12 +232,12 @@ struct TrainEngine::Impl {
     double loss = 0;
     for (const auto& outcome : TakeOutcomes(microbatches)) {
       loss += outcome.loss;
-      for (const auto& [name, value] : outcome.metrics) sums[name] += value;
+      for (const auto& [name, value] : outcome.metrics) Add(name, value, sums);
     }
     for (PipelineStage* chunk : chunks) {
       const PipelineStage::Outcome auxiliary = chunk->TakeAuxiliary();
       loss += auxiliary.loss;
-      for (const auto& [name, value] : auxiliary.metrics) sums[name] += value;
+      for (const auto& [name, value] : auxiliary.metrics) Add(name, value, sums);
     }
     const std::string loss_bytes(reinterpret_cast<const char*>(&loss), sizeof loss);
     for (const std::string& bytes : mesh.world()->AllGatherBytes(loss_bytes + Pack(sums))) {

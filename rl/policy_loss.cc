@@ -54,7 +54,7 @@ struct Terms {
   parallel::LossFunction::Result& result;
   // Metrics, summed.
   double policy_loss = 0, kl = 0, entropy = 0, clip_fraction = 0, ratios = 0, corrections = 0,
-         gap = 0, counted = 0;
+         gap = 0, largest_gap = 0, counted = 0;
 
   double Correction(int64_t t) const {
     if (config.importance_cap <= 0) return 1.0;
@@ -67,7 +67,9 @@ struct Terms {
     clip_fraction += weight * (s.clipped ? 1 : 0);
     ratios += weight * ratio;
     corrections += weight * correction;
-    gap += std::abs(tokens.logp[t] - double{batch.sampled_logp_T[t]});
+    const double apart = std::abs(tokens.logp[t] - double{batch.sampled_logp_T[t]});
+    gap += apart;
+    largest_gap = std::max(largest_gap, apart);
     ++counted;
   }
 
@@ -77,6 +79,7 @@ struct Terms {
                       {"ratio", ratios},
                       {"importance_weight", corrections},
                       {"logprob_gap", gap},
+                      {"largest_logprob_gap", largest_gap},
                       {"tokens", counted}};
     if (config.kl_coefficient > 0) result.metrics["kl"] = kl;
     if (!tokens.entropy.empty()) result.metrics["entropy"] = entropy;

@@ -40,7 +40,7 @@ class PolicyLoss : public parallel::LossFunction {
   bool needs_entropy() const override;
   double temperature() const override { return config_.temperature; }
   // Metrics (sums, weighted by w unless said): policy_loss kl clip_fraction entropy ratio tokens
-  // logprob_gap (Σ|ℓ − sampled|, unweighted) importance_weight.
+  // logprob_gap (Σ|ℓ − sampled|, unweighted) largest_logprob_gap importance_weight.
   Result Evaluate(Context& ctx, const TokenBatch& batch,
                   const parallel::HeadOutput& out) const override;
 

@@ -241,7 +241,7 @@ class GrpoStage {
     PolicyLoss loss(config_.loss);
     // The workers' log-probabilities against the learner's before the rollout's first step moved
     // it: of the first minibatch, whose forward is that very policy.
-    std::optional<double> gap;
+    json gap;
     for (auto& which : minibatches) {
       LearnerBatches data =
           MakeLearnerBatches(batch, which, config_, stage_.batch, env_.config.mesh.dp,
@@ -302,15 +302,16 @@ class GrpoStage {
     return out;
   }
 
-  static void AddLossMetrics(const parallel::MetricSums& sums, std::optional<double>* gap,
-                             json* extra) {
+  static void AddLossMetrics(parallel::MetricSums sums, json* gap, json* extra) {
+    const double tokens = sums.contains("tokens") ? sums.at("tokens") : 0;
+    if (gap->is_null() && tokens > 0) {
+      *gap = {{"logprob_gap", sums["logprob_gap"] / tokens},
+              {"largest_logprob_gap", sums["largest_logprob_gap"]}};
+    }
+    sums.erase("logprob_gap");
+    sums.erase("largest_logprob_gap");
     for (const auto& [name, value] : sums) (*extra)[name] = value;
-    auto tokens = sums.find("tokens");
-    auto apart = sums.find("logprob_gap");
-    bool known = tokens != sums.end() && apart != sums.end() && tokens->second > 0;
-    if (known && !*gap) *gap = apart->second / tokens->second;
-    extra->erase("logprob_gap");
-    if (*gap) (*extra)["logprob_gap"] = **gap;
+    if (!gap->is_null()) extra->update(*gap);
   }
 
   json Cursor() const {

@@ -27,20 +27,23 @@ inline double ToyInitial(const std::string& name, int64_t i) {
   return 0.4 * RandomStream({7, HashName(name)}).Normal(static_cast<uint64_t>(i));
 }
 
-// Σ w_t · (−logp_t), and the number of tokens and the sum of logp² as metrics.
+// Σ w_t · (−logp_t), and the number of tokens and the sum and the largest of logp² as metrics.
 class ToyLoss : public LossFunction {
  public:
   Result Evaluate(Context& ctx, const TokenBatch& batch, const HeadOutput& out) const override {
     Result result;
     result.gradient.dlogp_T = ctx.Zeros({batch.tokens()}, DType::kF64);
-    double squares = 0;
+    double squares = 0, largest = 0;
     for (int64_t t = 0; t < batch.tokens(); ++t) {
       const double logp = out.logp_T.data<double>()[t], weight = batch.loss_weight_T[t];
       result.loss -= weight * logp;
       result.gradient.dlogp_T.data<double>()[t] = -weight;
       squares += logp * logp;
+      largest = std::max(largest, logp * logp);
     }
-    result.metrics = {{"tokens", static_cast<double>(batch.tokens())}, {"squares", squares}};
+    result.metrics = {{"tokens", static_cast<double>(batch.tokens())},
+                      {"squares", squares},
+                      {"largest_square", largest}};
     return result;
   }
 };

@@ -37,7 +37,7 @@ struct Layout {
 
 // What a run leaves behind, the same on every rank.
 struct RunResult {
-  std::vector<double> loss, norm, metrics;
+  std::vector<double> loss, norm, metrics, largest;
   std::map<std::string, std::vector<double>> values;
   bool operator==(const RunResult&) const = default;
 };
@@ -113,6 +113,7 @@ RunResult Train(const Layout& layout, const GroupPtr& world) {
     result.norm.push_back(done.gradient_norm);
     result.metrics.push_back(done.metrics.at("tokens"));
     result.metrics.push_back(done.metrics.at("squares"));
+    result.largest.push_back(done.metrics.at("largest_square"));
     EXPECT_NEAR(done.metrics.at("auxiliary"),
                 done.metrics.at("tokens") * testing::kToyAuxiliary * testing::kToyLayers, 1e-10);
   }
@@ -168,6 +169,7 @@ void ExpectNear(const RunResult& got, const RunResult& want, double bound) {
     EXPECT_NEAR(got.norm[step], want.norm[step], bound);
     EXPECT_NEAR(got.metrics[2 * step], want.metrics[2 * step], bound);
     EXPECT_NEAR(got.metrics[2 * step + 1], want.metrics[2 * step + 1], bound);
+    EXPECT_NEAR(got.largest[step], want.largest[step], bound);
   }
   double counted = 0;
   for (double tokens : {0, 1, 2, 3}) counted += want.metrics[2 * static_cast<size_t>(tokens)];
@@ -207,7 +209,7 @@ RunResult TrainByHand(bool tied) {
   std::map<Parameter*, std::vector<double>> m, v;
   RunResult result;
   for (int step = 0; step < kSteps; ++step) {
-    double loss_sum = 0, squares = 0, tokens = 0, norm = 0;
+    double loss_sum = 0, squares = 0, largest = 0, tokens = 0, norm = 0;
     stage.BeginStep(false);
     for (Parameter* p : stage.Parameters()) {
       for (int64_t i = 0; i < (p->spec.buffer ? 0 : p->gradient.size()); ++i) {
@@ -221,6 +223,7 @@ RunResult TrainByHand(bool tied) {
       loss_sum += outcome.loss;
       tokens += outcome.metrics.at("tokens");
       squares += outcome.metrics.at("squares");
+      largest = std::max(largest, outcome.metrics.at("largest_square"));
     }
     for (Parameter* p : stage.Parameters()) {
       for (int64_t i = 0; i < (p->spec.buffer ? 0 : p->gradient.size()); ++i) {
@@ -246,6 +249,7 @@ RunResult TrainByHand(bool tied) {
     result.norm.push_back(norm);
     result.metrics.push_back(tokens);
     result.metrics.push_back(squares);
+    result.largest.push_back(largest);
   }
   for (Parameter* p : stage.Parameters()) {
     if (!p->spec.buffer) result.values[p->spec.name] = runtime::ToDoubles(p->value);

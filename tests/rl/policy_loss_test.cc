@@ -110,17 +110,20 @@ TEST_P(PolicyLossCase, GradientIsTheFiniteDifference) {
 TEST_P(PolicyLossCase, Metrics) {
   auto m = Evaluate().metrics;
   PolicyLossConfig config = ConfigOf(case_);
-  double weight = 0, counted = 0, gap = 0, entropy = 0;
+  double weight = 0, counted = 0, gap = 0, largest = 0, entropy = 0;
   for (size_t t = 0; t < logp_.size(); ++t) {
     double w = batch_.loss_weight_T[t];
     if (w == 0) continue;
     weight += w;
     ++counted;
-    gap += std::abs(logp_[t] - double{batch_.sampled_logp_T[t]});
+    const double apart = std::abs(logp_[t] - double{batch_.sampled_logp_T[t]});
+    gap += apart;
+    largest = std::max(largest, apart);
     entropy += w * entropy_[t];
   }
   EXPECT_EQ(m["tokens"], counted);
   EXPECT_NEAR(m["logprob_gap"], gap, 1e-12);
+  EXPECT_NEAR(m["largest_logprob_gap"], largest, 1e-12);
   EXPECT_NEAR(m["entropy"], entropy, 1e-12);
   if (config.importance_cap == 0) {
     EXPECT_NEAR(m["importance_weight"], weight, 1e-12);
