@@ -194,35 +194,49 @@ std::string AtMost(double bound) {
   return std::isnan(bound) ? "" : fmt::format("<= {:.4g}", bound);
 }
 
-// Curves of other precisions may be as far from f32's as that of another seed is.
-void ReportCurves(const Run& f32, const Run& other_seed, const std::vector<const Run*>& others) {
-  const double noise_loss = Largest(Differences(Loss(other_seed), Loss(f32)));
-  const double noise_reward = Largest(Differences(Reward(other_seed), Reward(f32)));
+double LossApart(const Run& a, const Run& b) { return Largest(Differences(Loss(a), Loss(b))); }
+double RewardApart(const Run& a, const Run& b) {
+  return Largest(Differences(Reward(a), Reward(b)));
+}
+
+// Curves of other precisions may be as far from f32's as those of its seeds are from each other.
+void ReportCurves(const std::vector<const Run*>& seeds, const std::vector<const Run*>& others) {
   auto report = [&](const Run& run) {
     const Curve loss = Loss(run);
     const std::string name = "r1_tiny." + run.name;
     Report(name + ".loss", Mean(loss, loss.size() * 9 / 10, loss.size()), "the last tenth's");
     Report(name + ".reward", Mean(Reward(run)), "all steps'");
   };
-  report(f32);
-  report(other_seed);
-  Report("r1_tiny.seeds.loss_apart", noise_loss, "largest distance");
-  Report("r1_tiny.seeds.reward_apart", noise_reward, "largest distance");
+  Curve loss_noise, reward_noise;
+  for (size_t i = 0; i < seeds.size(); ++i) {
+    report(*seeds[i]);
+    for (size_t j = 0; j < i; ++j) {
+      loss_noise.push_back(LossApart(*seeds[i], *seeds[j]));
+      reward_noise.push_back(RewardApart(*seeds[i], *seeds[j]));
+    }
+  }
+  for (Curve* noise : {&loss_noise, &reward_noise}) {  // of those that came so far
+    std::erase_if(*noise, [](double apart) { return std::isnan(apart); });
+  }
+  const double loss_bound = Largest(loss_noise), reward_bound = Largest(reward_noise);
+  Report("r1_tiny.seeds.loss_apart", loss_bound, "largest distance of two");
+  Report("r1_tiny.seeds.reward_apart", reward_bound, "largest distance of two");
+  const Run& f32 = *seeds[0];
   for (const Run* run : others) {
     report(*run);
     const std::string name = "r1_tiny." + run->name;
-    Report(name + ".loss_apart", Largest(Differences(Loss(*run), Loss(f32))),
-           "largest distance from f32", AtMost(noise_loss));
-    Report(name + ".reward_apart", Largest(Differences(Reward(*run), Reward(f32))),
-           "largest distance from f32", AtMost(noise_reward));
+    Report(name + ".loss_apart", LossApart(*run, f32), "largest distance from f32",
+           AtMost(loss_bound));
+    Report(name + ".reward_apart", RewardApart(*run, f32), "largest distance from f32",
+           AtMost(reward_bound));
   }
 }
 
 void ReportGap(const Run& run, const std::string& wanted) {
-  const Curve gap = CurveOf(run, kRl, "logprob_gap");
   const std::string name = "r1_tiny." + run.name + ".logprob_gap";
-  Report(name + ".mean", Mean(gap), "mean of all tokens", wanted);
-  Report(name + ".largest", Largest(gap), "the largest step's mean", wanted);
+  Report(name + ".mean", Mean(CurveOf(run, kRl, "logprob_gap")), "of all tokens", wanted);
+  Report(name + ".largest", Largest(CurveOf(run, kRl, "largest_logprob_gap")), "of a token",
+         wanted);
 }
 
 void ReportCost(const std::string& name, const Run& run, const Run& than) {
@@ -246,7 +260,7 @@ void ReportTurns(const Run& turns, const Run& plain) {
   const Curve bytes = CurveOf(turns, kRl, "weight_host_bytes");  // so far
   Report("publication.host_bytes", bytes.empty() ? std::nan("") : bytes.back(),
          fmt::format("bytes, {} publications", bytes.size()),
-         fmt::format("<= {}", 2 * kDigestBytes * bytes.size()));
+         bytes.empty() ? "" : fmt::format("<= {}", 2 * kDigestBytes * bytes.size()));
 }
 
 int Main(int argc, char** argv) {
@@ -262,7 +276,9 @@ int Main(int argc, char** argv) {
   CLI11_PARSE(app, argc, argv);
   std::filesystem::create_directories(setup.folder);
 
-  Run f32{"f32", {"train.dtype=f32"}}, seed{"f32_seed_2", {"train.dtype=f32", "run.seed=2"}};
+  Run f32{"f32", {"train.dtype=f32"}};
+  Run seed_2{"f32_seed_2", {"train.dtype=f32", "run.seed=2"}};
+  Run seed_3{"f32_seed_3", {"train.dtype=f32", "run.seed=3"}};
   Run bf16{"bf16", {"train.dtype=bf16"}}, fp8{"fp8", {"train.dtype=bf16", "train.fp8=true"}};
   Run invariant{"batch_invariant", {"train.dtype=bf16", "train.numerics=batch_invariant"}};
   Run turns{"turns", invariant.settings};
@@ -270,7 +286,7 @@ int Main(int argc, char** argv) {
   if (setup.device == "cuda") turns.settings.push_back("rollout.publish=device");
 
   const auto end = Clock::now() + std::chrono::seconds(setup.seconds);
-  std::vector<Run*> runs = {&f32, &bf16, &invariant, &turns, &fp8, &seed};
+  std::vector<Run*> runs = {&f32, &bf16, &invariant, &turns, &fp8, &seed_2, &seed_3};
   std::erase_if(runs, [&](const Run* run) {
     return !setup.only.empty() && std::ranges::find(setup.only, run->name) == setup.only.end();
   });
@@ -279,7 +295,7 @@ int Main(int argc, char** argv) {
     const std::chrono::duration<double> left = end - Clock::now();
     passed &= Execute(setup, *runs[i], left.count() / static_cast<double>(runs.size() - i));
   }
-  ReportCurves(f32, seed, {&bf16, &fp8});
+  ReportCurves({&f32, &seed_2, &seed_3}, {&bf16, &fp8});
   for (const Run* run : {&f32, &bf16, &fp8}) ReportGap(*run, "");
   for (const Run* run : {&invariant, &turns}) ReportGap(*run, "0");
   ReportCost("batch_invariant", invariant, bf16);
