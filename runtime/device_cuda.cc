@@ -85,6 +85,7 @@ class CudaStream : public Stream {
               "cudaStreamCreate", device.index);
   }
   ~CudaStream() override {
+    cudaSetDevice(device_.index);
     cudaStreamSynchronize(stream_);  // the staging memory is still read
     cudaStreamDestroy(stream_);
   }
@@ -101,29 +102,35 @@ class CudaStream : public Stream {
   Staging staging_;
 };
 
+// Threads that have no device yet ask for events too: without one CUDA would give them the first,
+// and take half a gigabyte there for each process.
 class CudaEvent : public Event {
  public:
   explicit CudaEvent(Device device) : device_(device) {
     Use(device, "event");
     Checked(cudaEventCreateWithFlags(&event_, cudaEventDisableTiming), "cudaEventCreate");
   }
-  ~CudaEvent() override { cudaEventDestroy(event_); }
+  ~CudaEvent() override {
+    cudaSetDevice(device_.index);
+    cudaEventDestroy(event_);
+  }
   void Record(Stream& stream) override {
-    Tell(StepRecorder::Of(stream));
+    Begin(StepRecorder::Of(stream));
     Checked(cudaEventRecord(event_, Handle(stream)), "record");
   }
   void Wait(Stream& stream) override {
-    Tell(StepRecorder::Of(stream));
+    Begin(StepRecorder::Of(stream));
     Checked(cudaStreamWaitEvent(Handle(stream), event_, 0), "cudaStreamWaitEvent");
   }
   void Synchronize() override {
-    Tell(StepRecorder::OfThread());
+    Begin(StepRecorder::OfThread());
     Checked(cudaEventSynchronize(event_), "cudaEventSynchronize");
   }
 
  private:
-  static void Tell(StepRecorder* recorder) {
+  void Begin(StepRecorder* recorder) const {
     if (recorder) recorder->Cut();
+    Use(device_, "event");
   }
   static cudaStream_t Handle(Stream& stream) { return static_cast<cudaStream_t>(stream.handle()); }
   void Checked(cudaError_t status, const char* call) {
@@ -210,8 +217,15 @@ std::shared_ptr<void> MakePinned(int64_t bytes) {
   if (CudaDeviceCount() == 0)
     return std::shared_ptr<void>(std::malloc(std::max<int64_t>(bytes, 1)), std::free);
   void* memory = nullptr;
-  CheckCuda(cudaHostAlloc(&memory, std::max<int64_t>(bytes, 1), cudaHostAllocDefault), "pinned",
-            "cudaHostAlloc", 0);
+  const cudaError_t status =
+      cudaHostAlloc(&memory, std::max<int64_t>(bytes, 1), cudaHostAllocDefault);
+  if (status == cudaErrorMemoryAllocation) {
+    cudaGetLastError();
+    throw DeviceError(
+        fmt::format("[pinned] the host has no {:.1f} MiB of memory that can be pinned",
+                    static_cast<double>(bytes) / (1 << 20)));
+  }
+  CheckCuda(status, "pinned", "cudaHostAlloc", 0);
   return std::shared_ptr<void>(memory, [](void* p) { cudaFreeHost(p); });
 }
 

@@ -36,7 +36,9 @@ class Replay {
   // Runs `work`, which gives work to the allocator's stream. Steps of one `key` are alike: of one
   // number of rows, say. `work` may be called twice, the first time for nothing or up to one of its
   // waits: it must set, and not add to, what it leaves on the host and the device. Nobody else may
-  // use the stream meanwhile. Tensors that `work` makes and leaves are valid until the next Run.
+  // use the stream meanwhile, and no other thread wait for the whole device, as copies without a
+  // stream do: CUDA fails both of them while a step is recorded. Tensors that `work` makes and
+  // leaves are valid until the next Run.
   virtual void Run(int64_t key, const std::function<void()>& work);
   // To how many rows a step of `rows` is best filled up, so that few keys occur.
   virtual int64_t PaddedRows(int64_t rows) const { return rows; }

@@ -27,7 +27,10 @@ NcclEvent::NcclEvent(Device device) : device_(device) {
   CheckCuda(cudaEventCreateWithFlags(&event_, cudaEventDisableTiming), "nccl", "cudaEventCreate",
             device.index);
 }
-NcclEvent::~NcclEvent() { cudaEventDestroy(event_); }
+NcclEvent::~NcclEvent() {
+  cudaSetDevice(device_.index);
+  cudaEventDestroy(event_);
+}
 void NcclEvent::Record(cudaStream_t stream) {
   CheckCuda(cudaEventRecord(event_, stream), "nccl", "cudaEventRecord", device_.index);
 }
@@ -35,6 +38,7 @@ void NcclEvent::Hold(cudaStream_t stream) const {
   CheckCuda(cudaStreamWaitEvent(stream, event_, 0), "nccl", "cudaStreamWaitEvent", device_.index);
 }
 bool NcclEvent::Passed() const {
+  Use(device_);  // the watching thread has none, and would be given the first device
   cudaError_t status = cudaEventQuery(event_);
   if (status != cudaErrorNotReady) CheckCuda(status, "nccl", "cudaEventQuery", device_.index);
   return status == cudaSuccess;

@@ -33,6 +33,7 @@ class NcclMessenger : public NcclWatched {
   };
   using ReceiptPtr = std::shared_ptr<Receipt>;
   ReceiptPtr Receive(const Tensor& tensor, int peer, int tag, const std::string& place);
+  bool Received(const Receipt& receipt);
   // Blocks the host until the receive is on its lane.
   void AwaitIssue(const Receipt& receipt);
   // Waits until everything given to Send has gone, at most as long as the deadline.

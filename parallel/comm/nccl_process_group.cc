@@ -85,7 +85,7 @@ class ReceiveWork : public Work {
   ReceiveWork(Context ctx, std::shared_ptr<NcclMessenger> messenger,
               NcclMessenger::ReceiptPtr receipt)
       : ctx_(std::move(ctx)), messenger_(std::move(messenger)), receipt_(std::move(receipt)) {}
-  bool Done() override { return receipt_->operation->done.Passed(); }
+  bool Done() override { return messenger_->Received(*receipt_); }
   void Wait() override {
     messenger_->AwaitIssue(*receipt_);
     receipt_->lane->CheckAlive(receipt_->operation->place);
