@@ -49,13 +49,14 @@ Slab ToSlab(const proto::SlabInfo& m) {
 // The server's side of a loan: keeps the snapshot until the call ends. Owned by the call.
 class Lender final : public grpc::ServerWriteReactor<proto::Loan> {
  public:
-  Lender(std::shared_ptr<const WeightSnapshot> snapshot, const grpc::Status& status)
+  Lender(std::shared_ptr<const WeightSnapshot> snapshot, const std::string& handle,
+         const grpc::Status& status)
       : snapshot_(std::move(snapshot)) {
     if (!snapshot_) {
       Finish(status);
       return;
     }
-    loan_.set_handle(snapshot_->handle());
+    loan_.set_handle(handle);
     StartWrite(&loan_);
   }
 
@@ -136,11 +137,16 @@ struct WeightPublisher::Impl final : Served {
                                               const proto::ManifestRequest* request) override {
     grpc::Status status = CheckSecret(*context, options.secret);
     auto snapshot = status.ok() ? Find(request->version(), &status) : nullptr;
-    if (snapshot && snapshot->place().is_cpu()) {
+    std::string handle;
+    try {
+      Check<DeviceError>(!snapshot || !snapshot->place().is_cpu(),
+                         "these weights are in host memory");
+      if (snapshot) handle = snapshot->handle();
+    } catch (const DeviceError& error) {
       snapshot = nullptr;
-      status = {grpc::StatusCode::FAILED_PRECONDITION, "these weights are in host memory"};
+      status = {grpc::StatusCode::FAILED_PRECONDITION, error.what()};
     }
-    return new Lender(std::move(snapshot), status);
+    return new Lender(std::move(snapshot), handle, status);
   }
 
   // What a rank serves of the slabs that `keys` names. Asked for by name, since a reward model has
@@ -397,8 +403,11 @@ struct WeightSync::Impl {
     auto call = proto::WeightServer::NewStub(ChannelTo(endpoint))->Lend(&context, request);
     proto::Loan loan;
     if (!call->Read(&loan)) {
+      const grpc::Status status = call->Finish();
+      // The driver shares memory with no process, or the weights are on the host.
+      if (status.error_code() == grpc::StatusCode::FAILED_PRECONDITION) return false;
       throw CommError(fmt::format("[weights] {} does not lend weights {}: {}", endpoint,
-                                  request.version(), call->Finish().error_message()));
+                                  request.version(), status.error_message()));
     }
     auto memory = runtime::OpenShareable(device, loan.handle());
     if (memory) delivery.CopyAll(manifest, static_cast<const char*>(memory.get()), device);

@@ -303,8 +303,7 @@ cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned
 }
 cudaError_t cudaEventSynchronize(cudaEvent_t event) {
   Locked lock;
-  bool ok = !event->happened || *event->happened ||
-            RunWork(event->stream, event->happened.get());
+  bool ok = !event->happened || *event->happened || RunWork(event->stream, event->happened.get());
   return ok ? cudaSuccess : cudaErrorLaunchFailure;
 }
 cudaError_t cudaEventQuery(cudaEvent_t event) {
@@ -334,9 +333,12 @@ cudaError_t cudaMallocAsync(void** ptr, size_t bytes, cudaStream_t stream) {
   return *ptr ? cudaSuccess : cudaErrorMemoryAllocation;
 }
 
-// As on a GPU: of cudaMalloc's memory only, for other processes only.
+// As on a GPU: of cudaMalloc's memory only, for other processes only. With HONE_EMULATED_IPC=none
+// as where the driver has none, in WSL say.
 cudaError_t cudaIpcGetMemHandle(cudaIpcMemHandle_t* handle, void* ptr) {
   Locked lock;
+  const char* ipc = std::getenv("HONE_EMULATED_IPC");
+  if (ipc != nullptr && std::strcmp(ipc, "none") == 0) return cudaErrorInvalidValue;
   Arena::File file;
   if (!machine().arena.FileOf(ptr, &file)) return cudaErrorInvalidValue;
   static_assert(sizeof file <= sizeof handle->reserved);

@@ -199,6 +199,18 @@ TEST_F(DevicePublicationTest, WhatCannotBeOpenedIsStreamed) {
   EXPECT_EQ(to_host.host_bytes(), 0) << "a CPU's weights are on the host anyway";
 }
 
+TEST_F(DevicePublicationTest, WhereTheDriverLendsNothingItIsStreamed) {
+  const std::string device = runtime::DescribeDevice(ctx_.device());
+  if (device.find("emulated") == std::string::npos) GTEST_SKIP() << "a GPU lends: " << device;
+  WeightPublisher publisher(options_);
+  const WeightVersion version = publisher.Publish(*alone_, 1, model_->State());
+  setenv("HONE_EMULATED_IPC", "none", 1);
+  const std::string fetched = Fetched(version);
+  unsetenv("HONE_EMULATED_IPC");
+  const int64_t bytes = ModelBytes() + kDigestBytes;
+  EXPECT_EQ(fetched, fmt::format("{} {} {}", version.digest, bytes, bytes));
+}
+
 TEST_F(DevicePublicationTest, ASnapshotDoesNotChangeAndMakesRoomForTheNext) {
   options_.versions = 1;
   WeightPublisher publisher(options_);
