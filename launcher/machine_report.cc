@@ -55,7 +55,9 @@ std::string MachineReport::WhyNoGpu() const {
   std::string obstacle = gpu.Obstacle();
   if (!obstacle.empty()) return obstacle;
   if (!cuda_built) return "this hone is built without CUDA";
-  return usable_gpus > 0 ? "" : "CUDA offers no device to this process";
+  if (usable_gpus > 0) return "";
+  return "CUDA offers no device to this process" +
+         (cuda_obstacle.empty() ? "" : ": " + cuda_obstacle);
 }
 
 std::string MachineReport::ToText() const {
@@ -106,6 +108,7 @@ MachineReport InspectMachine() {
   report.mpi = parallel::MpiVersion();
   report.gpu = runtime::InspectGpus();
   report.cuda_built = runtime::CudaIsBuilt();
+  report.cuda_obstacle = runtime::CudaObstacle();
   report.usable_gpus = runtime::CudaDeviceCount();
   return report;
 }

@@ -16,6 +16,7 @@ struct MachineReport {
   int64_t memory_bytes = 0;
   std::string mpi;
   bool cuda_built = false;
+  std::string cuda_obstacle;  // runtime::CudaObstacle
   runtime::GpuReport gpu;
   int usable_gpus = 0;  // that this process could train on
 

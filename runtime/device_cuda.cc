@@ -189,6 +189,14 @@ int CudaDeviceCount() {
   return count;
 }
 
+std::string CudaObstacle() {
+  int count = 0;
+  const cudaError_t status = cudaGetDeviceCount(&count);
+  if (status == cudaSuccess) return "";
+  cudaGetLastError();
+  return fmt::format("{} ({})", cudaGetErrorName(status), cudaGetErrorString(status));
+}
+
 std::string DescribeDevice(Device device) {
   if (device.is_cpu()) return "cpu";
   cudaDeviceProp p = {};

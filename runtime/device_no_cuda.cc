@@ -22,6 +22,8 @@ void NeedCpu(Device device, const char* what) {
 
 bool CudaIsBuilt() { return false; }
 
+std::string CudaObstacle() { return ""; }
+
 int64_t HostTraffic() { return 0; }
 
 int CudaDeviceCount() { return 0; }

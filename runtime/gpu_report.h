@@ -30,5 +30,7 @@ GpuReport InspectGpus();
 
 // Whether this program has the CUDA backend. Defined in device_cuda.cc and device_no_cuda.cc.
 bool CudaIsBuilt();
+// What CUDA answers where it offers this process no device: "cudaErrorSystemNotReady (…)"; "" else.
+std::string CudaObstacle();
 
 }  // namespace hone::runtime

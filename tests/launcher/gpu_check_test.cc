@@ -137,6 +137,20 @@ TEST_F(GpuCheckTest, PyTorchOutOfTimeIsNoFailure) {
   EXPECT_EQ(rows_["torch_gpu"]["unit"], "out of time");
 }
 
+TEST_F(GpuCheckTest, LibrariesOfPyTorchsWheelsAreFound) {
+  AllStandIns();
+  StandIn("hone", R"(case :$LD_LIBRARY_PATH: in
+      *:/a/lib:/b/lib:*) obstacle= ;;
+      *) obstacle="libnccl.so.2 is missing" ;;
+    esac
+    echo '{"cpu": "some", "cuda": {
+      "usable_gpus": 1,'
+    echo "\"obstacle\": \"$obstacle\"}}")");
+  StandIn("python", R"(case $2 in *nvidia*) echo /a/lib:/b/lib ;; esac)");
+  EXPECT_EQ(Check(60, Path("programs/python")), 0);
+  EXPECT_EQ(Outcome("kernels_a_test"), "passed");
+}
+
 TEST_F(GpuCheckTest, RunsThatEndEarlyCountAsFarAsTheyCame) {
   const std::string one_step = R"(mkdir -p $4
     echo '{"stage": "skill", "step": 1, "loss": 2.5}' > $4/metrics.jsonl

@@ -47,6 +47,10 @@ TEST(MachineReport, SaysWhatIsInTheWay) {
   MachineReport m = WithGpus();
   m.usable_gpus = 0;
   EXPECT_EQ(m.WhyNoGpu(), "CUDA offers no device to this process");
+  m.cuda_obstacle = "cudaErrorSystemNotReady (system not yet initialized)";
+  EXPECT_EQ(m.WhyNoGpu(),
+            "CUDA offers no device to this process: cudaErrorSystemNotReady (system not yet "
+            "initialized)");
   m.cuda_built = false;
   EXPECT_EQ(m.WhyNoGpu(), "this hone is built without CUDA");
   m.gpu.cudnn = m.gpu.nccl = "";
