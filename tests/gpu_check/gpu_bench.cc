@@ -20,6 +20,7 @@
 #include "model/transformer_stage.h"
 #include "parallel/mesh.h"
 #include "parallel/train_engine.h"
+#include "rl/plan/memory.h"
 #include "rl/policy_loss.h"
 #include "runtime/philox.h"
 #include "runtime/replay.h"
@@ -225,6 +226,18 @@ model::ModelConfig DeepSeek(const Setup& setup) {
 constexpr int64_t kSequences = 2;  // of a pack
 int64_t SequenceLength(const Setup& setup) { return setup.Size(2048, 32); }
 
+// What `hone plan` says of such a step, in bytes.
+double PlannedMemory(const Setup& setup, const BenchModel& model, bool fp8) {
+  rl::Layout layout;
+  layout.dtype = setup.dtype();
+  layout.keep_fp8 = fp8;
+  layout.cpu = setup.device.is_cpu();
+  rl::StepShape step;
+  step.tokens = model.sequence * model.sequences;
+  step.sequences = model.sequences;
+  return static_cast<double>(rl::EstimateMemory(model.config, layout, step)[0].total);
+}
+
 // Whole optimizer steps on one pack.
 void TrainSpeed(const Setup& setup, const std::string& name, const model::ModelConfig& config,
                 double gemm_rate, bool fp8, const std::string& wanted, Numerics numerics) {
@@ -249,8 +262,9 @@ void TrainSpeed(const Setup& setup, const std::string& name, const model::ModelC
   Report(name + ".tokens", tokens / seconds, "tokens/s");
   Report(name + ".of_gemm_rate", 100 * flops / gemm_rate, "%", wanted);
   Report(name + ".of_990_tflops", 100 * flops / kPeakFlops, "%");
-  Report(name + ".peak_memory", static_cast<double>(ctx.allocator()->Usage().peak_total) / 1e9,
-         "GB");
+  const auto peak = static_cast<double>(ctx.allocator()->Usage().peak_total);
+  Report(name + ".peak_memory", peak / 1e9, "GB");
+  Report(name + ".peak_over_plan", peak / PlannedMemory(setup, model, fp8), "times hone plan's");
   if (config.is_moe()) {
     Report(name + ".tokens_an_expert",
            tokens * static_cast<double>(config.num_experts_per_tok) /

@@ -25,7 +25,7 @@ class GpuCheckTest : public testing::Test {
 
   // A program that is this shell script.
   void StandIn(const std::string& name, const std::string& script) {
-    const std::string path = Path("programs/" + name);
+    const std::string path = Path(name);
     std::filesystem::create_directories(std::filesystem::path(path).parent_path());
     std::ofstream(path) << "#!/bin/sh\n" << script << "\n";
     std::filesystem::permissions(path, std::filesystem::perms::owner_all);
@@ -34,22 +34,27 @@ class GpuCheckTest : public testing::Test {
     return "echo '" +
            json({{"name", name}, {"value", value}, {"unit", "GB/s"}, {"wanted", ""}}).dump() + "'";
   }
-  void AllStandIns() {
-    StandIn("hone", R"(echo '{"cpu": "some", "cuda": {
+  void AllStandIns(const std::string& bin = "programs",
+                   const std::string& tests = "programs/tests") {
+    StandIn(bin + "/hone", R"(echo '{"cpu": "some", "cuda": {
       "usable_gpus": 1,
       "obstacle": ""}}')");
-    StandIn("tests/kernels_a_test", "[ $HONE_TEST_DEVICE = cuda ]");
-    StandIn("tests/gpu_bench", Prints("memory.copy", 4000.5));
-    StandIn("tests/gpu_runs", Prints("r1_tiny.f32", 433));
-    StandIn("python", "[ $1 = -c ] || " + Prints("torch.train", 2.5));
+    StandIn(tests + "/kernels_a_test", "[ $HONE_TEST_DEVICE = cuda ]");
+    StandIn(tests + "/gpu_bench", Prints("memory.copy", 4000.5));
+    StandIn(tests + "/gpu_runs", "[ -x $2 ] && [ -f $4 ] && " + Prints("r1_tiny.f32", 433));
+    StandIn("python", "[ $1 = -c ] || { [ -f $1 ] && " + Prints("torch.train", 2.5) + "; }");
   }
 
   // The exit code of gpu_check; rows_ are what it wrote.
   int Check(int seconds, const std::string& python) {
-    Program program({"env", "HONE_PROGRAMS=" + Path("programs"),
-                     "HONE_CHECK_SECONDS=" + std::to_string(seconds), "HONE_BENCH_PYTHON=" + python,
-                     kSource + "/tests/gpu_check/gpu_check", Path("out")},
-                    Path("output"));
+    return Check({"HONE_PROGRAMS=" + Path("programs"), "HONE_BENCH_PYTHON=" + python},
+                 kSource + "/tests/gpu_check/gpu_check", seconds);
+  }
+  int Check(const Words& environment, const std::string& script, int seconds) {
+    Words command = {"env", "HONE_CHECK_SECONDS=" + std::to_string(seconds)};
+    command.insert(command.end(), environment.begin(), environment.end());
+    command.insert(command.end(), {script, Path("out")});
+    Program program(command, Path("output"));
     const int code = program.Wait(std::chrono::seconds(60));
     const json report = json::parse(ReadFile(Path("out/gpu_check.json")));
     EXPECT_EQ(report.at("machine").at("cpu"), "some");
@@ -96,7 +101,7 @@ class GpuCheckTest : public testing::Test {
 
 TEST_F(GpuCheckTest, WhatPassesIsWrittenDown) {
   AllStandIns();
-  EXPECT_EQ(Check(60, Path("programs/python")), 0);
+  EXPECT_EQ(Check(60, Path("python")), 0);
   EXPECT_EQ(Outcome("kernels_a_test"), "passed");
   EXPECT_EQ(rows_["memory.copy"], json({{"kind", "benchmark"},
                                         {"name", "memory.copy"},
@@ -110,11 +115,26 @@ TEST_F(GpuCheckTest, WhatPassesIsWrittenDown) {
               HasSubstr("| benchmark | memory.copy | measured | 4000.5 | GB/s |  |"));
 }
 
+// By the places that CMakeLists.txt and packaging.cmake give them.
+TEST_F(GpuCheckTest, FindsItsPartsInTheBundle) {
+  AllStandIns("bundle/bin", "bundle/libexec/tests");
+  std::filesystem::create_directories(Path("bundle/share/hone/gpu_check"));
+  std::filesystem::copy(kSource + "/configs", Path("bundle/share/hone/configs"));
+  std::filesystem::copy(kSource + "/tests/gpu_check/torch_gpu.py",
+                        Path("bundle/share/hone/gpu_check"));
+  std::filesystem::copy(kSource + "/tests/gpu_check/gpu_check", Path("bundle/bin"));
+  EXPECT_EQ(Check({"HONE_BENCH_PYTHON=" + Path("python")}, Path("bundle/bin/gpu_check"), 60), 0);
+  for (const char* name : {"memory.copy", "r1_tiny.f32", "torch.train"}) {
+    EXPECT_EQ(Outcome(name), "measured") << name;
+  }
+  EXPECT_EQ(Outcome("kernels_a_test"), "passed");
+}
+
 TEST_F(GpuCheckTest, WhatFailsOrHangsIsNamedAndStopsNothing) {
   AllStandIns();
-  StandIn("tests/kernels_a_test", "exit 3");
-  StandIn("tests/kernels_b_hangs_test", "exec sleep 100");
-  StandIn("tests/gpu_bench",
+  StandIn("programs/tests/kernels_a_test", "exit 3");
+  StandIn("programs/tests/kernels_b_hangs_test", "exec sleep 100");
+  StandIn("programs/tests/gpu_bench",
           Prints("memory.copy", 1) + "\n" +
               R"(echo '{"name":"fp8","outcome":"FAILED","value":"","unit":"see","wanted":""}'
                  exit 1)");
@@ -131,7 +151,7 @@ TEST_F(GpuCheckTest, WhatFailsOrHangsIsNamedAndStopsNothing) {
 TEST_F(GpuCheckTest, PyTorchOutOfTimeIsNoFailure) {
   AllStandIns();
   StandIn("python", "[ $1 = -c ] || { " + Prints("torch.train", 2.5) + "; exec sleep 100; }");
-  EXPECT_EQ(Check(5, Path("programs/python")), 0);
+  EXPECT_EQ(Check(5, Path("python")), 0);
   EXPECT_EQ(Outcome("torch.train"), "measured");
   EXPECT_EQ(Outcome("torch_gpu"), "not run");
   EXPECT_EQ(rows_["torch_gpu"]["unit"], "out of time");
@@ -157,13 +177,13 @@ TEST_F(GpuCheckTest, RunsThatEndEarlyCountAsFarAsTheyCame) {
     printf '{"stage": "sk' >> $4/metrics.jsonl
     )";
   StandIn("hone", one_step + "exec sleep 100");
-  EXPECT_EQ(Runs(Path("programs/hone"), {"--only", "f32", "--seconds", "1"}), 0);
+  EXPECT_EQ(Runs(Path("hone"), {"--only", "f32", "--seconds", "1"}), 0);
   EXPECT_THAT(rows_["r1_tiny.f32"].at("unit"), HasSubstr("out of time"));
   EXPECT_EQ(Value("r1_tiny.f32"), 1);
   EXPECT_EQ(Value("r1_tiny.f32.loss"), 2.5);
   EXPECT_EQ(Outcome("r1_tiny.bf16.loss"), "not run");
   StandIn("hone", one_step + "exit 3");
-  EXPECT_EQ(Runs(Path("programs/hone"), {"--only", "f32"}), 1);
+  EXPECT_EQ(Runs(Path("hone"), {"--only", "f32"}), 1);
   EXPECT_EQ(Outcome("r1_tiny.f32"), "FAILED");
   EXPECT_EQ(Value("r1_tiny.f32.loss"), 2.5);
 }
