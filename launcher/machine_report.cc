@@ -52,7 +52,7 @@ std::string Join(const std::vector<std::string>& words) {
 }  // namespace
 
 std::string MachineReport::WhyNoGpu() const {
-  std::string obstacle = gpu.Obstacle();
+  std::string obstacle = gpu.Obstacle(usable_gpus);
   if (!obstacle.empty()) return obstacle;
   if (!cuda_built) return "this hone is built without CUDA";
   if (usable_gpus > 0) return "";

@@ -93,12 +93,14 @@ class Management {
 
 }  // namespace
 
-std::string GpuReport::Obstacle() const {
-  if (driver.empty()) return "no NVIDIA driver on this machine";
-  if (std::atoi(driver.c_str()) < kLeastDriver) {
-    return fmt::format("driver {} is too old: CUDA 13 needs {} or later", driver, kLeastDriver);
+std::string GpuReport::Obstacle(int usable) const {
+  if (usable == 0) {
+    if (driver.empty()) return "no NVIDIA driver on this machine";
+    if (std::atoi(driver.c_str()) < kLeastDriver) {
+      return fmt::format("driver {} is too old: CUDA 13 needs {} or later", driver, kLeastDriver);
+    }
+    if (gpus.empty()) return "the driver finds no GPU";
   }
-  if (gpus.empty()) return "the driver finds no GPU";
   std::string faults;
   auto need = [&faults](const std::string& version, const NvidiaLibrary& wanted) {
     if (VersionNumber(version) >= wanted.least) return;

@@ -20,8 +20,10 @@ struct GpuReport {
   std::string cublas, cudnn, nccl;  // "13.1.0"; "" when the library is not found
 
   // "" when hone's CUDA backend can run here, else what is in the way: no driver, one older than
-  // CUDA 13 wants, no GPU, or libraries that are missing or too old.
-  std::string Obstacle() const;
+  // CUDA 13 wants, no GPU, or libraries that are missing or too old. Where CUDA offers `usable`
+  // GPUs only libraries can be: a container may lack the driver's management library, and an older
+  // driver do with NVIDIA's forward compatibility.
+  std::string Obstacle(int usable = 0) const;
 };
 
 inline constexpr int kLeastDriver = 580;  // CUDA 13's

@@ -66,6 +66,17 @@ TEST(MachineReport, SaysWhatIsInTheWay) {
   EXPECT_THAT(m.ToText(), HasSubstr("none can be used: no NVIDIA driver on this machine"));
 }
 
+TEST(MachineReport, WhatCudaOffersCanBeUsed) {
+  MachineReport m = WithGpus();
+  m.gpu.driver = "570.10";  // with forward compatibility
+  EXPECT_EQ(m.WhyNoGpu(), "");
+  m.gpu.driver = "";  // no management library in this container
+  m.gpu.gpus.clear();
+  EXPECT_EQ(m.WhyNoGpu(), "");
+  m.gpu.nccl = "";
+  EXPECT_EQ(m.WhyNoGpu(), "libnccl.so.2 is missing");
+}
+
 TEST(MachineReport, KnowsThisMachine) {
   MachineReport m = InspectMachine();
   EXPECT_EQ(m.memory_bytes, int64_t{sysconf(_SC_PHYS_PAGES)} * sysconf(_SC_PAGE_SIZE));
