@@ -175,6 +175,7 @@ class Worker {
 
   // A lease that cannot be worked on goes back with the reason, and so somebody else may try.
   void Refuse(Session& session, int64_t lease, const std::string& why) {
+    model_->CheckDevice();  // else it would refuse all that it is given
     Drop(lease);
     proto::SubmitRequest request;
     request.add_returned_leases(lease);

@@ -37,6 +37,8 @@ class WorkerModel {
   // Gives back all memory but the weights': the engine's cache, frozen models, what allocators
   // keep. The engine has nothing pending. It comes back by itself when it is needed.
   void ReleaseMemory();
+  // DeviceError where the device has failed for good: CUDA then wants another process.
+  void CheckDevice() { ctx_->stream().Synchronize(); }
 
  private:
   // Text of tokens. A model's vocabulary may be padded beyond its tokenizer's: such a token is
