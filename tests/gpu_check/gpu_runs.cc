@@ -14,8 +14,10 @@
 #include <filesystem>
 #include <fstream>
 #include <iostream>
+#include <iterator>
 #include <limits>
 #include <nlohmann/json.hpp>
+#include <sstream>
 #include <thread>
 
 #include "launcher/child_process.h"
@@ -29,6 +31,20 @@ using Clock = std::chrono::steady_clock;
 
 constexpr char kPretraining[] = "skill", kRl[] = "reasoning_rl";
 constexpr int kDigestBytes = 16;
+
+// A model and stages for a test. All its rewards are the same: entropy alone moves the policy.
+constexpr char kSmall[] = R"(
+  model.hidden_size=32 model.intermediate_size=48 model.moe_intermediate_size=16
+  model.num_attention_heads=1 model.kv_lora_rank=16 model.qk_nope_head_dim=16
+  model.qk_rope_head_dim=16 model.v_head_dim=16 model.n_routed_experts=2
+  stages.skill.steps=3 stages.skill.batch.packs=1 stages.skill.batch.pack_tokens=96
+  stages.base.steps=1 stages.base.batch.packs=1 stages.base.batch.pack_tokens=96
+  stages.cold_start.epochs=1 stages.cold_start.data.count=1
+  stages.cold_start.batch.packs=1 stages.cold_start.batch.pack_tokens=96
+  stages.reasoning_rl.steps=3 stages.reasoning_rl.batch.pack_tokens=96
+  stages.reasoning_rl.prompts_per_rollout=1 stages.reasoning_rl.group_size=2
+  stages.reasoning_rl.max_unusable=1 stages.reasoning_rl.sampling.max_new_tokens=4
+  stages.reasoning_rl.loss.entropy_coefficient=0.1)";
 
 struct Setup {
   std::string hone, config, folder, device = "cuda";
@@ -55,36 +71,8 @@ Words SettingsOfAll(const Setup& setup) {
                  "stages.skill.steps=300",
                  "stages.base.steps=100",
                  "stages.reasoning_rl.steps=20"};
-  if (!setup.small) return words;
-  for (const char* word :
-       {"model.hidden_size=32",
-        "model.intermediate_size=48",
-        "model.moe_intermediate_size=16",
-        "model.num_attention_heads=1",
-        "model.kv_lora_rank=16",
-        "model.qk_nope_head_dim=16",
-        "model.qk_rope_head_dim=16",
-        "model.v_head_dim=16",
-        "model.n_routed_experts=2",
-        "stages.skill.steps=3",
-        "stages.skill.batch.packs=1",
-        "stages.skill.batch.pack_tokens=96",
-        "stages.base.steps=1",
-        "stages.base.batch.packs=1",
-        "stages.base.batch.pack_tokens=96",
-        "stages.cold_start.epochs=1",
-        "stages.cold_start.data.count=1",
-        "stages.cold_start.batch.packs=1",
-        "stages.cold_start.batch.pack_tokens=96",
-        "stages.reasoning_rl.steps=3",
-        "stages.reasoning_rl.prompts_per_rollout=1",
-        "stages.reasoning_rl.group_size=2",
-        "stages.reasoning_rl.max_unusable=1",
-        "stages.reasoning_rl.sampling.max_new_tokens=4",
-        "stages.reasoning_rl.loss.entropy_coefficient=0.1",  // rewards are all the same
-        "stages.reasoning_rl.batch.pack_tokens=96"}) {
-    words.push_back(word);
-  }
+  std::istringstream small(setup.small ? kSmall : "");
+  words.insert(words.end(), std::istream_iterator<std::string>(small), {});
   return words;
 }
 
@@ -111,6 +99,7 @@ std::vector<nlohmann::json> ReadSteps(const std::string& path) {
 bool Execute(const Setup& setup, Run& run, double seconds) {
   const std::string folder = setup.folder + "/" + run.name;
   std::filesystem::remove_all(folder);  // else `hone run` goes on where the last one stood
+  std::filesystem::remove(folder + ".log");
   Words command = {setup.hone, "run", setup.config,         "--run-dir", folder,
                    "--until",  kRl,   "--learner-restarts", "0"};
   for (const Words& settings : {SettingsOfAll(setup), run.settings}) {
