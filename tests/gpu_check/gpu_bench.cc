@@ -329,6 +329,44 @@ void WriteShapes(const Setup& setup, const std::string& path) {
   Check<IoError>(file.good(), "[gpu_bench] cannot write {}", path);
 }
 
+// False when it fails, which a row says: the rest goes on.
+bool Attempt(const std::string& name, const std::function<void()>& measure) {
+  try {
+    measure();
+    return true;
+  } catch (const std::exception& error) {
+    std::cerr << "gpu_bench: " << name << ": " << error.what() << "\n";
+    const Json row = {{"name", name},
+                      {"outcome", "FAILED"},
+                      {"value", ""},
+                      {"unit", "see gpu_bench.log"},
+                      {"wanted", ""}};
+    std::cout << row.dump() << std::endl;
+    return false;
+  }
+}
+
+bool MeasureAll(const Setup& setup) {
+  double memory_rate = std::nan(""), gemm_rate = std::nan("");
+  bool passed = Attempt("memory", [&] { memory_rate = MemoryRate(setup); });
+  passed &= Attempt("gemm", [&] { gemm_rate = GemmRate(setup); });
+  passed &= Attempt("fp8", [&] { Fp8Speed(setup); });
+  passed &= Attempt("attention", [&] { AttentionSpeed(setup); });
+  auto train = [&](const std::string& name, const model::ModelConfig& config, bool fp8,
+                   const std::string& wanted, Numerics numerics = Numerics::kFast) {
+    passed &=
+        Attempt(name, [&] { TrainSpeed(setup, name, config, gemm_rate, fp8, wanted, numerics); });
+  };
+  train("qwen2_1.5b.bf16", Qwen2(setup), false, ">= 65");
+  for (Numerics numerics : {Numerics::kFast, Numerics::kBatchInvariant}) {
+    passed &= Attempt("decode", [&] { DecodeSpeed(setup, numerics, memory_rate); });
+  }
+  train("deepseek_moe.bf16", DeepSeek(setup), false, ">= 45");
+  train("deepseek_moe.fp8", DeepSeek(setup), true, "");
+  train("qwen2_1.5b.bf16.batch_invariant", Qwen2(setup), false, "", Numerics::kBatchInvariant);
+  return passed;
+}
+
 int Main(int argc, char** argv) {
   Setup setup;
   std::string device = "cuda", shapes;
@@ -340,40 +378,7 @@ int Main(int argc, char** argv) {
   CLI11_PARSE(app, argc, argv);
   if (!shapes.empty()) WriteShapes(setup, shapes);
   if (device == "cpu") setup.device = Device::Cpu();
-  // What fails is named, and the rest goes on.
-  bool passed = true;
-  auto attempt = [&](const std::string& name, const std::function<void()>& measure) {
-    try {
-      measure();
-    } catch (const std::exception& error) {
-      std::cerr << "gpu_bench: " << name << ": " << error.what() << "\n";
-      std::cout << Json({{"name", name},
-                         {"outcome", "FAILED"},
-                         {"value", ""},
-                         {"unit", "see gpu_bench.log"},
-                         {"wanted", ""}})
-                       .dump()
-                << std::endl;
-      passed = false;
-    }
-  };
-  double memory_rate = std::nan(""), gemm_rate = std::nan("");
-  attempt("memory", [&] { memory_rate = MemoryRate(setup); });
-  attempt("gemm", [&] { gemm_rate = GemmRate(setup); });
-  attempt("fp8", [&] { Fp8Speed(setup); });
-  attempt("attention", [&] { AttentionSpeed(setup); });
-  auto train = [&](const std::string& name, const model::ModelConfig& config, bool fp8,
-                   const std::string& wanted, Numerics numerics = Numerics::kFast) {
-    attempt(name, [&] { TrainSpeed(setup, name, config, gemm_rate, fp8, wanted, numerics); });
-  };
-  train("qwen2_1.5b.bf16", Qwen2(setup), false, ">= 65");
-  for (Numerics numerics : {Numerics::kFast, Numerics::kBatchInvariant}) {
-    attempt("decode", [&] { DecodeSpeed(setup, numerics, memory_rate); });
-  }
-  train("deepseek_moe.bf16", DeepSeek(setup), false, ">= 45");
-  train("deepseek_moe.fp8", DeepSeek(setup), true, "");
-  train("qwen2_1.5b.bf16.batch_invariant", Qwen2(setup), false, "", Numerics::kBatchInvariant);
-  return passed ? 0 : 1;
+  return MeasureAll(setup) ? 0 : 1;
 }
 
 }  // namespace
