@@ -9,7 +9,20 @@
 #include <thread>
 #include <vector>
 
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
 namespace hone::runtime {
+namespace {
+
+void Pause() {
+#if defined(__x86_64__)
+  _mm_pause();
+#endif
+}
+
+}  // namespace
 
 // One loop at a time. Ranges are claimed from a counter, so a slow thread takes fewer.
 struct ThreadPool::Impl {
@@ -27,12 +40,12 @@ struct ThreadPool::Impl {
   }
 
   // A kernel's loops follow each other within microseconds, and a sleeping thread takes longer than
-  // that to wake: whoever waits looks again for a moment before it sleeps.
+  // that to wake: whoever waits looks again for a moment before it sleeps, at a pace that leaves the
+  // core to its other hardware thread.
   template <class Condition>
   static void Spin(Condition&& holds) {
     auto until = std::chrono::steady_clock::now() + std::chrono::microseconds(20);
-    while (!holds() && std::chrono::steady_clock::now() < until) {
-    }
+    while (!holds() && std::chrono::steady_clock::now() < until) Pause();
   }
 
   void Serve() {
