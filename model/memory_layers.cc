@@ -156,14 +156,11 @@ void LayerWalk::MlpForward(const Ledger& l, int64_t f, bool saved) const {
 
 void LayerWalk::MlpBackward(const Ledger& l, int64_t f, bool split) const {
   const int64_t d = config_.hidden_size;
-  l.Take(f);
   l.Product(f);
-  l.Take(2 * f);
   l.Product(d);
   l.Product(d);
   l.Give(d);
-  l.Give(f + 2 * f);  // gradient of the product's input; the record
-  if (!split) l.Give(3 * f);
+  if (!split) l.Give(3 * f);  // that product; the record, or what has taken its place
 }
 
 // Tokens are taken to spread evenly: as many rows arrive at a rank as leave it. Buffers of the
@@ -212,13 +209,10 @@ void LayerWalk::RouterBackward(const Ledger& l, bool split) const {
 void LayerWalk::ExpertsBackward(const Ledger& l, bool split) const {
   const int64_t rows = config_.num_experts_per_tok * config_.hidden_size;
   const int64_t f = config_.num_experts_per_tok * config_.moe_intermediate_size;
-  l.Take(f);
   l.Product(f);
-  l.Take(2 * f);
   l.Product(rows);
   l.Product(rows);
   l.Give(rows);
-  l.Give(f + 2 * f);
   if (!split) l.Give(3 * f + rows);  // the experts' input too
 }
 

@@ -29,18 +29,15 @@ Tensor SwiGlu(Context& ctx, const Tensor& gate_TF, const Tensor& up_TF) {
   return h_TF;
 }
 
-std::pair<Tensor, Tensor> SwiGluBackward(Context& ctx, const Tensor& dh_TF, const Tensor& gate_TF,
-                                         const Tensor& up_TF) {
+void SwiGluBackward(Context& ctx, const Tensor& dh_TF, const Tensor& gate_TF, const Tensor& up_TF) {
   CheckInputs(ctx, gate_TF, up_TF);
   CheckTensor(kOp, "dh", ctx, dh_TF, gate_TF.dtype(), gate_TF.shape());
-  Tensor dgate_TF = ctx.EmptyLike(gate_TF), dup_TF = ctx.EmptyLike(gate_TF);
   SwitchFloat(kOp, gate_TF.dtype(), [&](auto t) {
     using T = decltype(t);
     SwitchDevice(
-        ctx, [&] { cpu::SwiGluBackward<T>(ctx, dh_TF, gate_TF, up_TF, dgate_TF, dup_TF); },
-        [&] { cuda::SwiGluBackward<T>(ctx, dh_TF, gate_TF, up_TF, dgate_TF, dup_TF); });
+        ctx, [&] { cpu::SwiGluBackward<T>(ctx, dh_TF, gate_TF, up_TF); },
+        [&] { cuda::SwiGluBackward<T>(ctx, dh_TF, gate_TF, up_TF); });
   });
-  return {dgate_TF, dup_TF};
 }
 
 }  // namespace hone::kernels

@@ -17,13 +17,14 @@ void ForwardRow(const T* gate, const T* up, T* h, int64_t n) {
 
 // silu'(g) = σ(g) · (1 + g · (1 − σ(g)))
 template <class T>
-void BackwardRow(const T* dh, const T* gate, const T* up, T* dgate, T* dup, int64_t n) {
+void BackwardRow(T* dh, T* gate, T* up, int64_t n) {
   using A = Acc<T>;
   for (int64_t i = 0; i < n; ++i) {
-    A g = Load(gate[i]), d = Load(dh[i]);
-    A sigmoid = A(1) / (A(1) + Exp(-g));
-    dgate[i] = Store<T>(d * Load(up[i]) * sigmoid * Fma(g, A(1) - sigmoid, A(1)));
-    dup[i] = Store<T>(d * g * sigmoid);
+    A g = Load(gate[i]), u = Load(up[i]), d = Load(dh[i]);
+    A sum = A(1) + Exp(-g), sigmoid = A(1) / sum;
+    dh[i] = Store<T>(g / sum * u);
+    gate[i] = Store<T>(d * u * sigmoid * Fma(g, A(1) - sigmoid, A(1)));
+    up[i] = Store<T>(d * g * sigmoid);
   }
 }
 
@@ -39,21 +40,17 @@ void SwiGlu(Context& ctx, const Tensor& gate_TF, const Tensor& up_TF, const Tens
 }
 
 template <class T>
-void SwiGluBackward(Context& ctx, const Tensor& dh_TF, const Tensor& gate_TF, const Tensor& up_TF,
-                    const Tensor& dgate_TF, const Tensor& dup_TF) {
-  Rows<T> dh(dh_TF), gate(gate_TF), up(up_TF), dgate(dgate_TF), dup(dup_TF);
+void SwiGluBackward(Context& ctx, const Tensor& dh_TF, const Tensor& gate_TF, const Tensor& up_TF) {
+  Rows<T> dh(dh_TF), gate(gate_TF), up(up_TF);
   int64_t cols = gate_TF.cols();
   ctx.pool().ParallelFor(gate_TF.rows(), RowGrain(cols), [&](int64_t begin, int64_t end) {
-    for (int64_t r = begin; r < end; ++r) {
-      BackwardRow<T>(dh[r], gate[r], up[r], dgate[r], dup[r], cols);
-    }
+    for (int64_t r = begin; r < end; ++r) BackwardRow<T>(dh[r], gate[r], up[r], cols);
   });
 }
 
-#define HONE_INSTANTIATE(T)                                                              \
-  template void SwiGlu<T>(Context&, const Tensor&, const Tensor&, const Tensor&);        \
-  template void SwiGluBackward<T>(Context&, const Tensor&, const Tensor&, const Tensor&, \
-                                  const Tensor&, const Tensor&);
+#define HONE_INSTANTIATE(T)                                                       \
+  template void SwiGlu<T>(Context&, const Tensor&, const Tensor&, const Tensor&); \
+  template void SwiGluBackward<T>(Context&, const Tensor&, const Tensor&, const Tensor&);
 HONE_INSTANTIATE(float)
 HONE_INSTANTIATE(double)
 HONE_INSTANTIATE(BF16)

@@ -22,20 +22,22 @@ struct Forward {
 template <class T>
 struct Backward {
   static constexpr int kWidth = kWidthOf<T>;
-  Rows<T> dh, gate, up, dgate, dup;
+  Rows<T> dh, gate, up;
   __device__ void operator()(int64_t row, int64_t i, int64_t count, bool aligned) const {
     using A = Acc<T>;
-    A d[kWidth], g[kWidth], u[kWidth];
+    A d[kWidth], g[kWidth], u[kWidth], h[kWidth];
     LoadPacks<kWidth>(dh[row] + i, count, aligned, d);
     LoadPacks<kWidth>(gate[row] + i, count, aligned, g);
     LoadPacks<kWidth>(up[row] + i, count, aligned, u);
     for (int j = 0; j < kWidth; ++j) {
-      A sigmoid = A(1) / (A(1) + Exp(-g[j]));
+      A sum = A(1) + Exp(-g[j]), sigmoid = A(1) / sum;
+      h[j] = g[j] / sum * u[j];
       u[j] = d[j] * u[j] * sigmoid * Fma(g[j], A(1) - sigmoid, A(1));
       d[j] = d[j] * g[j] * sigmoid;
     }
-    StorePacks<kWidth>(u, count, aligned, dgate[row] + i);
-    StorePacks<kWidth>(d, count, aligned, dup[row] + i);
+    StorePacks<kWidth>(h, count, aligned, dh[row] + i);
+    StorePacks<kWidth>(u, count, aligned, gate[row] + i);
+    StorePacks<kWidth>(d, count, aligned, up[row] + i);
   }
 };
 
@@ -48,18 +50,14 @@ void SwiGlu(Context& ctx, const Tensor& gate_TF, const Tensor& up_TF, const Tens
 }
 
 template <class T>
-void SwiGluBackward(Context& ctx, const Tensor& dh_TF, const Tensor& gate_TF, const Tensor& up_TF,
-                    const Tensor& dgate_TF, const Tensor& dup_TF) {
-  ForEachElement(ctx, "swiglu", true,
-                 Backward<T>{Rows<T>(dh_TF), Rows<T>(gate_TF), Rows<T>(up_TF), Rows<T>(dgate_TF),
-                             Rows<T>(dup_TF)},
-                 dh_TF, gate_TF, up_TF, dgate_TF, dup_TF);
+void SwiGluBackward(Context& ctx, const Tensor& dh_TF, const Tensor& gate_TF, const Tensor& up_TF) {
+  ForEachElement(ctx, "swiglu", true, Backward<T>{Rows<T>(dh_TF), Rows<T>(gate_TF), Rows<T>(up_TF)},
+                 dh_TF, gate_TF, up_TF);
 }
 
-#define HONE_INSTANTIATE(T)                                                              \
-  template void SwiGlu<T>(Context&, const Tensor&, const Tensor&, const Tensor&);        \
-  template void SwiGluBackward<T>(Context&, const Tensor&, const Tensor&, const Tensor&, \
-                                  const Tensor&, const Tensor&);
+#define HONE_INSTANTIATE(T)                                                       \
+  template void SwiGlu<T>(Context&, const Tensor&, const Tensor&, const Tensor&); \
+  template void SwiGluBackward<T>(Context&, const Tensor&, const Tensor&, const Tensor&);
 HONE_INSTANTIATE(float)
 HONE_INSTANTIATE(double)
 HONE_INSTANTIATE(BF16)

@@ -8,7 +8,6 @@ namespace hone::kernels::cuda {
 template <class T>
 void SwiGlu(Context& ctx, const Tensor& gate_TF, const Tensor& up_TF, const Tensor& h_TF);
 template <class T>
-void SwiGluBackward(Context& ctx, const Tensor& dh_TF, const Tensor& gate_TF, const Tensor& up_TF,
-                    const Tensor& dgate_TF, const Tensor& dup_TF);
+void SwiGluBackward(Context& ctx, const Tensor& dh_TF, const Tensor& gate_TF, const Tensor& up_TF);
 
 }  // namespace hone::kernels::cuda

@@ -89,23 +89,25 @@ Tensor Linear::Forward(Context& ctx, const Tensor& x_TI) const {
   return kernels::Linear(ctx, x_TI, weight_->value, bias_ ? &bias_->value : nullptr);
 }
 
-Tensor Linear::Backward(Context& ctx, const Tensor& dy_TO, const Tensor& x_TI) const {
+void Linear::AddWeightGradient(Context& ctx, const Tensor& dy_TO, const Tensor& x_TI) const {
   const bool bias_trains = bias_ && bias_->gradient.defined();
-  if (weight_->gradient.defined() || bias_trains) {
-    auto work = [&ctx, dy_TO, x_TI, weight = weight_, bias = bias_trains ? bias_ : nullptr,
-                 fp8 = Fp8(ctx)] {
-      if (fp8) {
-        return kernels::Fp8LinearWeightGradient(ctx, dy_TO, x_TI, GradientOrScratch(ctx, *weight));
-      }
-      kernels::LinearWeightGradient(ctx, dy_TO, x_TI, GradientOrScratch(ctx, *weight),
-                                    bias ? &bias->gradient : nullptr);
-    };
-    if (ctx.weight_gradients) {
-      ctx.weight_gradients->push_back(std::move(work));
-    } else {
-      work();
+  if (!weight_->gradient.defined() && !bias_trains) return;
+  auto work = [&ctx, dy_TO, x_TI, weight = weight_, bias = bias_trains ? bias_ : nullptr,
+               fp8 = Fp8(ctx)] {
+    if (fp8) {
+      return kernels::Fp8LinearWeightGradient(ctx, dy_TO, x_TI, GradientOrScratch(ctx, *weight));
     }
+    kernels::LinearWeightGradient(ctx, dy_TO, x_TI, GradientOrScratch(ctx, *weight),
+                                  bias ? &bias->gradient : nullptr);
+  };
+  if (ctx.weight_gradients) {
+    ctx.weight_gradients->push_back(std::move(work));
+  } else {
+    work();
   }
+}
+
+Tensor Linear::InputGradient(Context& ctx, const Tensor& dy_TO) const {
   if (Fp8(ctx)) return kernels::Fp8LinearInputGradient(ctx, dy_TO, weight_->value);
   return kernels::LinearInputGradient(ctx, dy_TO, weight_->value);
 }

@@ -64,7 +64,13 @@ class Linear {
   Linear(ParameterBuilder& builder, const std::string& name, int64_t in, int64_t out, bool bias,
          ParameterBuilder::Init init = ParameterBuilder::Init::kNormal);
   Tensor Forward(Context& ctx, const Tensor& x_TI) const;
-  Tensor Backward(Context& ctx, const Tensor& dy_TO, const Tensor& x_TI) const;
+  Tensor Backward(Context& ctx, const Tensor& dy_TO, const Tensor& x_TI) const {
+    AddWeightGradient(ctx, dy_TO, x_TI);
+    return InputGradient(ctx, dy_TO);
+  }
+  // Its two halves, for who has x only after the input's gradient.
+  void AddWeightGradient(Context& ctx, const Tensor& dy_TO, const Tensor& x_TI) const;
+  Tensor InputGradient(Context& ctx, const Tensor& dy_TO) const;
   const Parameter& weight() const { return *weight_; }
   // Whatever Context::fp8 says.
   void KeepModelDtype() { may_fp8_ = false; }

@@ -72,10 +72,10 @@ class GroupedExperts {
 
   Tensor Backward(Context& ctx, const Tensor& dy_LD, const std::vector<int64_t>& offset_E,
                   const Saved& saved) const {
-    Tensor h_LF = kernels::SwiGlu(ctx, saved.gate_LF, saved.up_LF);
+    Tensor h_LF = InputGradient(ctx, dy_LD, down_EDF_->value, offset_E);  // dh, until the next line
+    kernels::SwiGluBackward(ctx, h_LF, saved.gate_LF, saved.up_LF);
+    const Tensor &dgate_LF = saved.gate_LF, &dup_LF = saved.up_LF;
     AddWeightGradient(ctx, *down_EDF_, dy_LD, h_LF, offset_E);
-    Tensor dh_LF = InputGradient(ctx, dy_LD, down_EDF_->value, offset_E);
-    auto [dgate_LF, dup_LF] = kernels::SwiGluBackward(ctx, dh_LF, saved.gate_LF, saved.up_LF);
     AddWeightGradient(ctx, *gate_EFD_, dgate_LF, saved.x_LD, offset_E);
     AddWeightGradient(ctx, *up_EFD_, dup_LF, saved.x_LD, offset_E);
     Tensor dx_LD = InputGradient(ctx, dgate_LF, gate_EFD_->value, offset_E);

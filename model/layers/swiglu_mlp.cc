@@ -73,10 +73,10 @@ void SwiGluMlp::ForwardExperts(Context& ctx, State& base) {
 void SwiGluMlp::BackwardExperts(Context& ctx, State& base) {
   auto& state = static_cast<BackwardState&>(base);
   const Saved& saved = *state.saved;
-  Tensor h_TF =
-      kernels::SwiGlu(ctx, saved.gate_TF, saved.up_TF);  // cheaper to make again than keep
-  Tensor dh_TF = down_.Backward(ctx, state.d_TD, h_TF);
-  auto [dgate_TF, dup_TF] = kernels::SwiGluBackward(ctx, dh_TF, saved.gate_TF, saved.up_TF);
+  Tensor h_TF = down_.InputGradient(ctx, state.d_TD);  // dh, until the next line
+  kernels::SwiGluBackward(ctx, h_TF, saved.gate_TF, saved.up_TF);
+  const Tensor &dgate_TF = saved.gate_TF, &dup_TF = saved.up_TF;
+  down_.AddWeightGradient(ctx, state.d_TD, h_TF);
   Tensor dx_TD = gate_.Backward(ctx, dgate_TF, saved.x_TD);
   kernels::AddInPlace(ctx, dx_TD, up_.Backward(ctx, dup_TF, saved.x_TD));
   state.d_TD = dx_TD;

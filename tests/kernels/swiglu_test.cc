@@ -12,6 +12,16 @@ std::vector<double> Reference(const Tensor& gate, const Tensor& up) {
   return g;
 }
 
+struct Outcome {
+  Tensor h, dgate, dup;
+};
+// On copies: the operands stay.
+Outcome Backward(Context& ctx, const Tensor& dh, const Tensor& gate, const Tensor& up) {
+  Outcome o{ctx.Clone(dh), ctx.Clone(gate), ctx.Clone(up)};
+  SwiGluBackward(ctx, o.h, o.dgate, o.dup);
+  return o;
+}
+
 TEST(SwiGlu, MatchesTheFormula) {
   Context ctx(TestDevice());
   for (auto [dtype, tolerance] : {std::pair{DType::kF64, 1e-14}, std::pair{DType::kF32, 5e-7},
@@ -34,7 +44,8 @@ TEST(SwiGlu, StaysFiniteWhereTheExponentialOverflows) {
   EXPECT_EQ(h[1], 200);
   EXPECT_NEAR(h[2], 0, 1e-30);
   EXPECT_EQ(h[3], 0);
-  auto [dgate, dup] = SwiGluBackward(ctx, up, gate, up);
+  auto [again, dgate, dup] = Backward(ctx, up, gate, up);
+  EXPECT_EQ(runtime::ToDoubles(again), h);
   EXPECT_EQ(runtime::ToDoubles(dgate)[0], 0);
   EXPECT_EQ(runtime::ToDoubles(dgate)[1], 1);
   EXPECT_EQ(runtime::ToDoubles(dup)[0], 0);
@@ -45,7 +56,7 @@ TEST(SwiGlu, BackwardMatchesFiniteDifferences) {
   Tensor gate = Random(ctx, {3, 19}, DType::kF64, 1, 2.0),
          up = Random(ctx, {3, 19}, DType::kF64, 2);
   Tensor dh = Random(ctx, {3, 19}, DType::kF64, 3);
-  auto [dgate, dup] = SwiGluBackward(ctx, dh, gate, up);
+  auto [h, dgate, dup] = Backward(ctx, dh, gate, up);
   auto loss = [&] { return WeightedSum(SwiGlu(ctx, gate, up), dh); };
   ExpectClose(dgate, NumericGradient(gate, loss), 1e-8, "dgate");
   ExpectClose(dup, NumericGradient(up, loss), 1e-8, "dup");
@@ -59,8 +70,9 @@ TEST(SwiGlu, BackwardInLowPrecisionMatchesDouble) {
     auto wide = [&](const Tensor& t) {
       return Make(ctx, t.shape(), runtime::ToDoubles(t), DType::kF64);
     };
-    auto [dgate, dup] = SwiGluBackward(ctx, dh, gate, up);
-    auto [dgate64, dup64] = SwiGluBackward(ctx, wide(dh), wide(gate), wide(up));
+    auto [h, dgate, dup] = Backward(ctx, dh, gate, up);
+    auto [h64, dgate64, dup64] = Backward(ctx, wide(dh), wide(gate), wide(up));
+    ExpectSameBits(h, SwiGlu(ctx, gate, up), "h");
     ExpectClose(dgate, dgate64, tolerance, "dgate");
     ExpectClose(dup, dup64, tolerance, "dup");
   }
@@ -70,9 +82,13 @@ TEST(SwiGlu, ARowsBitsAreItsOwn) {
   Context one(TestDevice()), two(TestDevice(), 2, one.allocator());
   Tensor gate = Random(one, {900, 45}, DType::kF32, 1), up = Random(one, {900, 45}, DType::kF32, 2);
   Tensor h = SwiGlu(one, gate, up);
-  auto [dgate, dup] = SwiGluBackward(one, h, gate, up);
+  auto [again, dgate, dup] = Backward(one, h, gate, up);
+  ExpectSameBits(again, h, "h made by backward");
   ExpectSameBits(SwiGlu(two, gate, up), h, "h on two threads");
-  ExpectSameBits(SwiGluBackward(two, h, gate, up).first, dgate, "dgate on two threads");
+  auto [again2, dgate2, dup2] = Backward(two, h, gate, up);
+  ExpectSameBits(again2, h, "h made by backward on two threads");
+  ExpectSameBits(dgate2, dgate, "dgate on two threads");
+  ExpectSameBits(dup2, dup, "dup on two threads");
   // Element i of a row has the same bits in a row of one element: no different tail.
   for (int64_t i : {0, 15, 31, 44}) {
     Tensor alone =
