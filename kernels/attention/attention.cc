@@ -86,8 +86,8 @@ AttentionGradients BackwardOnCpu(Context& ctx, const Tensor& dout_THV, const Ten
                                  const AttentionResult& saved, std::span<const int32_t> cu_seqlens,
                                  double scale) {
   DType dtype = q_THC.dtype(), acc = AccDType(dtype);
-  AttentionGradients sum{ctx.Zeros(q_THC.shape(), acc), ctx.Zeros(k_TGC.shape(), acc),
-                         ctx.Zeros(v_TGV.shape(), acc)};
+  AttentionGradients sum{ctx.Empty(q_THC.shape(), acc), ctx.Empty(k_TGC.shape(), acc),
+                         ctx.Empty(v_TGV.shape(), acc)};
   AttentionResult wide{Cast(ctx, saved.out_THV, acc), saved.lse_TH};
   Tensor q = Cast(ctx, q_THC, acc), k = Cast(ctx, k_TGC, acc), v = Cast(ctx, v_TGV, acc);
   Tensor dout = Cast(ctx, dout_THV, acc);

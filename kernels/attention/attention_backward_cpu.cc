@@ -14,7 +14,7 @@
 namespace hone::kernels::cpu {
 namespace {
 
-constexpr int64_t kQueryTile = 64;
+constexpr int64_t kQueryTile = 32;  // half of kKeyTile: the earlier queries see few of the keys
 
 // One head's rows of a [tokens, heads, dim] tensor, from the first token of a sequence on.
 template <class A>
@@ -81,9 +81,14 @@ struct SequenceBackward {
       }
     }
     for (int64_t u0 = 0; u0 < length; u0 += kKeyTile) {
-      buffers.packed.Pack(k, v, u0, std::min(kKeyTile, length - u0));
+      const int64_t keys = std::min(kKeyTile, length - u0);
+      buffers.packed.Pack(k, v, u0, keys);
+      for (int64_t u = u0; u < u0 + keys; ++u) {
+        std::fill_n(dk[u], k.dim, A(0));
+        std::fill_n(dv[u], v.dim, A(0));
+      }
       for (const QueryHead& head : heads) {
-        for (int64_t t0 = u0; t0 < length; t0 += kQueryTile) TilePair(head, t0, u0);
+        for (int64_t t0 = u0; t0 < length; t0 += kQueryTile) TilePair(head, t0, u0, keys);
       }
     }
   }
@@ -95,12 +100,12 @@ struct SequenceBackward {
                   kPackedStride, false);
   }
 
-  // Queries [t0, …) against keys [u0, …).
-  void TilePair(const QueryHead& head, int64_t t0, int64_t u0) {
-    int64_t rows = std::min(kQueryTile, length - t0), keys = std::min(kKeyTile, length - u0);
+  // Queries [t0, …) against keys [u0, u0 + keys), of which they see the first `seen`.
+  void TilePair(const QueryHead& head, int64_t t0, int64_t u0, int64_t keys) {
+    const int64_t rows = std::min(kQueryTile, length - t0), seen = std::min(keys, t0 + rows - u0);
     A *weight = buffers.weight.data(), *slope = buffers.slope.data();
-    Scores(rows, keys, head.q, t0, buffers.packed.k_columns, weight);
-    Scores(rows, keys, head.dout, t0, buffers.packed.v_columns, slope);
+    Scores(rows, seen, head.q, t0, buffers.packed.k_columns, weight);
+    Scores(rows, seen, head.dout, t0, buffers.packed.v_columns, slope);
     for (int64_t r = 0; r < rows; ++r) {
       A *p = weight + r * kPackedStride, *ds = slope + r * kPackedStride;
       A lse = head.lse[(t0 + r) * head.lse_stride], shift = head.delta[t0 + r];
@@ -110,12 +115,12 @@ struct SequenceBackward {
       std::fill(p + visible, p + kKeyTile, A(0));
       std::fill(ds + visible, ds + kKeyTile, A(0));
     }
-    GemmSerial<A>(keys, v.dim, rows, {weight, kPackedStride, true}, head.dout.From(t0), dv[u0],
+    GemmSerial<A>(seen, v.dim, rows, {weight, kPackedStride, true}, head.dout.From(t0), dv[u0],
                   dv.stride, true);
-    GemmSerial<A>(keys, k.dim, rows, {slope, kPackedStride, true}, head.q.From(t0), dk[u0],
+    GemmSerial<A>(seen, k.dim, rows, {slope, kPackedStride, true}, head.q.From(t0), dk[u0],
                   dk.stride, true);
     GemmPacked<A>(rows, k.dim, keys, {slope, 0}, buffers.packed.k_rows, head.dq[t0], head.dq.stride,
-                  true);
+                  u0 > 0);
   }
 };
 

@@ -15,7 +15,7 @@ void WriteByHead(Context& ctx, const Tensor& k_TGC, const Tensor& v_TGV,
 template <class T>
 void PagedAttention(Context& ctx, const Tensor& q_THC, const PagedKv& kv,
                     std::span<const int32_t> cu_seqlens, double scale, const Tensor& out_THV);
-// A is float or double: a bf16 caller widens first. The gradients arrive as zeros.
+// A is float or double: a bf16 caller widens first.
 template <class A>
 void AttentionBackward(Context& ctx, const Tensor& dout_THV, const Tensor& q_THC,
                        const Tensor& k_TGC, const Tensor& v_TGV, const AttentionResult& saved,
