@@ -15,7 +15,7 @@ struct Flags {
   int threads = 1;
   int64_t rounds = 0, packs = 1, sequence = 0, sequences = 0;
   int64_t layers = 0, hidden = 0, intermediate = 0, heads = 0, vocab = 0;
-  bool activation_checkpointing = false;
+  bool activation_checkpointing = false, uneven = false;
   RolloutBenchOptions rollout;
   LagBenchOptions lag;
   CommBenchOptions comm;
@@ -31,13 +31,14 @@ BenchModel ModelOf(const Flags& flags) {
   model::ModelConfig& c = m.config;
   SetUnlessZero(&m.sequence, flags.sequence);
   SetUnlessZero(&m.sequences, flags.sequences);
+  m.uneven = flags.uneven;
   SetUnlessZero(&c.num_hidden_layers, flags.layers);
   SetUnlessZero(&c.hidden_size, flags.hidden);
   SetUnlessZero(&c.intermediate_size, flags.intermediate);
   SetUnlessZero(&c.vocab_size, flags.vocab);
   if (flags.heads != 0) c.num_attention_heads = c.num_key_value_heads = flags.heads;
   if (flags.heads != 0 || flags.hidden != 0) c.head_dim = 0;
-  SetUnlessZero(&c.max_position_embeddings, std::max(c.max_position_embeddings, m.sequence));
+  SetUnlessZero(&c.max_position_embeddings, std::max(c.max_position_embeddings, 2 * m.sequence));
   c.FillDerived();
   c.Validate("hone bench");
   return m;
@@ -107,6 +108,7 @@ void AddTrainFlags(CLI::App& app, Flags& flags) {
   AddModelFlags(app, flags);
   app.add_option("--sequence", flags.sequence, "tokens of a sequence, instead of the preset's");
   app.add_option("--sequences", flags.sequences, "sequences of a pack, instead of the preset's");
+  app.add_flag("--uneven", flags.uneven, "sequences of many lengths, that one on average");
   app.add_option("--packs", flags.packs, "packs of a rank and step")->capture_default_str();
   app.add_flag("--activation-checkpointing", flags.activation_checkpointing,
                "keep only layers' inputs");

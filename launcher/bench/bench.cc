@@ -83,6 +83,19 @@ Json ModelToJson(const model::ModelConfig& c) {
           {"active_parameters", c.ActiveParameterCount(false)}};
 }
 
+std::vector<int64_t> Lengths(const BenchModel& model) {
+  std::vector<int64_t> lengths(model.sequences, model.sequence);
+  if (!model.uneven) return lengths;
+  const int64_t shortest = std::max<int64_t>(1, model.sequence / 16);
+  for (int64_t i = 0; i + 1 < model.sequences; i += 2) {  // a pair's are as far from the mean
+    const int64_t far = model.sequence - shortest;
+    const int64_t distance = far - far * i / std::max<int64_t>(1, model.sequences - 1);
+    lengths[i] -= distance;
+    lengths[i + 1] += distance;
+  }
+  return lengths;
+}
+
 TokenBatch RandomPack(const BenchModel& model, uint64_t seed, int64_t packs) {
   TokenBatch batch;
   RandomStream stream({seed});
@@ -94,9 +107,11 @@ TokenBatch RandomPack(const BenchModel& model, uint64_t seed, int64_t packs) {
     const auto at = static_cast<uint64_t>(2 * t);
     batch.token_T.push_back(static_cast<int32_t>(stream.Below(vocab, at)));
     batch.target_T.push_back(static_cast<int32_t>(stream.Below(vocab, at + 1)));
-    batch.position_T.push_back(static_cast<int32_t>(t % model.sequence));
     batch.loss_weight_T.push_back(weight);
-    if ((t + 1) % model.sequence == 0) batch.cu_seqlens.push_back(static_cast<int32_t>(t + 1));
+  }
+  for (const int64_t length : Lengths(model)) {
+    for (int64_t t = 0; t < length; ++t) batch.position_T.push_back(static_cast<int32_t>(t));
+    batch.cu_seqlens.push_back(batch.cu_seqlens.back() + static_cast<int32_t>(length));
   }
   return batch;
 }

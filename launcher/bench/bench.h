@@ -23,8 +23,12 @@ using Json = nlohmann::ordered_json;
 struct BenchModel {
   std::string preset = "30m";
   model::ModelConfig config;
-  int64_t sequence = 512, sequences = 4;  // of a pack: sequences of one length
+  int64_t sequence = 512, sequences = 4;  // of a pack
+  bool uneven = false;  // lengths from a sixteenth of `sequence` to its double less that, evenly
+                        // spread, short beside long; else all of `sequence` tokens
 };
+// The sequences' lengths, in the order of the pack. They add to sequence · sequences.
+std::vector<int64_t> Lengths(const BenchModel& model);
 const std::vector<std::string>& BenchPresets();  // 30m 1m moe8
 BenchModel MakeBenchModel(const std::string& preset);
 Json ModelToJson(const model::ModelConfig& config);

@@ -1,6 +1,7 @@
 #include "launcher/bench/gemm_bound.h"
 
 #include <algorithm>
+#include <numeric>
 
 #include "kernels/gemm.h"
 #include "launcher/bench/bench.h"
@@ -39,18 +40,20 @@ std::vector<Product> Products(const model::ModelConfig& c, int64_t rows) {
 
 }  // namespace
 
-GemmCounts TrainingGemms(const model::ModelConfig& c, int64_t sequence, int64_t sequences) {
+GemmCounts TrainingGemms(const model::ModelConfig& c, const std::vector<int64_t>& lengths) {
   GemmCounts counts;
-  for (const Product& p : Products(c, sequence * sequences)) {
+  for (const Product& p : Products(c, std::reduce(lengths.begin(), lengths.end()))) {
     counts[{p.rows, p.out, p.in, false, true, false}] += p.count;
     counts[{p.rows, p.in, p.out, false, false, false}] += p.count;
     counts[{p.out, p.in, p.rows, true, false, true}] += p.count;
   }
-  const double heads =
-      static_cast<double>(c.num_hidden_layers * c.num_attention_heads * sequences) / 2;
-  counts[{sequence, sequence, c.head_dim, false, true, false}] += 2 * heads;   // q kᵀ, dout vᵀ
-  counts[{sequence, c.head_dim, sequence, false, false, false}] += 2 * heads;  // P v, dS k
-  counts[{sequence, c.head_dim, sequence, true, false, true}] += 2 * heads;    // Pᵀ dout, dSᵀ q
+  // Half of 2 · heads: a causal attention.
+  const auto heads = static_cast<double>(c.num_hidden_layers * c.num_attention_heads);
+  for (const int64_t n : lengths) {
+    counts[{n, n, c.head_dim, false, true, false}] += heads;   // q kᵀ, dout vᵀ
+    counts[{n, c.head_dim, n, false, false, false}] += heads;  // P v, dS k
+    counts[{n, c.head_dim, n, true, false, true}] += heads;    // Pᵀ dout, dSᵀ q
+  }
   return counts;
 }
 

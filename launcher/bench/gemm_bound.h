@@ -21,9 +21,9 @@ struct GemmShape {
 // How often each product happens; a causal attention's tile-wise products count as half of whole
 // ones.
 using GemmCounts = std::map<GemmShape, double>;
-// Forward, input and weight gradients of a batch of sequences. A token's experts are counted as if
-// routing were even.
-GemmCounts TrainingGemms(const model::ModelConfig& config, int64_t sequence, int64_t sequences);
+// Forward, input and weight gradients of a pack of sequences of these lengths. A token's experts
+// are counted as if routing were even.
+GemmCounts TrainingGemms(const model::ModelConfig& config, const std::vector<int64_t>& lengths);
 // Forward of `batch` rows: projections, experts and head, without attention.
 GemmCounts DecodingGemms(const model::ModelConfig& config, int64_t batch);
 double Flops(const GemmCounts& counts);

@@ -44,7 +44,7 @@ Json BenchTrain(const TrainBenchOptions& options) {
     packs.push_back(
         RandomPack(model, learner.world().rank() * options.packs + i, options.packs * ranks));
   }
-  const GemmCounts gemms = TrainingGemms(model.config, model.sequence, model.sequences);
+  const GemmCounts gemms = TrainingGemms(model.config, Lengths(model));
   GemmTimer timer(learner.ctx(), gemms);
   learner.Step(packs);  // warms the allocator's cache
   learner.ctx().allocator()->ResetPeaks();
@@ -65,6 +65,7 @@ Json BenchTrain(const TrainBenchOptions& options) {
                  {"numerics", options.numerics == Numerics::kFast ? "fast" : "batch_invariant"},
                  {"sequence", model.sequence},
                  {"sequences", model.sequences},
+                 {"lengths", Lengths(model)},
                  {"packs", options.packs},
                  {"steps", options.rounds},
                  {"tokens_per_second", count / Fastest(seconds)},

@@ -258,7 +258,7 @@ void TrainSpeed(const Setup& setup, const std::string& name, const model::ModelC
   double seconds =
       Time(ctx, setup.rounds, [&] { engine.Step(packs, rl::CrossEntropyLoss(), 1e-4); });
   const double tokens = static_cast<double>(model.sequence * model.sequences);
-  const double flops = Flops(TrainingGemms(config, model.sequence, model.sequences)) / seconds;
+  const double flops = Flops(TrainingGemms(config, Lengths(model))) / seconds;
   Report(name + ".tokens", tokens / seconds, "tokens/s");
   Report(name + ".of_gemm_rate", 100 * flops / gemm_rate, "%", wanted);
   Report(name + ".of_990_tflops", 100 * flops / kPeakFlops, "%");

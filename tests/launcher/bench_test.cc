@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <nlohmann/json.hpp>
+#include <set>
 
 #include "launcher/bench/gemm_bound.h"
 
@@ -20,15 +21,30 @@ TEST(BenchTest, CountsTheFlopsOfAStep) {
     const auto tokens = static_cast<double>(m.sequence * m.sequences);
     const double attention = 6.0 * tokens * static_cast<double>(m.sequence) *
                              static_cast<double>(c.num_hidden_layers * c.hidden_size);
-    const double flops = Flops(TrainingGemms(c, m.sequence, m.sequences));
+    const double flops = Flops(TrainingGemms(c, Lengths(m)));
     EXPECT_NEAR(flops / (6 * products * tokens + attention), 1.0, 1e-12) << preset;
   }
 }
 
+TEST(BenchTest, UnevenSequencesFillThePack) {
+  BenchModel m = MakeBenchModel("1m");
+  m.uneven = true;
+  const TokenBatch pack = RandomPack(m, 1, 1);
+  pack.Validate(m.config.vocab_size, m.config.max_position_embeddings, "the pack");
+  ASSERT_EQ(pack.sequences(), 16);
+  EXPECT_EQ(pack.tokens(), 4096);
+  std::set<int32_t> lengths;
+  for (int64_t s = 0; s < 16; ++s) lengths.insert(pack.cu_seqlens[s + 1] - pack.cu_seqlens[s]);
+  EXPECT_EQ(lengths.size(), 16U);
+  EXPECT_EQ(*lengths.begin(), 16);
+  EXPECT_EQ(*lengths.rbegin(), 496);
+  EXPECT_EQ(std::vector<int64_t>(16, 256), Lengths(MakeBenchModel("1m")));
+}
+
 TEST(BenchTest, ExpertsOfAStepAreTheDenseModelsActiveSize) {
   const BenchModel dense = MakeBenchModel("30m"), experts = MakeBenchModel("moe8");
-  const double ratio =
-      Flops(TrainingGemms(experts.config, 512, 4)) / Flops(TrainingGemms(dense.config, 512, 4));
+  const double ratio = Flops(TrainingGemms(experts.config, Lengths(experts))) /
+                       Flops(TrainingGemms(dense.config, Lengths(dense)));
   EXPECT_NEAR(ratio, 1.0, 0.01);  // the router is the difference
 }
 
