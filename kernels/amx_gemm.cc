@@ -27,7 +27,7 @@ constexpr int64_t kTileRow = 32;  // in its row
 constexpr int64_t kHalf = 16;     // rows of a tile
 constexpr int64_t kPanel = 2 * kHalf;
 constexpr int64_t kStep = 32;           // k
-constexpr int64_t kBlockK = 1024;       // of a panel that is walked at once
+constexpr int64_t kBlockK = 512;        // of a panel that is walked at once
 constexpr int64_t kBlockRows = 64;      // of A, packed by the thread that multiplies them
 constexpr int64_t kBlockOfB = 1 << 20;  // elements, packed by all threads together
 
