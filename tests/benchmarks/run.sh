@@ -44,7 +44,7 @@ hone, theirs = load("hone"), load("theirs")
 rate = lambda run: run["tokens_per_second"]
 ratios = [rate(a) / rate(b) for a, b in zip(hone, theirs)]
 bound = "gemm_bound_fraction" if "gemm_bound_fraction" in hone[0] else "bound_fraction"
-print(f"{name:<28} hone {max(map(rate, hone)):8.0f} tokens/s   reference {max(map(rate, theirs)):8.0f}   "
+print(f"{name:<30} hone {max(map(rate, hone)):8.0f} tokens/s   reference {max(map(rate, theirs)):8.0f}   "
       f"ratio {statistics.median(ratios):5.2f} (each: {' '.join(f'{r:.2f}' for r in ratios)})   "
       f"of bound {statistics.median(run[bound] for run in hone):.2f}")
 PY
@@ -55,6 +55,8 @@ side_by_side "train 30m / PyTorch" "$here/torch_train.py" train --preset 30m
 side_by_side "train 30m fast / PyTorch" "$here/torch_train.py" train --preset 30m --numerics fast
 side_by_side "train 1m / PyTorch" "$here/torch_train.py" train --preset 1m
 side_by_side "train 1m fast / PyTorch" "$here/torch_train.py" train --preset 1m --numerics fast
+side_by_side "train 1m uneven / PyTorch" "$here/torch_train.py" train --preset 1m --uneven
+side_by_side "train 1m uneven fast / PyTorch" "$here/torch_train.py" train --preset 1m --uneven --numerics fast
 side_by_side "decode 30m / transformers" "$here/transformers_decode.py" rollout --preset 30m
 for ((i = 0; i < rounds; ++i)); do
   for preset in 30m moe8; do
