@@ -9,6 +9,7 @@
 #include <sstream>
 
 #include "data/tokenizer.h"
+#include "tests/read_json.h"
 
 namespace hone::data {
 namespace {
@@ -34,7 +35,7 @@ class RealTokenizer : public ::testing::Test {
     std::ifstream lines(folder_ + "goldens/" + golden);
     int count = 0, wrong = 0;
     for (std::string line; std::getline(lines, line); ++count) {
-      auto record = nlohmann::json::parse(line);
+      auto record = ParseJson(line);
       std::string text = record["text"];
       auto expected = record["ids"].get<std::vector<int32_t>>();
       auto ids = tokenizer->Encode(text, false);
@@ -95,7 +96,7 @@ TEST_F(RealTokenizer, Stories260K) {
   auto tokenizer = LoadTokenizer(weights + "tok512.bin");
   EXPECT_EQ(tokenizer->vocab_size(), 512);
   EXPECT_EQ(tokenizer->bos_id(), 1);
-  auto golden = nlohmann::json::parse(ReadFile(weights + "golden.json"));
+  auto golden = ParseJson(ReadFile(weights + "golden.json"));
   for (const auto& item : golden["cases"]) {
     auto expected = item["ids"].get<std::vector<int32_t>>();
     std::vector<int32_t> ids = {tokenizer->bos_id()};

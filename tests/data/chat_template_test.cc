@@ -6,11 +6,11 @@
 #include <gtest/gtest.h>
 
 #include <cstdlib>
-#include <fstream>
 #include <nlohmann/json.hpp>
 #include <set>
 
 #include "tests/data/test_sources.h"
+#include "tests/read_json.h"
 
 namespace hone::data {
 namespace {
@@ -18,7 +18,6 @@ namespace {
 using nlohmann::json;
 using ::testing::HasSubstr;
 
-json ReadJson(const std::string& path) { return json::parse(std::ifstream(path)); }
 json Fixture() { return ReadJson(std::string(HONE_SOURCE_DIR) + "/tests/fixtures/chat.json"); }
 
 std::vector<ChatMessage> MessagesOf(const json& list) {

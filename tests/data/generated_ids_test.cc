@@ -4,10 +4,10 @@
 
 #include <cstdlib>
 #include <filesystem>
-#include <fstream>
 
 #include "data/tokenizer.h"
 #include "tests/data/generated_text.h"
+#include "tests/read_json.h"
 
 namespace hone::data {
 namespace {
@@ -37,7 +37,7 @@ class Digest {
 
 class GeneratedIds : public ::testing::Test {
  protected:
-  GeneratedIds() : fixture_(json::parse(std::ifstream(kFixtures + "generated_ids.json"))) {
+  GeneratedIds() : fixture_(ReadJson(kFixtures + "generated_ids.json")) {
     const GeneratedText text(fixture_);
     for (uint64_t i = 0; i < fixture_["count"]; ++i) texts_.push_back(text.At(i));
   }

@@ -13,6 +13,7 @@
 #include "data/utf8.h"
 #include "runtime/philox.h"
 #include "tests/data/test_sources.h"
+#include "tests/read_json.h"
 
 namespace hone::data {
 namespace {
@@ -22,8 +23,6 @@ using ::testing::HasSubstr;
 using Ids = std::vector<int32_t>;
 
 const std::string kFixtures = std::string(HONE_SOURCE_DIR) + "/tests/fixtures/tokenizers/";
-
-json ReadJson(const std::string& path) { return json::parse(std::ifstream(path)); }
 
 void Compare(const Tokenizer& tokenizer, const json& texts, const json& golden,
              const std::string& name) {

@@ -6,7 +6,6 @@
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
-#include <fstream>
 #include <functional>
 #include <nlohmann/json.hpp>
 #include <string>
@@ -14,6 +13,7 @@
 
 #include "runtime/philox.h"
 #include "tests/kernels/host.h"
+#include "tests/read_json.h"
 
 namespace hone::kernels::testing {
 
@@ -21,9 +21,9 @@ using runtime::Shape;
 
 inline nlohmann::json Fixture(const std::string& key) {
   const char* elsewhere = std::getenv("HONE_SOURCE_DIR");  // in a bundle
-  std::ifstream in(std::string(elsewhere ? elsewhere : HONE_SOURCE_DIR) +
-                   "/tests/fixtures/kernels/row_ops.json");
-  return nlohmann::json::parse(in).at(key);
+  return ReadJson(std::string(elsewhere ? elsewhere : HONE_SOURCE_DIR) +
+                  "/tests/fixtures/kernels/row_ops.json")
+      .at(key);
 }
 
 // From doubles, rounded to `dtype`.

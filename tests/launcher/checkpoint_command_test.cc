@@ -8,6 +8,7 @@
 #include "runtime/checkpoint/checkpoint.h"
 #include "runtime/context.h"
 #include "runtime/error.h"
+#include "tests/read_json.h"
 
 namespace hone::launcher {
 namespace {
@@ -59,7 +60,7 @@ TEST_F(CheckpointCommandTest, ListsWhatIsThere) {
   EXPECT_THAT(output_, AllOf(HasSubstr("step-000010  2 tensors, 32 model parameters, 256 B in 1"),
                              HasSubstr("step-000020"), Not(HasSubstr(".tmp"))));
   EXPECT_EQ(Run({"ls", root_, "--json"}), 0);
-  Json all = Json::parse(output_);
+  Json all = ParseJson(output_);
   ASSERT_EQ(all.size(), 2u);
   EXPECT_EQ(all[0]["parameters"], 32);
   EXPECT_EQ(all[0]["metadata"]["step"], 10);
@@ -70,7 +71,7 @@ TEST_F(CheckpointCommandTest, ShowsOne) {
   EXPECT_THAT(output_, AllOf(HasSubstr("\"step\": 10"), HasSubstr("optimizer/exp_avg/w"),
                              HasSubstr("[4, 8]")));
   EXPECT_EQ(Run({"show", "--json", root_ + "/base/step-000010"}), 0);
-  EXPECT_EQ(Json::parse(output_)["tensors"][0]["shape"], (Json{4, 8}));
+  EXPECT_EQ(ParseJson(output_)["tensors"][0]["shape"], (Json{4, 8}));
   EXPECT_THROW(CheckpointCommand({"show", root_}), CheckpointError);
 }
 
@@ -82,7 +83,7 @@ TEST_F(CheckpointCommandTest, VerifyFailsOnDamage) {
                              HasSubstr("shard-00000.h5")));
   std::filesystem::remove(root_ + "/base/step-000020/index.h5");
   EXPECT_EQ(Run({"verify", "--json", root_}), 1);
-  Json all = Json::parse(output_);
+  Json all = ParseJson(output_);
   EXPECT_EQ(all[0]["sound"], true);
   EXPECT_THAT(all[1]["error"], HasSubstr("index.h5 is missing"));
 }

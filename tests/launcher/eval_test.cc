@@ -6,6 +6,7 @@
 #include "launcher/commands.h"
 #include "rl/evaluate_model.h"
 #include "tests/launcher/program.h"
+#include "tests/read_json.h"
 #include "tests/runtime/runtime_test_util.h"
 
 namespace hone::launcher {
@@ -46,7 +47,7 @@ class EvalTest : public testing::Test {
   }
   json Eval(Arguments arguments) {
     arguments.push_back("--json");
-    return json::parse(Output(arguments, 0));
+    return ParseJson(Output(arguments, 0));
   }
   // What the suite gives, asked for directly.
   json Measured(const rl::EvaluationSuite& suite, uint64_t seed) {

@@ -9,6 +9,7 @@
 #include <sstream>
 
 #include "tests/launcher/program.h"
+#include "tests/read_json.h"
 #include "tests/runtime/runtime_test_util.h"
 
 namespace hone::launcher {
@@ -56,7 +57,7 @@ class GpuCheckTest : public testing::Test {
     command.insert(command.end(), {script, Path("out")});
     Program program(command, Path("output"));
     const int code = program.Wait(std::chrono::seconds(60));
-    const json report = json::parse(ReadFile(Path("out/gpu_check.json")));
+    const json report = ParseJson(ReadFile(Path("out/gpu_check.json")));
     EXPECT_EQ(report.at("machine").at("cpu"), "some");
     for (const json& row : report.at("results")) rows_[row.at("name")] = row;
     return code;
@@ -83,7 +84,7 @@ class GpuCheckTest : public testing::Test {
     const int code = program.Wait(std::chrono::seconds(200));
     std::istringstream lines(program.output());
     for (std::string line; std::getline(lines, line);) {
-      const json row = json::parse(line);
+      const json row = ParseJson(line);
       rows_[row.at("name")] = row;
     }
     return code;

@@ -12,6 +12,7 @@
 #include "model/families/tensor_table.h"
 #include "rl/loaded_model.h"
 #include "runtime/checkpoint/checkpoint.h"
+#include "tests/read_json.h"
 
 namespace hone::launcher {
 namespace {
@@ -43,7 +44,7 @@ class ImportExportTest : public ::testing::Test {
     const int code = command(args);
     const std::string output = ::testing::internal::GetCapturedStdout();
     EXPECT_EQ(code, 0) << output;
-    return json::parse(output, nullptr, false);
+    return ParseJson(output, false);
   }
   // A copy of a fixture with only what belongs to a Hugging Face folder.
   std::string Folder(const std::string& from) {
@@ -113,7 +114,7 @@ TEST_F(ImportExportTest, Fp8ComesInAsBf16AndMultiTokenPredictionGoesRound) {
     if (!entry.name.starts_with("model.")) continue;
     EXPECT_EQ(Bytes(got.Get(entry.name)), Bytes(expected.Get(entry.name))) << entry.name;
   }
-  json config = json::parse(runtime::LocalFileSystem().ReadAll(root_ + "/exported/config.json"));
+  json config = ParseJson(runtime::LocalFileSystem().ReadAll(root_ + "/exported/config.json"));
   EXPECT_FALSE(config.contains("quantization_config"));
   EXPECT_EQ(config["torch_dtype"], "bfloat16");
   Run(ImportCommand, {root_ + "/exported", root_ + "/again"});
@@ -136,7 +137,7 @@ TEST_F(ImportExportTest, WithoutMultiTokenPrediction) {
     EXPECT_EQ(Bytes(got.Get(entry.name)), Bytes(stored.Rows(entry.name, 0, rows, DType::kF32)))
         << entry.name;
   }
-  json config = json::parse(runtime::LocalFileSystem().ReadAll(root_ + "/exported/config.json"));
+  json config = ParseJson(runtime::LocalFileSystem().ReadAll(root_ + "/exported/config.json"));
   EXPECT_EQ(config["num_nextn_predict_layers"], 0);
   EXPECT_EQ(config["torch_dtype"], "float32");
 }
@@ -146,7 +147,7 @@ TEST_F(ImportExportTest, F16ComesInAsF32) {
   Run(ImportCommand, {original, root_ + "/imported"});
   Run(ExportCommand, {root_ + "/imported", root_ + "/exported"});
   ExpectEqualTensors(original, root_ + "/exported");  // as read: f32
-  json config = json::parse(runtime::LocalFileSystem().ReadAll(root_ + "/exported/config.json"));
+  json config = ParseJson(runtime::LocalFileSystem().ReadAll(root_ + "/exported/config.json"));
   EXPECT_EQ(config["dtype"], "float32");
 }
 
@@ -189,7 +190,7 @@ TEST_F(ImportExportTest, Fp8WithoutItsFactorsIsNamed) {
 TEST_F(ImportExportTest, OtherQuantisationsAreRefused) {
   const std::string original = Folder(Fixture("deepseek_v3_fp8"));
   auto& files = runtime::LocalFileSystem();
-  const json config = json::parse(files.ReadAll(original + "/config.json"));
+  const json config = ParseJson(files.ReadAll(original + "/config.json"));
   for (const auto& [key, value] :
        {std::pair<std::string, json>{"quant_method", "gptq"}, {"weight_block_size", {64, 64}}}) {
     json changed = config;
@@ -290,7 +291,7 @@ TEST_F(ImportExportTest, StackedExpertsAreCutApart) {
 TEST_F(ImportExportTest, WhatDoesNotFitIsNamed) {
   const std::string original = Folder(Fixture("llama"));
   auto& files = runtime::LocalFileSystem();
-  json config = json::parse(files.ReadAll(original + "/config.json"));
+  json config = ParseJson(files.ReadAll(original + "/config.json"));
   config["num_hidden_layers"] = config["num_hidden_layers"].get<int>() + 1;
   files.WriteAtomically(original + "/config.json", config.dump());
   try {

@@ -10,6 +10,7 @@
 #include <set>
 
 #include "tests/launcher/program.h"
+#include "tests/read_json.h"
 #include "tests/runtime/runtime_test_util.h"
 
 namespace hone::launcher {
@@ -49,7 +50,7 @@ Answer Ask(int port, int64_t tokens) {
   auto result = client.Post("/v1/completions", body.dump(), "application/json");
   EXPECT_TRUE(result && result->status == 200);
   if (!result || result->status != 200) return {};
-  const json answer = json::parse(result->body);
+  const json answer = ParseJson(result->body);
   return {answer["choices"][0]["text"], answer.value("system_fingerprint", "")};
 }
 

@@ -7,6 +7,8 @@
 
 #include <nlohmann/json.hpp>
 
+#include "tests/read_json.h"
+
 namespace hone::launcher {
 namespace {
 
@@ -36,7 +38,7 @@ TEST(MachineReport, NamesGpusAndVersions) {
   EXPECT_THAT(text, HasSubstr("NVIDIA H200, 139.0 GiB, sm_90, 18 NVLinks"));
   EXPECT_THAT(text, HasSubstr("driver 580.65.06, cuBLAS 13.1.0, cuDNN 9.19.0, NCCL 2.28.9"));
   EXPECT_THAT(text, HasSubstr("2 can be used"));
-  auto json = nlohmann::json::parse(WithGpus().ToJson());
+  auto json = ParseJson(WithGpus().ToJson());
   EXPECT_EQ(json["gpus"].size(), 2u);
   EXPECT_EQ(json["gpus"][1]["uuid"], "GPU-b");
   EXPECT_EQ(json["cuda"]["obstacle"], "");

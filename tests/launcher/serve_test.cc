@@ -10,6 +10,7 @@
 
 #include "launcher/serve/api_server.h"
 #include "tests/launcher/tiny_served_model.h"
+#include "tests/read_json.h"
 
 namespace hone::launcher {
 namespace {
@@ -51,7 +52,7 @@ class ServeTest : public ::testing::Test {
   std::pair<int, json> Post(const std::string& path, const json& body) const {
     auto result = Client().Post(path, body.dump(), "application/json");
     if (!result) return {0, httplib::to_string(result.error())};
-    return {result->status, json::parse(result->body, nullptr, false)};
+    return {result->status, ParseJson(result->body, false)};
   }
   // The objects of a stream; the last line must be [DONE].
   // `begun`, if given, becomes true when the first bytes of the answer are here.
@@ -79,7 +80,7 @@ class ServeTest : public ::testing::Test {
     while (std::getline(lines, line)) {
       if (!line.starts_with("data: ")) continue;
       last = line.substr(6);
-      if (last != "[DONE]") events.push_back(json::parse(last));
+      if (last != "[DONE]") events.push_back(ParseJson(last));
     }
     EXPECT_EQ(last, "[DONE]");
     return events;
@@ -117,7 +118,7 @@ std::string Expected(const std::string& prompt, int64_t tokens, uint64_t seed, d
 TEST_F(ServeTest, ListsItsModel) {
   auto result = Client().Get("/v1/models");
   ASSERT_TRUE(result);
-  EXPECT_EQ(json::parse(result->body)["data"][0]["id"], "tiny");
+  EXPECT_EQ(ParseJson(result->body)["data"][0]["id"], "tiny");
 }
 
 TEST_F(ServeTest, CompletesAsTheEngineAlone) {
@@ -366,7 +367,7 @@ TEST_F(ServeTest, AVanishedClientLeavesTheEngine) {
   }
   EXPECT_EQ(Post("/v1/completions", {{"prompt", "still here"}, {"max_tokens", 2}}).first, 200);
   ASSERT_TRUE(server_->Replace([] {}, ""));  // no sooner than nothing is left in the engine
-  EXPECT_LT(json::parse(Client().Get("/health")->body).at("tokens"), 16 * kLong);
+  EXPECT_LT(ParseJson(Client().Get("/health")->body).at("tokens"), 16 * kLong);
 }
 
 TEST_F(ServeTest, WhatIsWrongIsSaid) {

@@ -10,6 +10,7 @@
 #include "rl/loaded_model.h"
 #include "runtime/file_system.h"
 #include "tests/launcher/program.h"
+#include "tests/read_json.h"
 #include "tests/runtime/runtime_test_util.h"
 
 namespace hone::launcher {
@@ -57,7 +58,7 @@ TEST_F(Stories260kTest, FromAFolderToAFolder) {
   Program program(HoneCommand(0, Shortened(run)), folder_ / "output");
   ASSERT_EQ(program.Wait(std::chrono::seconds(240)), 0) << program.output();
 
-  const json summary = json::parse(ReadFile(run + "/summary.json"));
+  const json summary = ParseJson(ReadFile(run + "/summary.json"));
   std::map<std::string, json> stages;
   for (const json& stage : summary["stages"]) stages[stage["name"]] = stage;
   for (const auto& [name, stage] : stages) EXPECT_EQ(stage["state"], "done") << name;
@@ -73,7 +74,7 @@ TEST_F(Stories260kTest, FromAFolderToAFolder) {
   std::ifstream lessons(run + "/datasets/ordered.jsonl");
   int count = 0;
   for (std::string line; std::getline(lessons, line); ++count) {
-    const json lesson = json::parse(line);
+    const json lesson = ParseJson(line);
     EXPECT_TRUE(lesson["prompt"].get<std::string>().starts_with("<s>Use ")) << line;
     EXPECT_FALSE(lesson["completion"].get<std::string>().starts_with(" ")) << line;
   }
@@ -88,13 +89,12 @@ TEST_F(Stories260kTest, FromAFolderToAFolder) {
   Words of_export = {"generate", exported}, of_run = {"generate", run + "/checkpoints/sft"};
   of_export.insert(of_export.end(), ask.begin(), ask.end());
   of_run.insert(of_run.end(), ask.begin(), ask.end());
-  const json drawn = json::parse(Output(of_export));
-  EXPECT_EQ(drawn["tokens"], json::parse(Output(of_run))["tokens"]);
+  const json drawn = ParseJson(Output(of_export));
+  EXPECT_EQ(drawn["tokens"], ParseJson(Output(of_run))["tokens"]);
 
-  const json scores = json::parse(Output({"eval", exported, "--config", kConfig, "--set",
-                                          "evaluate.suites.unseen.count=4", "--set",
-                                          "evaluate.suites.unseen.samples_per_problem=3",
-                                          "--json"}));
+  const json scores = ParseJson(
+      Output({"eval", exported, "--config", kConfig, "--set", "evaluate.suites.unseen.count=4",
+              "--set", "evaluate.suites.unseen.samples_per_problem=3", "--json"}));
   EXPECT_EQ(scores["unseen"]["problems"], 4);
   EXPECT_GE(scores["unseen"].at("sampled_pass_at_k"), scores["unseen"]["sampled_accuracy"]);
   EXPECT_TRUE(scores["unseen"].contains("sampled_story_ending"));

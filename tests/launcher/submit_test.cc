@@ -10,6 +10,7 @@
 
 #include "launcher/slurm_job.h"
 #include "tests/launcher/program.h"
+#include "tests/read_json.h"
 #include "tests/runtime/runtime_test_util.h"
 
 namespace hone::launcher {
@@ -164,7 +165,7 @@ stages:
   std::string StageState() const {
     const std::string text = ReadFile(folder_ / "run/state.json");
     if (!nlohmann::json::accept(text)) return "";
-    const auto stage = nlohmann::json::parse(text)["stages"][0];
+    const auto stage = ParseJson(text)["stages"][0];
     return fmt::format("{} {}", stage["state"].get<std::string>(), stage["step"].get<int64_t>());
   }
   int64_t StageStep() const {

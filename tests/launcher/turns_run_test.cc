@@ -8,6 +8,7 @@
 #include "rl/rollout/journal.h"
 #include "runtime/philox.h"
 #include "tests/launcher/program.h"
+#include "tests/read_json.h"
 #include "tests/rl/run_testing.h"
 #include "tests/runtime/runtime_test_util.h"
 
@@ -106,7 +107,7 @@ class TurnsRunTest : public testing::Test {
     ASSERT_EQ(program.Wait(std::chrono::seconds(200)), 0) << program.output();
   }
   static double Accuracy(const std::string& run, const std::string& stage) {
-    const auto summary = nlohmann::json::parse(ReadFile(Path(run + "/summary.json")));
+    const auto summary = ParseJson(ReadFile(Path(run + "/summary.json")));
     for (const auto& s : summary.at("stages")) {
       if (s.at("name") == stage) return s.at("eval").at("sums").at("accuracy");
     }
@@ -180,7 +181,7 @@ TEST_F(TurnsRunTest, ARunBeginsWithWhatAnothersPolicyWrote) {
   std::istringstream lines(kept);
   int count = 0;
   for (std::string line; std::getline(lines, line); ++count) {
-    const auto sample = nlohmann::json::parse(line);
+    const auto sample = ParseJson(line);
     EXPECT_THAT(sample["completion"].get<std::string>(), testing::EndsWith("</answer>"));
     EXPECT_EQ(sample["from"], Path("zero/checkpoints/rl"));
   }

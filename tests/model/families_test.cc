@@ -2,12 +2,12 @@
 // (fixtures/make_model_fixtures.py), and models trained elsewhere.
 #include <cstdlib>
 #include <filesystem>
-#include <fstream>
 #include <nlohmann/json.hpp>
 
 #include "model/families/hugging_face.h"
 #include "model/families/tensor_table.h"
 #include "tests/model/stage_testing.h"
+#include "tests/read_json.h"
 
 namespace hone::model {
 namespace {
@@ -130,10 +130,6 @@ std::string OpenWeights(const std::string& name) {
   const char* data = std::getenv("HONE_DATA");
   const std::string folder = data ? std::string(data) + "/weights/" + name : "";
   return std::filesystem::exists(folder) ? folder : "";
-}
-nlohmann::json ReadJson(const std::string& path) {
-  std::ifstream in(path);
-  return nlohmann::json::parse(in);
 }
 
 TEST(TrainedModelTest, Stories260KGivesItsGoldenLogitsLossesAndText) {

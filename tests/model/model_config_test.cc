@@ -8,6 +8,8 @@
 #include <filesystem>
 #include <nlohmann/json.hpp>
 
+#include "tests/read_json.h"
+
 namespace hone::model {
 namespace {
 
@@ -199,7 +201,7 @@ TEST(ModelConfigTest, SurvivesARoundTripThroughHuggingFace) {
     EXPECT_EQ(again.ParameterCount(true), c.ParameterCount(true));
     EXPECT_EQ(again.attention_scale(), c.attention_scale());
     EXPECT_EQ(again.norm_topk_prob, c.norm_topk_prob);
-    const json w = json::parse(written);
+    const json w = ParseJson(written);
     for (const auto& [key, value] : j.items()) {
       if (key == "rope_scaling") continue;
       EXPECT_EQ(w.at(key), value) << key;

@@ -2,11 +2,11 @@
 // from the paper (tests/fixtures/make_v3_extras_fixtures.py), and what that fixture does not reach.
 #include <gtest/gtest.h>
 
-#include <fstream>
 #include <nlohmann/json.hpp>
 
 #include "layer_testing.h"
 #include "model/layers/multi_token_prediction.h"
+#include "tests/read_json.h"
 
 namespace hone::model {
 namespace {
@@ -14,10 +14,7 @@ namespace {
 using nlohmann::json;
 
 const json& Fixture() {
-  static const json fixture = [] {
-    std::ifstream in(std::string(HONE_SOURCE_DIR) + "/tests/fixtures/v3_extras.json");
-    return json::parse(in);
-  }();
+  static const json fixture = ReadJson(HONE_SOURCE_DIR "/tests/fixtures/v3_extras.json");
   return fixture;
 }
 

@@ -7,6 +7,7 @@
 
 #include "rl/reward/verifier.h"
 #include "runtime/error.h"
+#include "tests/read_json.h"
 
 namespace hone::rl {
 namespace {
@@ -69,12 +70,12 @@ class Labelled : public testing::Test {
 TEST_F(Labelled, Sentences) {
   std::ifstream lingua(root_ + "/lang/lingua_testdata_open.jsonl");
   for (std::string line; std::getline(lingua, line);) {
-    json row = json::parse(line);
+    json row = ParseJson(line);
     if (row["kind"] == "sentence") Add(row["text"], row["lang"]);
   }
   std::ifstream parallel(root_ + "/lang/ud_pud_parallel_open.jsonl");
   for (std::string line; std::getline(parallel, line);) {
-    json row = json::parse(line);
+    json row = ParseJson(line);
     for (const char* l : {"en", "ko", "zh"}) Add(row[l], l);
   }
   for (const std::string& own : LanguageNames()) {
@@ -91,8 +92,7 @@ TEST_F(Labelled, Sentences) {
 
 // One text of each of 69 languages: only Latin ones may pass for English, none for the others.
 TEST_F(Labelled, OtherLanguagesAreNone) {
-  std::ifstream file(root_ + "/lang/whatlang_examples.json");
-  json texts = json::parse(file);
+  json texts = ReadJson(root_ + "/lang/whatlang_examples.json");
   for (auto& [language, text] : texts.items()) {
     if (language != "cmn") {
       EXPECT_LE(LanguageShare(text.get<std::string>(), "zh"), 0.01) << language;

@@ -7,6 +7,7 @@
 #include <thread>
 
 #include "runtime/error.h"
+#include "tests/read_json.h"
 #include "tests/rl/rollout_testing.h"
 
 namespace hone::rl {
@@ -224,7 +225,7 @@ TEST_F(LeaseBookTest, ClosingGivesPromptOrderAndToleratesLateRepeats) {
   std::string jsonl =
       runtime::LocalFileSystem().ReadAll(folder_ / "rollouts/rl/rollout-000000.jsonl");
   EXPECT_EQ(std::count(jsonl.begin(), jsonl.end(), '\n'), 4);
-  auto line = nlohmann::json::parse(jsonl.substr(0, jsonl.find('\n')));
+  auto line = ParseJson(jsonl.substr(0, jsonl.find('\n')));
   EXPECT_EQ(line["prompt"], 0);
   EXPECT_EQ(line["outcome"], "correct");
   EXPECT_EQ(line["rewards"]["format"], 0.5);

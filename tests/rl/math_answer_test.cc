@@ -7,6 +7,7 @@
 #include <nlohmann/json.hpp>
 
 #include "rl/reward/verifier.h"
+#include "tests/read_json.h"
 
 namespace hone::rl {
 namespace {
@@ -202,7 +203,7 @@ class GradedPairs : public testing::Test {
     std::vector<json> rows;
     if (const char* root = std::getenv("HONE_DATA")) {
       std::ifstream file(std::string(root) + "/" + name);
-      for (std::string line; std::getline(file, line);) rows.push_back(json::parse(line));
+      for (std::string line; std::getline(file, line);) rows.push_back(ParseJson(line));
     }
     return rows;
   }

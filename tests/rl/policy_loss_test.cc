@@ -5,10 +5,10 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
-#include <fstream>
 #include <nlohmann/json.hpp>
 
 #include "runtime/error.h"
+#include "tests/read_json.h"
 
 namespace hone::rl {
 namespace {
@@ -16,10 +16,7 @@ namespace {
 using nlohmann::json;
 
 const json& Fixture() {
-  static const json fixture = [] {
-    std::ifstream file(HONE_SOURCE_DIR "/tests/fixtures/policy_loss.json");
-    return json::parse(file);
-  }();
+  static const json fixture = ReadJson(HONE_SOURCE_DIR "/tests/fixtures/policy_loss.json");
   return fixture;
 }
 

@@ -2,6 +2,7 @@
 // the same layout, and within rounding when each start has another one.
 #include <gtest/gtest.h>
 
+#include "tests/read_json.h"
 #include "tests/rl/run_testing.h"
 #include "tests/runtime/runtime_test_util.h"
 
@@ -106,7 +107,7 @@ TEST_F(ResumeTest, LinesOfStepsTakenAgainAreCutOff) {
   ASSERT_TRUE(Train(yaml_, {}, dir));
   const RunTrace want = ReadTrace(dir, kStages);
   std::filesystem::remove_all(dir + "/checkpoints/sft");
-  auto state = nlohmann::json::parse(runtime::LocalFileSystem().ReadAll(dir + "/state.json"));
+  auto state = ParseJson(runtime::LocalFileSystem().ReadAll(dir + "/state.json"));
   state["stages"][1]["state"] = "running";
   runtime::LocalFileSystem().WriteAtomically(dir + "/state.json", state.dump());
   ASSERT_TRUE(Train(yaml_, {}, dir));

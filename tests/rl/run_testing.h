@@ -19,6 +19,7 @@
 #include "rl/stages/stages.h"
 #include "runtime/checkpoint/checkpoint.h"
 #include "tests/device.h"
+#include "tests/read_json.h"
 
 namespace hone::rl {
 
@@ -149,7 +150,7 @@ inline RunTrace ReadTrace(const std::string& dir, const std::vector<std::string>
   }
   std::istringstream lines(fs.ReadAll(dir + "/metrics.jsonl"));
   for (std::string line; std::getline(lines, line);) {
-    trace.metrics.push_back(nlohmann::json::parse(line));
+    trace.metrics.push_back(ParseJson(line));
     trace.metrics.back().erase("seconds");
     trace.metrics.back().erase("waiting_seconds");
   }

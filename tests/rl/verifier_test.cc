@@ -9,6 +9,7 @@
 
 #include "rl/reward/shaping.h"
 #include "runtime/error.h"
+#include "tests/read_json.h"
 
 namespace hone::rl {
 namespace {
@@ -19,7 +20,7 @@ std::vector<json> ReadData(const std::string& name) {
   std::vector<json> rows;
   if (const char* root = std::getenv("HONE_DATA")) {
     std::ifstream file(std::string(root) + "/" + name);
-    for (std::string line; std::getline(file, line);) rows.push_back(json::parse(line));
+    for (std::string line; std::getline(file, line);) rows.push_back(ParseJson(line));
   }
   return rows;
 }
