@@ -139,7 +139,7 @@ TEST_F(GpuCheckTest, WhatFailsOrHangsIsNamedAndStopsNothing) {
           Prints("memory.copy", 1) + "\n" +
               R"(echo '{"name":"fp8","outcome":"FAILED","value":"","unit":"see","wanted":""}'
                  exit 1)");
-  EXPECT_EQ(Check(15, R"(no "such\ python)"), 1);
+  EXPECT_EQ(Check(30, R"(no "such\ python)"), 1);
   EXPECT_EQ(Outcome("kernels_a_test"), "FAILED");
   EXPECT_EQ(Outcome("kernels_b_hangs_test"), "FAILED");
   EXPECT_EQ(Outcome("memory.copy"), "measured");

@@ -33,7 +33,8 @@ stages:
      batch: {pack_tokens: 512}, prompts: {family: chain}, prompts_per_rollout: 4, group_size: 4,
      reward: {tag_count: 1, repetition: 1}, sampling: {max_new_tokens: 32}, max_unusable: 1.0}
 evaluate:
-  suites: [{name: chain, problems: {family: chain}, count: 8, sampling: {max_new_tokens: 64}}]
+  # Takes long enough for the last weights to be fetched before the run ends.
+  suites: [{name: chain, problems: {family: chain}, count: 100, sampling: {max_new_tokens: 100}}]
 )";
 
 struct Answer {
