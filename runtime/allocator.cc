@@ -34,11 +34,10 @@ int64_t SizeClass(int64_t bytes) {
 // Null when the system refuses. Large blocks lie on large pages where the system has them: what
 // walks through many megabytes then loses no time in finding pages.
 void* FromSystem(int64_t bytes) {
-  const bool large = bytes >= 2 * kLargePage;
-  const int64_t alignment = large ? kLargePage : kAlignment;
-  bytes = (bytes + alignment - 1) / alignment * alignment;
-  void* ptr = std::aligned_alloc(alignment, bytes);
-  if (large && ptr != nullptr) ::madvise(ptr, bytes, MADV_HUGEPAGE);
+  const bool large = bytes >= kLargePage;
+  void* ptr = nullptr;
+  if (::posix_memalign(&ptr, large ? kLargePage : kAlignment, bytes) != 0) return nullptr;
+  if (large) ::madvise(ptr, bytes, MADV_HUGEPAGE);
   return ptr;
 }
 
