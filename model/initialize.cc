@@ -7,20 +7,15 @@
 namespace hone::model {
 namespace {
 
-// fn(index in the global tensor, index in the slab) for each row of the last dim.
-template <class Fn>
-void ForEachRow(const Slab& slab, Fn&& fn) {
-  const int64_t dims = static_cast<int64_t>(slab.extent.size());
-  const int64_t cols = slab.extent.back(), rows = slab.size() / std::max<int64_t>(cols, 1);
-  for (int64_t row = 0; row < rows; ++row) {
-    int64_t rest = row, global = slab.offset.back(), stride = slab.global_shape.back();
-    for (int64_t d = dims - 2; d >= 0; --d) {
-      global += (slab.offset[d] + rest % slab.extent[d]) * stride;
-      rest /= slab.extent[d];
-      stride *= slab.global_shape[d];
-    }
-    fn(global, row * cols, cols);
+// Where row `row` of a slab, along the last dim, begins in the global tensor.
+int64_t GlobalIndex(const Slab& slab, int64_t row) {
+  int64_t global = slab.offset.back(), stride = slab.global_shape.back();
+  for (auto d = static_cast<int64_t>(slab.extent.size()) - 2; d >= 0; --d) {
+    global += (slab.offset[d] + row % slab.extent[d]) * stride;
+    row /= slab.extent[d];
+    stride *= slab.global_shape[d];
   }
+  return global;
 }
 
 template <class T>
@@ -36,12 +31,14 @@ template <class T>
 void FillNormal(Context& ctx, const Slab& slab, const Tensor& value, double std, uint64_t seed) {
   const RandomStream stream{seed, HashName(slab.name)};
   T* out = value.data<T>();
-  ForEachRow(slab, [&](int64_t global, int64_t local, int64_t cols) {
-    ctx.pool().ParallelFor(cols, 1024, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) {
-        out[local + i] = FromDouble<T>(std * stream.Normal(static_cast<uint64_t>(global + i)));
+  const int64_t cols = slab.extent.back(), rows = slab.size() / std::max<int64_t>(cols, 1);
+  ctx.pool().ParallelFor(rows, kernels::RowGrain(cols), [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) {
+      const auto global = static_cast<uint64_t>(GlobalIndex(slab, row));
+      for (int64_t i = 0; i < cols; ++i) {
+        out[row * cols + i] = FromDouble<T>(std * stream.Normal(global + static_cast<uint64_t>(i)));
       }
-    });
+    }
   });
 }
 
@@ -52,9 +49,9 @@ void FillConstant(const Tensor& value, double constant) {
 
 }  // namespace
 
-void TransformerStage::Initialize(uint64_t seed) {
+void TransformerStage::Initialize(uint64_t seed, int threads) {
   using Init = ParameterBuilder::Init;
-  Context ctx;  // fills on the host
+  Context ctx(Device::Cpu(), threads);  // fills on the host
   const double depth = std::sqrt(2.0 * static_cast<double>(config().num_hidden_layers));
   for (const auto& [parameter, init] : impl_->builder.entries()) {
     const Tensor& value = parameter->value;

@@ -50,7 +50,7 @@ class TransformerStage : public parallel::PipelineStage {
 
   // Sets every parameter as a function of (seed, tensor name, element): the same in any layout.
   // Normal with initializer_range; norms 1, biases 0, output projections scaled by 1/√(2·layers).
-  void Initialize(uint64_t seed);
+  void Initialize(uint64_t seed, int threads = 1);
   // Names and slabs of all parameters and buffers: for checkpoints, publication, import.
   SlabIndex State();
 

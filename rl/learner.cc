@@ -72,7 +72,7 @@ void Learner::BeginStage(const parallel::AdamWConfig& optimizer, Mtp mtp) {
 }
 
 void Learner::Initialize() {
-  for (auto& chunk : chunks_) chunk->Initialize(config_.seed);
+  for (auto& chunk : chunks_) chunk->Initialize(config_.seed, ctx_.pool().threads());
 }
 
 SlabIndex Learner::StateOf(const std::vector<std::unique_ptr<model::TransformerStage>>& chunks,

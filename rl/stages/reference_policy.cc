@@ -44,7 +44,8 @@ class ReferencePolicy::Chunks {
   // From a checkpoint or a Hugging Face folder; "": the run's random start.
   void Load(FileSystem& fs, const std::string& path) {
     if (path.empty()) {
-      for (auto& chunk : chunks_) chunk->Initialize(learner_.config().seed);
+      const int threads = learner_.ctx().pool().threads();
+      for (auto& chunk : chunks_) chunk->Initialize(learner_.config().seed, threads);
     } else if (fs.Exists(path + "/index.h5")) {
       learner_.LoadSlabs(path, Prefixed(State()));
     } else {

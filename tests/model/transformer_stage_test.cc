@@ -160,15 +160,29 @@ TEST_P(StageTest, HoldsTheTensorsOfTheTable) {
   for (const TensorInfo& t : table) EXPECT_EQ(shapes[t.name], t.shape) << t.name;
 }
 
+TEST_P(StageTest, InitialValuesDoNotDependOnTheThreads) {
+  ModelConfig large = config();
+  large.vocab_size = 100'000 / large.hidden_size;  // more than a thread takes at once
+  std::vector<Tensor> embeddings;
+  for (int threads : {1, 3}) {
+    TransformerStage stage(ctx_, large, WholeModel(large, DType::kF32));
+    stage.Initialize(77, threads);
+    for (const SlabTensor& s : stage.State()) {
+      if (s.slab.name == kEmbeddingName) embeddings.push_back(s.tensor);
+    }
+  }
+  ASSERT_EQ(embeddings.size(), 2U);
+  EXPECT_TRUE(SameBits(embeddings[0], embeddings[1]));
+}
+
 TEST_P(StageTest, InitialValuesDoNotDependOnTheLayout) {
   TransformerStage whole(ctx_, config(), WholeModel(config(), DType::kF32));
   whole.Initialize(77);
   std::map<std::string, Tensor> values;
   for (const SlabTensor& s : whole.State()) values[s.slab.name] = s.tensor;
   for (const StageOptions& part : SplitLayers(config(), 2, WholeModel(config(), DType::kF32))) {
-    Context threads(Device::Cpu(), 2);
-    TransformerStage stage(threads, config(), part);
-    stage.Initialize(77);
+    TransformerStage stage(ctx_, config(), part);
+    stage.Initialize(77, /*threads=*/3);
     for (const SlabTensor& s : stage.State()) {
       EXPECT_TRUE(SameBits(s.tensor, values.at(s.slab.name))) << s.slab.name;
     }
