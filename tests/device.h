@@ -19,5 +19,10 @@ inline Device TestDevice() {
                      "[test] HONE_TEST_DEVICE=cuda, but there is none");
   return Device::Cuda(0);
 }
+// Not the emulated one.
+inline bool OnGpu() {
+  return !TestDevice().is_cpu() &&
+         runtime::DescribeDevice(TestDevice()).find("emulated") == std::string::npos;
+}
 
 }  // namespace hone
