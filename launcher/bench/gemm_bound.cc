@@ -38,6 +38,18 @@ std::vector<Product> Products(const model::ModelConfig& c, int64_t rows) {
   return products;
 }
 
+// Numbers in [−1, 1) that use all bits of an f32, as a model's do: a matrix unit takes a quarter
+// less time for operands with many zero bits.
+std::vector<float> Bits24(int64_t count) {
+  std::vector<float> values(static_cast<size_t>(count));
+  uint64_t state = 1;
+  for (float& value : values) {
+    state = state * 6364136223846793005u + 1442695040888963407u;  // Knuth's MMIX generator
+    value = static_cast<float>(static_cast<int64_t>(state)) * 0x1p-63f;
+  }
+  return values;
+}
+
 }  // namespace
 
 GemmCounts TrainingGemms(const model::ModelConfig& c, const std::vector<int64_t>& lengths) {
@@ -73,8 +85,8 @@ double Flops(const GemmCounts& counts) {
 
 void GemmTimer::Round() {
   for (const auto& [s, count] : counts_) {
-    std::vector<float> a(static_cast<size_t>(s.m * s.k), 0.5f),
-        b(static_cast<size_t>(s.n * s.k), 0.25f), c(static_cast<size_t>(s.m * s.n), 0.0f);
+    const std::vector<float> a = Bits24(s.m * s.k), b = Bits24(s.n * s.k);
+    std::vector<float> c(static_cast<size_t>(s.m * s.n), 0.0f);
     const kernels::MatrixView<float> left{a.data(), s.a_transposed ? s.m : s.k, s.a_transposed},
         right{b.data(), s.b_transposed ? s.k : s.n, s.b_transposed};
     // The first call touches the memory; small products are too short for one reading of the clock.
