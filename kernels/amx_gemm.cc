@@ -1,243 +1,40 @@
-// A tile register holds 16 rows of 64 bytes. One of A is 16 rows of 32 k; one of B is 16 pairs of k
-// by 16 columns, the two k of a pair beside each other. Both operands are packed in panels of 32
-// rows or columns: for each 32 k (a step), for each part, the tiles of the panel's two halves. Four
-// registers sum a square of 32 × 32 of C; two hold the panel of A and two that of B.
 #include "kernels/amx_gemm.h"
 
+#include "kernels/amx_panels.h"
 #include "runtime/error.h"
 
-#if defined(__AMX_BF16__) && defined(__AVX512BW__)
-#include <immintrin.h>
+#ifdef HONE_HAS_AMX
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#include <algorithm>
-#include <cstring>
-#include <type_traits>
-
 #include "kernels/scratch.h"
-#include "kernels/simd.h"
-#include "kernels/vec_math.h"
 
 namespace hone::kernels {
 namespace {
 
-constexpr int64_t kTile = 512;    // bf16 elements in a tile
-constexpr int64_t kTileRow = 32;  // in its row
-constexpr int64_t kHalf = 16;     // rows of a tile
-constexpr int64_t kPanel = 2 * kHalf;
-constexpr int64_t kStep = 32;           // k
-constexpr int64_t kBlockK = 512;        // of a panel that is walked at once
-constexpr int64_t kBlockRows = 64;      // of A, packed by the thread that multiplies them
-constexpr int64_t kBlockOfB = 1 << 20;  // elements, packed by all threads together
+using namespace amx;
 
-template <class T>
-constexpr int kParts = std::is_same_v<T, BF16> ? 1 : 3;
-template <class T>
-constexpr int64_t kStepSize = kParts<T> * 2 * kTile;  // bf16 elements of a step of a panel
-constexpr int64_t kPart = 2 * kTile;                  // from part to part
+constexpr int64_t kBlockK = 512;    // of a panel that is walked at once
+constexpr int64_t kBlockRows = 64;  // of A, packed by the thread that multiplies them
+constexpr int64_t kTallRows = 256;  // where B leaves the second cache with each block of rows
+constexpr int64_t kSecondCache = 3 << 18;  // packed elements of 2 bytes
+constexpr int64_t kBlockOfB = 1 << 20;     // elements, packed by all threads together
 
-// The registers' shape: eight tiles of 16 rows of 64 bytes. Its layout is the instruction's.
-struct alignas(64) TileShape {
-  uint8_t palette = 1, start_row = 0, reserved[14] = {};
-  uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-  uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
-};
-// While a thread has one, its tile registers are ready; without, the system need not save them.
-class Tiles {
- public:
-  Tiles() {
-    const TileShape shape;
-    _tile_loadconfig(&shape);
-  }
-  ~Tiles() { _tile_release(); }
-  Tiles(const Tiles&) = delete;
-  Tiles& operator=(const Tiles&) = delete;
-};
-
-using Bits = uint32_t __attribute__((vector_size(64)));
-
-// The bf16 next to each lane, in the upper half of its bits.
-inline __m512 NearestBF16(__m512 x) { return __m512((Bits(x) + 0x8000) & 0xffff0000); }
-
-// Calls store(part, x_part, y_part) for each part of x and y. The rest after a part is exact, and
-// what is left for the last has no more than a bf16's bits.
-template <int parts, class Store>
-inline __attribute__((always_inline)) void Split(__m512 x, __m512 y, Store store) {
-  Unroll<parts>([&](auto part) {
-    const bool last = part + 1 == parts;
-    const __m512 x_part = last ? x : NearestBF16(x), y_part = last ? y : NearestBF16(y);
-    store(part, Bits(x_part), Bits(y_part));
-    x = x - x_part;
-    y = y - y_part;
-  });
-}
-
-// from[kHalf rows][kStep k] as a tile of A for each part.
-template <int parts>
-void SplitRows(const float* from, int64_t stride, uint16_t* to) {
-  alignas(64) static constexpr uint16_t kUpper[32] = {1,  3,  5,  7,  9,  11, 13, 15, 17, 19, 21,
-                                                      23, 25, 27, 29, 31, 33, 35, 37, 39, 41, 43,
-                                                      45, 47, 49, 51, 53, 55, 57, 59, 61, 63};
-  const __m512i upper = _mm512_load_si512(kUpper);
-  for (int64_t row = 0; row < kHalf; ++row, from += stride, to += kTileRow) {
-    Split<parts>(_mm512_loadu_ps(from), _mm512_loadu_ps(from + kHalf),
-                 [&](int part, Bits x, Bits y) {
-                   _mm512_store_si512(to + part * kPart,
-                                      _mm512_permutex2var_epi16(__m512i(x), upper, __m512i(y)));
-                 });
-  }
-}
-
-// from[kStep k][kHalf columns] as a tile of B for each part.
-template <int parts>
-void SplitPairs(const float* from, int64_t stride, uint16_t* to) {
-  for (int64_t pair = 0; pair < kHalf; ++pair, from += 2 * stride, to += kTileRow) {
-    Split<parts>(_mm512_loadu_ps(from), _mm512_loadu_ps(from + stride),
-                 [&](int part, Bits x, Bits y) {
-                   _mm512_store_si512(to + part * kPart, __m512i(x >> 16 | y));
-                 });
-  }
-}
-
-// to[j][i] = from[i][j] of a square of 16.
-inline void TransposeSquare(const float* from, int64_t stride, float* to, int64_t to_stride) {
-  __m512 column[kHalf];
-  LoadTransposed<float>(from, stride, column);
-  Unroll<kHalf>([&](auto j) { _mm512_store_ps(to + j * to_stride, column[j]); });
-}
-
-// Packs half a panel's step: `lines` rows of A (or columns of B) and `kc` of k; what is missing is
-// 0. `by_k` says whether a line's k are neighbours in memory, else its lines are.
-template <class T, bool is_left>
-void PackHalf(const T* from, int64_t stride, bool by_k, int64_t lines, int64_t kc, uint16_t* to) {
-  alignas(64) float copy[kHalf * kStep], turned[kHalf * kStep];
-  const float* at;
-  if (lines == kHalf && kc == kStep && std::is_same_v<T, float>) {
-    at = reinterpret_cast<const float*>(from);
-  } else {
-    std::memset(copy, 0, sizeof copy);
-    const int64_t rows = by_k ? lines : kc, cols = by_k ? kc : lines, width = by_k ? kStep : kHalf;
-    for (int64_t r = 0; r < rows; ++r) LoadRow(from + r * stride, copy + r * width, cols);
-    at = copy;
-    stride = width;
-  }
-  if (by_k != is_left) {
-    const int64_t next = by_k ? kHalf : kHalf * stride, width = by_k ? kHalf : kStep;
-    TransposeSquare(at, stride, turned, width);
-    TransposeSquare(at + next, stride, turned + (by_k ? kHalf * width : kHalf), width);
-    at = turned;
-    stride = width;
-  }
-  if constexpr (is_left) {
-    SplitRows<kParts<T>>(at, stride, to);
-  } else {
-    SplitPairs<kParts<T>>(at, stride, to);
-  }
-}
-
-// A panel of `lines` ≤ 32 rows of A or columns of B, and k in [0, kc). Line i's k-th element is
-// from[i · stride + k] when by_k, else from[k · stride + i].
-template <class T, bool is_left>
-void PackPanel(const T* from, int64_t stride, bool by_k, int64_t lines, int64_t kc, uint16_t* to) {
-  for (int64_t k = 0; k < kc; k += kStep, to += kStepSize<T>) {
-    for (int64_t half = 0; half < kPanel; half += kHalf) {
-      PackHalf<T, is_left>(by_k ? from + half * stride + k : from + k * stride + half, stride, by_k,
-                           std::clamp<int64_t>(lines - half, 0, kHalf), std::min(kStep, kc - k),
-                           to + half / kHalf * kTile);
-    }
-  }
-}
-
-inline void LoadLeft(const uint16_t* a, int part) {
-  _tile_loadd(4, a + part * kPart, 64);
-  _tile_loadd(5, a + part * kPart + kTile, 64);
-}
-inline void LoadRight(const uint16_t* b, int part) {
-  _tile_loadd(6, b + part * kPart, 64);
-  _tile_loadd(7, b + part * kPart + kTile, 64);
-}
-inline void Multiply() {
-  _tile_dpbf16ps(0, 4, 6);
-  _tile_dpbf16ps(1, 4, 7);
-  _tile_dpbf16ps(2, 5, 6);
-  _tile_dpbf16ps(3, 5, 7);
-}
-
-// c[32, 32] (+)= a · b over `steps` steps; the parts in an order that loads few tiles twice.
-template <class T>
-void MultiplyPanels(int64_t steps, const uint16_t* a, const uint16_t* b, float* c, int64_t c_stride,
-                    bool load) {
-  const int64_t bytes = c_stride * 4;
-  float* below = c + kHalf * c_stride;
-  if (load) {
-    _tile_loadd(0, c, bytes);
-    _tile_loadd(1, c + kHalf, bytes);
-    _tile_loadd(2, below, bytes);
-    _tile_loadd(3, below + kHalf, bytes);
-  } else {
-    _tile_zero(0);
-    _tile_zero(1);
-    _tile_zero(2);
-    _tile_zero(3);
-  }
-  for (int64_t step = 0; step < steps; ++step, a += kStepSize<T>, b += kStepSize<T>) {
-    LoadLeft(a, 0);
-    if constexpr (kParts<T> == 3) {
-      LoadRight(b, 2);
-      Multiply();
-      LoadRight(b, 1);
-      Multiply();
-    }
-    LoadRight(b, 0);
-    Multiply();
-    if constexpr (kParts<T> == 3) {
-      LoadLeft(a, 2);
-      Multiply();
-      LoadLeft(a, 1);
-      Multiply();
-      LoadRight(b, 1);
-      Multiply();
-    }
-  }
-  _tile_stored(0, c, bytes);
-  _tile_stored(1, c + kHalf, bytes);
-  _tile_stored(2, below, bytes);
-  _tile_stored(3, below + kHalf, bytes);
-}
-
-// The same for a square of which only rows × cols exist.
-template <class T>
-void MultiplyEdge(int64_t steps, const uint16_t* a, const uint16_t* b, int64_t rows, int64_t cols,
-                  float* c, int64_t c_stride, bool load) {
-  alignas(64) float copy[kPanel * kPanel] = {};
-  for (int64_t r = 0; load && r < rows; ++r) std::copy_n(c + r * c_stride, cols, copy + r * kPanel);
-  MultiplyPanels<T>(steps, a, b, copy, kPanel, load);
-  for (int64_t r = 0; r < rows; ++r) std::copy_n(copy + r * kPanel, cols, c + r * c_stride);
-}
-
-// Rows [0, rows) of a block of C: rows ≤ kBlockRows, panels [begin, end) of the packed block of B.
+// Rows [0, rows) of a block of C, panels [begin, end) of the packed block of B.
 template <class T>
 void MultiplyBlock(int64_t rows, int64_t cols, int64_t kc, MatrixView<T> a,
                    const uint16_t* b_packed, int64_t begin, int64_t end, float* c, int64_t c_stride,
                    bool load) {
   const int64_t steps = (kc + kStep - 1) / kStep, panel_size = steps * kStepSize<T>;
-  uint16_t* a_packed = Scratch<uint16_t, 0>(kBlockRows / kPanel * panel_size);
+  uint16_t* a_packed = Scratch<uint16_t, 0>((rows + kPanel - 1) / kPanel * panel_size);
   for (int64_t m = 0; m < rows; m += kPanel) {
     PackPanel<T, true>(a.transposed ? a.data + m : a.data + m * a.stride, a.stride, !a.transposed,
                        std::min(kPanel, rows - m), kc, a_packed + m / kPanel * panel_size);
   }
   for (int64_t n = begin; n < end; ++n) {
-    const int64_t width = std::min(kPanel, cols - n * kPanel);
     for (int64_t m = 0; m < rows; m += kPanel) {
-      const int64_t height = std::min(kPanel, rows - m);
-      const uint16_t *left = a_packed + m / kPanel * panel_size, *right = b_packed + n * panel_size;
-      float* to = c + m * c_stride + n * kPanel;
-      if (height == kPanel && width == kPanel) {
-        MultiplyPanels<T>(steps, left, right, to, c_stride, load);
-      } else {
-        MultiplyEdge<T>(steps, left, right, height, width, to, c_stride, load);
-      }
+      MultiplySquare<T>(steps, a_packed + m / kPanel * panel_size, b_packed + n * panel_size,
+                        rows - m, cols - n * kPanel, c + m * c_stride + n * kPanel, c_stride, load);
     }
   }
 }
@@ -248,23 +45,25 @@ template <class T>
 void MultiplyByBlock(ThreadPool& pool, int64_t M, int64_t cols, int64_t kc, MatrixView<T> a,
                      MatrixView<T> b, float* c, int64_t c_stride, bool load) {
   const int64_t panels = (cols + kPanel - 1) / kPanel, steps = (kc + kStep - 1) / kStep;
-  uint16_t* b_packed = Scratch<uint16_t, 1>(panels * steps * kStepSize<T>);
+  const int64_t panel_size = steps * kStepSize<T>;
+  uint16_t* b_packed = Scratch<uint16_t, 1>(panels * panel_size);
   pool.ParallelFor(panels, 1, [&](int64_t begin, int64_t end) {
     for (int64_t n = begin; n < end; ++n) {
       const T* from = b.transposed ? b.data + n * kPanel * b.stride : b.data + n * kPanel;
       PackPanel<T, false>(from, b.stride, b.transposed, std::min(kPanel, cols - n * kPanel), kc,
-                          b_packed + n * steps * kStepSize<T>);
+                          b_packed + n * panel_size);
     }
   });
-  const int64_t blocks = (M + kBlockRows - 1) / kBlockRows;
+  const int64_t height = panels * panel_size > kSecondCache ? kTallRows : kBlockRows;
+  const int64_t blocks = (M + height - 1) / height;
   const int64_t cuts = std::clamp<int64_t>(2 * pool.threads() / blocks, 1, panels);
   pool.ParallelFor(blocks * cuts, 1, [&](int64_t begin, int64_t end) {
     Tiles tiles;
     for (int64_t i = begin; i < end; ++i) {
-      const int64_t m = i / cuts * kBlockRows, cut = i % cuts;
+      const int64_t m = i / cuts * height, cut = i % cuts;
       MatrixView<T> rows = a;
       rows.data += a.transposed ? m : m * a.stride;
-      MultiplyBlock<T>(std::min(kBlockRows, M - m), cols, kc, rows, b_packed, panels * cut / cuts,
+      MultiplyBlock<T>(std::min(height, M - m), cols, kc, rows, b_packed, panels * cut / cuts,
                        panels * (cut + 1) / cuts, c + m * c_stride, c_stride, load);
     }
   });
