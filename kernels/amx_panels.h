@@ -56,8 +56,9 @@ using Bits = uint32_t __attribute__((vector_size(64)));
 // The bf16 next to each lane, in the upper half of its bits.
 inline __m512 NearestBF16(__m512 x) { return __m512((Bits(x) + 0x8000) & 0xffff0000); }
 
-// Calls store(part, x_part, y_part) for each part of x and y. The rest after a part is exact, and
-// what is left for the last has no more than a bf16's bits.
+// Calls store(part, x_part, y_part) for each part of x and y, of which the upper 16 bits count. The
+// rest after a part is exact, and what is left for the last has no more than a bf16's bits, if it
+// is not subnormal.
 template <int parts, class Store>
 inline __attribute__((always_inline)) void Split(__m512 x, __m512 y, Store store) {
   Unroll<parts>([&](auto part) {
@@ -91,7 +92,7 @@ void SplitPairs(const float* from, int64_t stride, uint16_t* to) {
   for (int64_t pair = 0; pair < kHalf; ++pair, from += 2 * stride, to += kTileRow) {
     Split<parts>(_mm512_loadu_ps(from), _mm512_loadu_ps(from + stride),
                  [&](int part, Bits x, Bits y) {
-                   _mm512_store_si512(to + part * kPart, __m512i(x >> 16 | y));
+                   _mm512_store_si512(to + part * kPart, __m512i(x >> 16 | (y & 0xffff0000)));
                  });
   }
 }

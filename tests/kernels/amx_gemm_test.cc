@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 
 #include <bit>
+#include <cmath>
 
 #include "kernels/grouped_gemm/grouped_gemm.h"
 #include "kernels/linear/linear.h"
@@ -91,6 +92,19 @@ TEST_F(AmxGemmTest, IsTheExactProductToF32sPrecision) {
                                              << s.a_transposed << s.b_transposed << s.accumulate;
     }
   }
+}
+
+// Of a number near f32's smallest the later parts are subnormal, with bits that a bf16 has not.
+TEST_F(AmxGemmTest, TinyNumbersSpoilNothing) {
+  const Case s{40, 40, 70};
+  Product p(ctx_, s);
+  for (Tensor* t : {&p.a, &p.b}) {
+    for (int64_t i = 0; i < t->size(); ++i) {
+      if (i % 3 != 0) t->data<float>()[i] *= std::ldexp(1.0f, static_cast<int>(-100 - i % 40));
+    }
+  }
+  p.Run<float>(ctx_, s);
+  EXPECT_LE(Error(s, p, p.c), 1.5e-6);
 }
 
 TEST_F(AmxGemmTest, IsNearerToTheExactProductThanAChain) {
