@@ -7,6 +7,8 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include <vector>
+
 #include "kernels/scratch.h"
 
 namespace hone::kernels {
@@ -20,51 +22,86 @@ constexpr int64_t kTallRows = 256;  // where B leaves the second cache with each
 constexpr int64_t kSecondCache = 3 << 18;  // packed elements of 2 bytes
 constexpr int64_t kBlockOfB = 1 << 20;     // elements, packed by all threads together
 
-// Rows [0, rows) of a block of C, panels [begin, end) of the packed block of B.
+// Rows of a left operand, or columns of a right one: line i's k-th element is data[i · stride + k]
+// when by_k, else data[k · stride + i].
 template <class T>
-void MultiplyBlock(int64_t rows, int64_t cols, int64_t kc, MatrixView<T> a,
-                   const uint16_t* b_packed, int64_t begin, int64_t end, float* c, int64_t c_stride,
-                   bool load) {
-  const int64_t steps = (kc + kStep - 1) / kStep, panel_size = steps * kStepSize<T>;
-  uint16_t* a_packed = Scratch<uint16_t, 0>((rows + kPanel - 1) / kPanel * panel_size);
-  for (int64_t m = 0; m < rows; m += kPanel) {
-    PackPanel<T, true>(a.transposed ? a.data + m : a.data + m * a.stride, a.stride, !a.transposed,
-                       std::min(kPanel, rows - m), kc, a_packed + m / kPanel * panel_size);
-  }
-  for (int64_t n = begin; n < end; ++n) {
-    for (int64_t m = 0; m < rows; m += kPanel) {
-      MultiplySquare<T>(steps, a_packed + m / kPanel * panel_size, b_packed + n * panel_size,
-                        rows - m, cols - n * kPanel, c + m * c_stride + n * kPanel, c_stride, load);
+struct Lines {
+  const T* data;
+  int64_t stride;
+  bool by_k;
+  size_t product;  // that they belong to; 0 when all have them
+  int64_t first, count;
+};
+
+// The operands on one side, in runs of `length` lines; one that is common to all products once.
+template <class T>
+std::vector<Lines<T>> Cut(std::span<const Product<T>> products, bool left, bool common,
+                          int64_t length) {
+  std::vector<Lines<T>> runs;
+  for (size_t i = 0; i < (common ? 1 : products.size()); ++i) {
+    const Product<T>& p = products[i];
+    const MatrixView<T>& x = left ? p.a_MK : p.b_KN;
+    const int64_t lines = left ? p.M : p.N;
+    for (int64_t at = 0; at < lines; at += length) {
+      runs.push_back({x.data, x.stride, left != x.transposed, i, at, std::min(length, lines - at)});
     }
+  }
+  return runs;
+}
+
+// Panels of k in [k0, k0 + kc).
+template <class T, bool is_left>
+void PackLines(const Lines<T>& lines, int64_t k0, int64_t kc, uint16_t* to) {
+  const int64_t panel_size = (kc + kStep - 1) / kStep * kStepSize<T>;
+  const T* from = lines.data + (lines.by_k ? k0 : k0 * lines.stride);
+  for (int64_t i = 0; i < lines.count; i += kPanel, to += panel_size) {
+    PackPanel<T, is_left>(from + (lines.first + i) * (lines.by_k ? lines.stride : 1), lines.stride,
+                          lines.by_k, std::min(kPanel, lines.count - i), kc, to);
   }
 }
 
-// c (+)= a · b for a block of B: packed by all threads, then met by A's rows, a block a thread.
-// With few rows, the panels of B are shared out too.
+// A run of rows by panels of columns, which are packed one behind the other.
 template <class T>
-void MultiplyByBlock(ThreadPool& pool, int64_t M, int64_t cols, int64_t kc, MatrixView<T> a,
-                     MatrixView<T> b, float* c, int64_t c_stride, bool load) {
-  const int64_t panels = (cols + kPanel - 1) / kPanel, steps = (kc + kStep - 1) / kStep;
-  const int64_t panel_size = steps * kStepSize<T>;
-  uint16_t* b_packed = Scratch<uint16_t, 1>(panels * panel_size);
-  pool.ParallelFor(panels, 1, [&](int64_t begin, int64_t end) {
+void MultiplyBlock(std::span<const Product<T>> products, const Lines<T>& rows,
+                   std::span<const Lines<T>> panels, const uint16_t* b_packed, int64_t k0,
+                   int64_t kc) {
+  const int64_t steps = (kc + kStep - 1) / kStep, panel_size = steps * kStepSize<T>;
+  uint16_t* a_packed = Scratch<uint16_t, 0>((rows.count + kPanel - 1) / kPanel * panel_size);
+  PackLines<T, true>(rows, k0, kc, a_packed);
+  for (const Lines<T>& panel : panels) {
+    const Product<T>& p = products[std::max(rows.product, panel.product)];
+    float* c = p.c_MN + rows.first * p.c_stride + panel.first;
+    for (int64_t m = 0; m < rows.count; m += kPanel) {
+      MultiplySquare<T>(steps, a_packed + m / kPanel * panel_size, b_packed, rows.count - m,
+                        panel.count, c + m * p.c_stride, p.c_stride, p.accumulate || k0 > 0);
+    }
+    b_packed += panel_size;
+  }
+}
+
+// c (+)= a · b for some panels of B and some k: packed by all threads, then met by A's rows, a
+// block a thread. With few rows, the panels are shared out too.
+template <class T>
+void MultiplyByPanels(ThreadPool& pool, Common common, std::span<const Product<T>> products,
+                      std::span<const Lines<T>> panels, int64_t k0, int64_t kc) {
+  const int64_t count = std::ssize(panels);
+  const int64_t panel_size = (kc + kStep - 1) / kStep * kStepSize<T>;
+  uint16_t* b_packed = Scratch<uint16_t, 1>(count * panel_size);
+  pool.ParallelFor(count, 1, [&](int64_t begin, int64_t end) {
     for (int64_t n = begin; n < end; ++n) {
-      const T* from = b.transposed ? b.data + n * kPanel * b.stride : b.data + n * kPanel;
-      PackPanel<T, false>(from, b.stride, b.transposed, std::min(kPanel, cols - n * kPanel), kc,
-                          b_packed + n * panel_size);
+      PackLines<T, false>(panels[n], k0, kc, b_packed + n * panel_size);
     }
   });
-  const int64_t height = panels * panel_size > kSecondCache ? kTallRows : kBlockRows;
-  const int64_t blocks = (M + height - 1) / height;
-  const int64_t cuts = std::clamp<int64_t>(2 * pool.threads() / blocks, 1, panels);
-  pool.ParallelFor(blocks * cuts, 1, [&](int64_t begin, int64_t end) {
+  const int64_t height = count * panel_size > kSecondCache ? kTallRows : kBlockRows;
+  const auto blocks = Cut(products, true, common == Common::kLeft, height);
+  if (blocks.empty()) return;
+  const int64_t cuts = std::clamp<int64_t>(2 * pool.threads() / std::ssize(blocks), 1, count);
+  pool.ParallelFor(std::ssize(blocks) * cuts, 1, [&](int64_t begin, int64_t end) {
     Tiles tiles;
     for (int64_t i = begin; i < end; ++i) {
-      const int64_t m = i / cuts * height, cut = i % cuts;
-      MatrixView<T> rows = a;
-      rows.data += a.transposed ? m : m * a.stride;
-      MultiplyBlock<T>(std::min(height, M - m), cols, kc, rows, b_packed, panels * cut / cuts,
-                       panels * (cut + 1) / cuts, c + m * c_stride, c_stride, load);
+      const int64_t cut = i % cuts, n = count * cut / cuts, n_end = count * (cut + 1) / cuts;
+      MultiplyBlock(products, blocks[i / cuts], panels.subspan(n, n_end - n),
+                    b_packed + n * panel_size, k0, kc);
     }
   });
 }
@@ -84,22 +121,24 @@ bool HasAmx() {
 
 // Packing an element takes as long as the multiplications that the unit saves in `kRepaid` others.
 template <class T>
-bool AmxPays(int64_t M, int64_t N, int64_t K) {
+bool AmxPays(Common common, int64_t K, std::span<const Product<T>> products) {
   constexpr int64_t kRepaid = kParts<T> == 1 ? 24 : 70;
+  int64_t M = 0, N = 0;
+  for (const Product<T>& p : products) {
+    M = common == Common::kLeft ? p.M : M + p.M;
+    N = common == Common::kRight ? p.N : N + p.N;
+  }
   return K >= kStep && M * N >= kRepaid * (M + N);
 }
 
 template <class T>
-void AmxGemm(ThreadPool& pool, int64_t M, int64_t N, int64_t K, MatrixView<T> a_MK,
-             MatrixView<T> b_KN, float* c_MN, int64_t c_stride, bool accumulate) {
-  const int64_t block_n = kBlockOfB / std::min(K, kBlockK) / kPanel * kPanel;
-  for (int64_t n = 0; n < N; n += block_n) {
+void AmxGemmEach(ThreadPool& pool, Common common, int64_t K, std::span<const Product<T>> products) {
+  const auto panels = Cut(products, false, common == Common::kRight, kPanel);
+  const size_t block = kBlockOfB / std::min(K, kBlockK) / kPanel;
+  for (size_t n = 0; n < panels.size(); n += block) {
+    const auto some = std::span(panels).subspan(n, std::min(block, panels.size() - n));
     for (int64_t k = 0; k < K; k += kBlockK) {
-      MatrixView<T> a = a_MK, b = b_KN;
-      a.data += a.transposed ? k * a.stride : k;
-      b.data += b.transposed ? n * b.stride + k : k * b.stride + n;
-      MultiplyByBlock<T>(pool, M, std::min(block_n, N - n), std::min(kBlockK, K - k), a, b,
-                         c_MN + n, c_stride, accumulate || k > 0);
+      MultiplyByPanels(pool, common, products, some, k, std::min(kBlockK, K - k));
     }
   }
 }
@@ -110,23 +149,22 @@ namespace hone::kernels {
 
 bool HasAmx() { return false; }
 template <class T>
-bool AmxPays(int64_t, int64_t, int64_t) {
+bool AmxPays(Common, int64_t, std::span<const Product<T>>) {
   return false;
 }
 
 template <class T>
-void AmxGemm(ThreadPool&, int64_t, int64_t, int64_t, MatrixView<T>, MatrixView<T>, float*, int64_t,
-             bool) {
+void AmxGemmEach(ThreadPool&, Common, int64_t, std::span<const Product<T>>) {
   throw DeviceError("[gemm] this build has no AMX (HONE_CPU_ARCH)");
 }
 
 #endif
 
-template bool AmxPays<float>(int64_t, int64_t, int64_t);
-template bool AmxPays<BF16>(int64_t, int64_t, int64_t);
-template void AmxGemm<float>(ThreadPool&, int64_t, int64_t, int64_t, MatrixView<float>,
-                             MatrixView<float>, float*, int64_t, bool);
-template void AmxGemm<BF16>(ThreadPool&, int64_t, int64_t, int64_t, MatrixView<BF16>,
-                            MatrixView<BF16>, float*, int64_t, bool);
+#define HONE_AMX_GEMM(T)                                               \
+  template bool AmxPays(Common, int64_t, std::span<const Product<T>>); \
+  template void AmxGemmEach(ThreadPool&, Common, int64_t, std::span<const Product<T>>);
+HONE_AMX_GEMM(float)
+HONE_AMX_GEMM(BF16)
+#undef HONE_AMX_GEMM
 
 }  // namespace hone::kernels

@@ -22,12 +22,11 @@ namespace hone::kernels {
 // without it (HONE_CPU_ARCH) has not.
 bool HasAmx();
 
-// T is float or BF16. Whether a product is large enough to be faster there than in the vector unit.
+// T is float or BF16. Whether products are large enough to be faster there than in the vector unit.
 template <class T>
-bool AmxPays(int64_t M, int64_t N, int64_t K);
-// As Gemm (kernels/gemm.h), for M, N, K ≥ 1. Needs HasAmx().
+bool AmxPays(Common common, int64_t K, std::span<const Product<T>> products);
+// As GemmEach (kernels/gemm.h), for K ≥ 1. Needs HasAmx().
 template <class T>
-void AmxGemm(ThreadPool& pool, int64_t M, int64_t N, int64_t K, MatrixView<T> a_MK,
-             MatrixView<T> b_KN, float* c_MN, int64_t c_stride, bool accumulate);
+void AmxGemmEach(ThreadPool& pool, Common common, int64_t K, std::span<const Product<T>> products);
 
 }  // namespace hone::kernels

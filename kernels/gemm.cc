@@ -204,12 +204,20 @@ void Gemm(ThreadPool& pool, int64_t M, int64_t N, int64_t K, MatrixView<T> a_MK,
 template <class T>
 void Gemm(Context& ctx, int64_t M, int64_t N, int64_t K, MatrixView<T> a_MK, MatrixView<T> b_KN,
           Acc<T>* c_MN, int64_t c_stride, bool accumulate) {
+  const Product<T> product{M, N, a_MK, b_KN, c_MN, c_stride, accumulate};
+  GemmEach<T>(ctx, Common::kLeft, K, {&product, 1});
+}
+
+template <class T>
+void GemmEach(Context& ctx, Common common, int64_t K, std::span<const Product<T>> products) {
   if constexpr (std::is_same_v<Acc<T>, float>) {
-    if (ctx.numerics == Numerics::kFast && AmxPays<T>(M, N, K) && HasAmx()) {
-      return AmxGemm<T>(ctx.pool(), M, N, K, a_MK, b_KN, c_MN, c_stride, accumulate);
+    if (ctx.numerics == Numerics::kFast && AmxPays(common, K, products) && HasAmx()) {
+      return AmxGemmEach(ctx.pool(), common, K, products);
     }
   }
-  Gemm<T>(ctx.pool(), M, N, K, a_MK, b_KN, c_MN, c_stride, accumulate);
+  for (const Product<T>& p : products) {
+    Gemm<T>(ctx.pool(), p.M, p.N, K, p.a_MK, p.b_KN, p.c_MN, p.c_stride, p.accumulate);
+  }
 }
 
 template <class T>
@@ -299,6 +307,7 @@ void GemmWithPacked(ThreadPool& pool, int64_t M, int64_t N, int64_t K, MatrixVie
 #define HONE_GEMM(T)                                                                             \
   template void Gemm<T>(Context&, int64_t, int64_t, int64_t, MatrixView<T>, MatrixView<T>,       \
                         Acc<T>*, int64_t, bool);                                                 \
+  template void GemmEach<T>(Context&, Common, int64_t, std::span<const Product<T>>);             \
   template void Gemm<T>(ThreadPool&, int64_t, int64_t, int64_t, MatrixView<T>, MatrixView<T>,    \
                         Acc<T>*, int64_t, bool);                                                 \
   template void GemmSerial<T>(int64_t, int64_t, int64_t, MatrixView<T>, MatrixView<T>, Acc<T>*,  \

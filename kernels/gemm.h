@@ -9,6 +9,7 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 
 #include "runtime/context.h"
 #include "runtime/dtype.h"
@@ -35,6 +36,20 @@ void Gemm(ThreadPool& pool, int64_t M, int64_t N, int64_t K, MatrixView<T> a_MK,
 template <class T>
 void GemmSerial(int64_t M, int64_t N, int64_t K, MatrixView<T> a_MK, MatrixView<T> b_KN,
                 Acc<T>* c_MN, int64_t c_stride, bool accumulate);
+
+// Products of K that have their left operand in common (a_MK and M are the same in all), or their
+// right one: each as Gemm makes it alone, but the matrix unit's packing of that operand is shared.
+template <class T>
+struct Product {
+  int64_t M, N;
+  MatrixView<T> a_MK, b_KN;
+  Acc<T>* c_MN;
+  int64_t c_stride;
+  bool accumulate;
+};
+enum class Common : uint8_t { kLeft, kRight };
+template <class T>
+void GemmEach(Context& ctx, Common common, int64_t K, std::span<const Product<T>> products);
 
 // For kernels that use a packed operand several times, as attention does. A left operand [M, K] is
 // rows kPackedStride apart: whoever computes one with K ≤ kPackedK may write it in that form

@@ -65,7 +65,7 @@ Tensor GroupedLinear(Context& ctx, const Tensor& x_RK, const Tensor& w_ENK,
       using T = decltype(t);
       Tensor x = x_RK.Slice(begin, end), w = Matrix(w_ENK, e), y = y_RN.Slice(begin, end);
       SwitchDevice(
-          ctx, [&] { cpu::Linear<T>(ctx, x, w, nullptr, y); },
+          ctx, [&] { cpu::LinearEach<T>(ctx, x, {{w}}, {y}); },
           [&] { cuda::Linear<T>(ctx, x, w, nullptr, y); });
     });
   });
@@ -83,7 +83,10 @@ Tensor GroupedLinearInputGradient(Context& ctx, const Tensor& dy_RN, const Tenso
       using T = decltype(t);
       Tensor dy = dy_RN.Slice(begin, end), w = Matrix(w_ENK, e), dx = dx_RK.Slice(begin, end);
       SwitchDevice(
-          ctx, [&] { cpu::LinearInputGradient<T>(ctx, dy, w, dx); },
+          ctx,
+          [&] {
+            cpu::LinearInputGradientSum<T>(ctx, {{dy, w}}, dx);
+          },
           [&] { cuda::LinearInputGradient<T>(ctx, dy, w, dx); });
     });
   });
@@ -101,7 +104,10 @@ void GroupedLinearWeightGradient(Context& ctx, const Tensor& dy_RN, const Tensor
       using T = decltype(t);
       Tensor dy = dy_RN.Slice(begin, end), x = x_RK.Slice(begin, end), dw = Matrix(dw_ENK, e);
       SwitchDevice(
-          ctx, [&] { cpu::LinearWeightGradient<T>(ctx, dy, x, dw, nullptr); },
+          ctx,
+          [&] {
+            cpu::LinearWeightGradientEach<T>(ctx, x, {{dy, dw}});
+          },
           [&] { cuda::LinearWeightGradient<T>(ctx, dy, x, dw, nullptr); });
     });
   });

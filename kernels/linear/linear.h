@@ -10,6 +10,8 @@
 // returned (=), weight and bias gradients are added (+=).
 #pragma once
 
+#include <vector>
+
 #include "runtime/context.h"
 
 namespace hone::kernels {
@@ -20,5 +22,25 @@ Tensor LinearInputGradient(Context& ctx, const Tensor& dy_TN, const Tensor& w_NK
 // dw += dyᵀ · x ; dbias += Σ_t dy (dbias may be null)
 void LinearWeightGradient(Context& ctx, const Tensor& dy_TN, const Tensor& x_TK,
                           const Tensor& dw_NK, const Tensor* dbias_N = nullptr);
+
+// Several layers of one x together, which on the CPU share what is done to it. Batch invariant, a
+// layer's y and dw have the bits that it gives alone.
+struct LinearWeight {
+  Tensor w_NK;
+  const Tensor* bias_N = nullptr;
+};
+std::vector<Tensor> LinearEach(Context& ctx, const Tensor& x_TK,
+                               const std::vector<LinearWeight>& layers);
+// dx = Σ dy · w over the layers: on the CPU one chain an element, rounded once.
+struct LinearOutput {
+  Tensor dy_TN, w_NK;
+};
+Tensor LinearInputGradientSum(Context& ctx, const std::vector<LinearOutput>& layers);
+struct LinearGradient {
+  Tensor dy_TN, dw_NK;
+  const Tensor* dbias_N = nullptr;
+};
+void LinearWeightGradientEach(Context& ctx, const Tensor& x_TK,
+                              const std::vector<LinearGradient>& layers);
 
 }  // namespace hone::kernels

@@ -43,61 +43,84 @@ Tensor Packed(Context& ctx, const Tensor& w_NK) {
   });
 }
 
-}  // namespace
-
+// sum_N += Σ_t x
 template <class T>
-void Linear(Context& ctx, const Tensor& x_TK, const Tensor& w_NK, const Tensor* bias_N,
-            const Tensor& y_TN) {
-  Tensor sum_TN = Accumulator<T>(ctx, y_TN);
-  Rows<Acc<T>> sum(sum_TN);
-  int64_t M = y_TN.rows(), N = y_TN.cols(), K = x_TK.cols();
-  if (bias_N != nullptr) {
-    const T* bias = bias_N->data<T>();
-    for (int64_t t = 0; t < M; ++t) LoadRow(bias, sum[t], N);
-  }
-  MatrixView<T> x = View<T>(x_TK, false);
-  bool accumulate = bias_N != nullptr;
-  if (Tensor packed = Packed<T>(ctx, w_NK); packed.defined()) {
-    GemmWithPacked<T>(ctx.pool(), M, N, K, x, packed.data<Acc<T>>(), sum.data, sum.stride,
-                      accumulate);
-  } else {
-    Gemm<T>(ctx, M, N, K, x, View<T>(w_NK, true), sum.data, sum.stride, accumulate);
-  }
-  RoundInto(ctx, sum_TN, y_TN);
-}
-
-template <class T>
-void LinearInputGradient(Context& ctx, const Tensor& dy_TN, const Tensor& w_NK,
-                         const Tensor& dx_TK) {
-  Tensor sum_TK = Accumulator<T>(ctx, dx_TK);
-  Rows<Acc<T>> sum(sum_TK);
-  Gemm<T>(ctx, dx_TK.rows(), dx_TK.cols(), dy_TN.cols(), View<T>(dy_TN, false),
-          View<T>(w_NK, false), sum.data, sum.stride, false);
-  RoundInto(ctx, sum_TK, dx_TK);
-}
-
-template <class T>
-void LinearWeightGradient(Context& ctx, const Tensor& dy_TN, const Tensor& x_TK,
-                          const Tensor& dw_NK, const Tensor* dbias_N) {
-  Rows<Acc<T>> dw(dw_NK);
-  int64_t tokens = dy_TN.rows(), N = dy_TN.cols();
-  Gemm<T>(ctx, N, dw_NK.cols(), tokens, View<T>(dy_TN, true), View<T>(x_TK, false), dw.data,
-          dw.stride, true);
-  if (dbias_N == nullptr) return;
-  Acc<T>* dbias = dbias_N->data<Acc<T>>();
-  Rows<T> dy(dy_TN);
-  ctx.pool().ParallelFor(N, 256, [&](int64_t begin, int64_t end) {
-    for (int64_t t = 0; t < tokens; ++t) {
-      for (int64_t n = begin; n < end; ++n) dbias[n] += Load(dy[t][n]);
+void AddRows(Context& ctx, const Tensor& x_TN, Acc<T>* sum_N) {
+  Rows<T> x(x_TN);
+  ctx.pool().ParallelFor(x_TN.cols(), 256, [&](int64_t begin, int64_t end) {
+    for (int64_t t = 0; t < x_TN.rows(); ++t) {
+      for (int64_t n = begin; n < end; ++n) sum_N[n] += Load(x[t][n]);
     }
   });
 }
 
-#define HONE_LINEAR(T)                                                                           \
-  template void Linear<T>(Context&, const Tensor&, const Tensor&, const Tensor*, const Tensor&); \
-  template void LinearInputGradient<T>(Context&, const Tensor&, const Tensor&, const Tensor&);   \
-  template void LinearWeightGradient<T>(Context&, const Tensor&, const Tensor&, const Tensor&,   \
-                                        const Tensor*);
+}  // namespace
+
+template <class T>
+void LinearEach(Context& ctx, const Tensor& x_TK, const std::vector<LinearWeight>& layers,
+                const std::vector<Tensor>& y_TN) {
+  const int64_t M = x_TK.rows(), K = x_TK.cols();
+  const MatrixView<T> x = View<T>(x_TK, false);
+  std::vector<Tensor> sum_TN;
+  std::vector<Product<T>> products;
+  for (size_t i = 0; i < layers.size(); ++i) {
+    const auto& [w_NK, bias_N] = layers[i];
+    const int64_t N = w_NK.rows();
+    sum_TN.push_back(Accumulator<T>(ctx, y_TN[i]));
+    Rows<Acc<T>> sum(sum_TN[i]);
+    const bool accumulate = bias_N != nullptr;
+    if (accumulate) {
+      const T* bias = bias_N->data<T>();
+      for (int64_t t = 0; t < M; ++t) LoadRow(bias, sum[t], N);
+    }
+    if (Tensor packed = Packed<T>(ctx, w_NK); packed.defined()) {
+      GemmWithPacked<T>(ctx.pool(), M, N, K, x, packed.data<Acc<T>>(), sum.data, sum.stride,
+                        accumulate);
+    } else {
+      products.push_back({M, N, x, View<T>(w_NK, true), sum.data, sum.stride, accumulate});
+    }
+  }
+  GemmEach<T>(ctx, Common::kLeft, K, products);
+  for (size_t i = 0; i < layers.size(); ++i) RoundInto(ctx, sum_TN[i], y_TN[i]);
+}
+
+template <class T>
+void LinearInputGradientSum(Context& ctx, const std::vector<LinearOutput>& layers,
+                            const Tensor& dx_TK) {
+  Tensor sum_TK = Accumulator<T>(ctx, dx_TK);
+  Rows<Acc<T>> sum(sum_TK);
+  bool accumulate = false;
+  for (const auto& [dy_TN, w_NK] : layers) {
+    Gemm<T>(ctx, dx_TK.rows(), dx_TK.cols(), dy_TN.cols(), View<T>(dy_TN, false),
+            View<T>(w_NK, false), sum.data, sum.stride, accumulate);
+    accumulate = true;
+  }
+  RoundInto(ctx, sum_TK, dx_TK);
+}
+
+template <class T>
+void LinearWeightGradientEach(Context& ctx, const Tensor& x_TK,
+                              const std::vector<LinearGradient>& layers) {
+  const int64_t tokens = x_TK.rows(), K = x_TK.cols();
+  std::vector<Product<T>> products;
+  for (const auto& [dy_TN, dw_NK, dbias_N] : layers) {
+    Rows<Acc<T>> dw(dw_NK);
+    products.push_back(
+        {dw_NK.rows(), K, View<T>(dy_TN, true), View<T>(x_TK, false), dw.data, dw.stride, true});
+  }
+  GemmEach<T>(ctx, Common::kRight, tokens, products);
+  for (const LinearGradient& layer : layers) {
+    if (layer.dbias_N) AddRows<T>(ctx, layer.dy_TN, layer.dbias_N->data<Acc<T>>());
+  }
+}
+
+#define HONE_LINEAR(T)                                                                   \
+  template void LinearEach<T>(Context&, const Tensor&, const std::vector<LinearWeight>&, \
+                              const std::vector<Tensor>&);                               \
+  template void LinearInputGradientSum<T>(Context&, const std::vector<LinearOutput>&,    \
+                                          const Tensor&);                                \
+  template void LinearWeightGradientEach<T>(Context&, const Tensor&,                     \
+                                            const std::vector<LinearGradient>&);
 HONE_LINEAR(float)
 HONE_LINEAR(double)
 HONE_LINEAR(BF16)

@@ -1,18 +1,19 @@
 #pragma once
 
-#include "runtime/context.h"
+#include <vector>
+
+#include "kernels/linear/linear.h"
 
 namespace hone::kernels::cpu {
 
-// y_TN = bias + x · wᵀ; bias may be null.
 template <class T>
-void Linear(Context& ctx, const Tensor& x_TK, const Tensor& w_NK, const Tensor* bias_N,
-            const Tensor& y_TN);
+void LinearEach(Context& ctx, const Tensor& x_TK, const std::vector<LinearWeight>& layers,
+                const std::vector<Tensor>& y_TN);
 template <class T>
-void LinearInputGradient(Context& ctx, const Tensor& dy_TN, const Tensor& w_NK,
-                         const Tensor& dx_TK);
+void LinearInputGradientSum(Context& ctx, const std::vector<LinearOutput>& layers,
+                            const Tensor& dx_TK);
 template <class T>
-void LinearWeightGradient(Context& ctx, const Tensor& dy_TN, const Tensor& x_TK,
-                          const Tensor& dw_NK, const Tensor* dbias_N);
+void LinearWeightGradientEach(Context& ctx, const Tensor& x_TK,
+                              const std::vector<LinearGradient>& layers);
 
 }  // namespace hone::kernels::cpu

@@ -35,23 +35,33 @@ struct Case {
   bool a_transposed = false, b_transposed = false, accumulate = false;
   DType dtype = DType::kF32;
 };
-struct Product {
+struct Sample {
   Tensor a, b, c;
 
-  Product(Context& ctx, const Case& s)
-      : a(Random(ctx, s.a_transposed ? Shape{s.K, s.M} : Shape{s.M, s.K}, s.dtype, 1)),
-        b(Random(ctx, s.b_transposed ? Shape{s.N, s.K} : Shape{s.K, s.N}, s.dtype, 2)),
-        c(Random(ctx, {s.M, s.N}, DType::kF32, 3)) {}
+  Sample(Context& ctx, const Case& s, uint32_t seed = 1)
+      : a(Random(ctx, s.a_transposed ? Shape{s.K, s.M} : Shape{s.M, s.K}, s.dtype, seed)),
+        b(Random(ctx, s.b_transposed ? Shape{s.N, s.K} : Shape{s.K, s.N}, s.dtype, seed + 1)),
+        c(Random(ctx, {s.M, s.N}, DType::kF32, seed + 2)) {}
 
   template <class T>
+  Product<T> Of(const Case& s) const {
+    return {s.M,
+            s.N,
+            View<T>(a, s.a_transposed),
+            View<T>(b, s.b_transposed),
+            c.data<float>(),
+            c.row_stride(),
+            s.accumulate};
+  }
+  template <class T>
   void Run(Context& ctx, const Case& s) {
-    AmxGemm<T>(ctx.pool(), s.M, s.N, s.K, View<T>(a, s.a_transposed), View<T>(b, s.b_transposed),
-               c.data<float>(), c.row_stride(), s.accumulate);
+    const Product<T> product = Of<T>(s);
+    AmxGemmEach<T>(ctx.pool(), Common::kLeft, s.K, {&product, 1});
   }
 };
 
 // max |error| over max |result|, both of `rows` rows evenly apart.
-double Error(const Case& s, const Product& p, const Tensor& before, int64_t rows = 12) {
+double Error(const Case& s, const Sample& p, const Tensor& before, int64_t rows = 12) {
   const std::vector<double> a = ToDoubles(p.a), b = ToDoubles(p.b);
   double gap = 0, size = 0;
   for (int64_t m = 0; m < s.M; m += std::max<int64_t>(1, s.M / rows)) {
@@ -85,7 +95,7 @@ TEST_F(AmxGemmTest, IsTheExactProductToF32sPrecision) {
   for (Case s : cases) {
     for (DType dtype : {DType::kF32, DType::kBF16}) {
       s.dtype = dtype;
-      Product p(ctx_, s);
+      Sample p(ctx_, s);
       const Tensor before = ctx_.Clone(p.c);
       dtype == DType::kF32 ? p.Run<float>(ctx_, s) : p.Run<BF16>(ctx_, s);
       EXPECT_LE(Error(s, p, before), 1.5e-6) << s.M << " " << s.N << " " << s.K << " "
@@ -97,7 +107,7 @@ TEST_F(AmxGemmTest, IsTheExactProductToF32sPrecision) {
 // Of a number near f32's smallest the later parts are subnormal, with bits that a bf16 has not.
 TEST_F(AmxGemmTest, TinyNumbersSpoilNothing) {
   const Case s{40, 40, 70};
-  Product p(ctx_, s);
+  Sample p(ctx_, s);
   for (Tensor* t : {&p.a, &p.b}) {
     for (int64_t i = 0; i < t->size(); ++i) {
       if (i % 3 != 0) t->data<float>()[i] *= std::ldexp(1.0f, static_cast<int>(-100 - i % 40));
@@ -109,7 +119,7 @@ TEST_F(AmxGemmTest, TinyNumbersSpoilNothing) {
 
 TEST_F(AmxGemmTest, IsNearerToTheExactProductThanAChain) {
   const Case s{64, 64, 4096};
-  Product amx(ctx_, s), chain(ctx_, s);
+  Sample amx(ctx_, s), chain(ctx_, s);
   amx.Run<float>(ctx_, s);
   Gemm<float>(ctx_.pool(), s.M, s.N, s.K, View<float>(chain.a, false), View<float>(chain.b, false),
               chain.c.data<float>(), chain.c.row_stride(), false);
@@ -137,7 +147,7 @@ float Part(float x, int part) {
 
 TEST_F(AmxGemmTest, HasTheBitsOfTheInstructionsDefinition) {
   const Case s{40, 50, 100};
-  Product p(ctx_, s);
+  Sample p(ctx_, s);
   p.Run<float>(ctx_, s);
   for (int64_t m = 0; m < s.M; ++m) {
     for (int64_t n = 0; n < s.N; ++n) {
@@ -161,14 +171,16 @@ TEST_F(AmxGemmTest, HasTheBitsOfTheInstructionsDefinition) {
 
 TEST_F(AmxGemmTest, ARowHasTheSameBitsInAnyBatchAndWithAnyThreads) {
   const Case s{300, 80, 1500};
-  Product whole(ctx_, s);
+  Sample whole(ctx_, s);
   whole.Run<float>(ctx_, s);
   for (int threads : {1, 3}) {
     Context ctx(Device::Cpu(), threads);
     for (int64_t rows : {1, 7, 64, 299}) {
-      Product part(ctx, s);
-      AmxGemm<float>(ctx.pool(), rows, s.N, s.K, View<float>(part.a.Slice(1, 1 + rows), false),
-                     View<float>(part.b, false), part.c.data<float>(), part.c.row_stride(), false);
+      Sample part(ctx, s);
+      Product<float> product = part.Of<float>(s);
+      product.M = rows;
+      product.a_MK.data += product.a_MK.stride;
+      AmxGemmEach<float>(ctx.pool(), Common::kLeft, s.K, {&product, 1});
       EXPECT_TRUE(SameBits(part.c.Slice(0, rows), whole.c.Slice(1, 1 + rows))) << rows;
     }
   }
@@ -176,17 +188,58 @@ TEST_F(AmxGemmTest, ARowHasTheSameBitsInAnyBatchAndWithAnyThreads) {
 
 TEST_F(AmxGemmTest, MayBeSplitOverKAtMultiplesOf32) {
   const Case s{40, 50, 320};
-  Product whole(ctx_, s), parts(ctx_, s);
+  Sample whole(ctx_, s), parts(ctx_, s);
   whole.Run<float>(ctx_, s);
   for (int64_t k : {0, 96, 224}) {
     const int64_t end = k == 0 ? 96 : k == 96 ? 224 : 320;
-    MatrixView<float> a = View<float>(parts.a, false), b = View<float>(parts.b, false);
-    a.data += k;
-    b.data += k * b.stride;
-    AmxGemm<float>(ctx_.pool(), s.M, s.N, end - k, a, b, parts.c.data<float>(),
-                   parts.c.row_stride(), k > 0);
+    Product<float> product = parts.Of<float>(s);
+    product.a_MK.data += k;
+    product.b_KN.data += k * product.b_KN.stride;
+    product.accumulate = k > 0;
+    AmxGemmEach<float>(ctx_.pool(), Common::kLeft, end - k, {&product, 1});
   }
   EXPECT_TRUE(SameBits(parts.c, whole.c));
+}
+
+// Products with an operand in common, of `lines` rows or columns, some of which begin from what is
+// there: each has the bits that it has alone.
+template <class T>
+void ExpectTheBitsOfEachAlone(Context& ctx, Common common, Case s, std::vector<int64_t> lines) {
+  const bool left = common == Common::kLeft;
+  std::vector<Sample> together, alone;
+  std::vector<Product<T>> products;
+  for (size_t i = 0; i < lines.size(); ++i) {
+    (left ? s.N : s.M) = lines[i];
+    s.accumulate = i % 2 == 0;
+    for (auto* samples : {&together, &alone}) {
+      Sample& sample = samples->emplace_back(ctx, s, 10 * i);
+      (left ? sample.a : sample.b) = left ? together[0].a : together[0].b;
+    }
+    products.push_back(together[i].template Of<T>(s));
+    alone[i].template Run<T>(ctx, s);
+  }
+  AmxGemmEach<T>(ctx.pool(), common, s.K, products);
+  for (size_t i = 0; i < lines.size(); ++i) {
+    EXPECT_TRUE(SameBits(together[i].c, alone[i].c)) << (left ? "left " : "right ") << i;
+  }
+}
+
+TEST_F(AmxGemmTest, GivesProductsOfACommonOperandTheBitsOfEachAlone) {
+  for (int threads : {1, 3}) {
+    Context ctx(Device::Cpu(), threads);
+    for (Common common : {Common::kLeft, Common::kRight}) {
+      for (bool a : {false, true}) {
+        for (bool b : {false, true}) {
+          Case s{65, 70, 600, a, b};
+          ExpectTheBitsOfEachAlone<float>(ctx, common, s, {40, 0, 97, 1});
+          s.dtype = DType::kBF16;
+          ExpectTheBitsOfEachAlone<BF16>(ctx, common, s, {40, 0, 97, 1});
+        }
+      }
+      // More columns than are packed at once, a boundary inside of a product.
+      ExpectTheBitsOfEachAlone<float>(ctx, common, {33, 35, 512}, {1100, 1300});
+    }
+  }
 }
 
 TEST_F(AmxGemmTest, ServesLinearLayersWhenTheyMayBeFast) {
@@ -208,6 +261,27 @@ TEST_F(AmxGemmTest, ServesLinearLayersWhenTheyMayBeFast) {
     EXPECT_LE(Gap(dw, dw64), tolerance);
     EXPECT_FALSE(SameBits(dw, chain));  // else it was not this unit that made it
   }
+}
+
+TEST_F(AmxGemmTest, TakesALayerThatIsTooNarrowAloneBesideAWideOneOfTheSameInput) {
+  const int64_t T = 256, K = 160;
+  const Tensor x = Random(ctx_, {T, K}, DType::kF32, 1);
+  const Tensor wide = Random(ctx_, {256, K}, DType::kF32, 2),
+               narrow = Random(ctx_, {32, K}, DType::kF32, 3);
+  const Tensor chain = Linear(ctx_, x, narrow);
+  EXPECT_TRUE(SameBits(Linear(fast_, x, narrow), chain));
+  const Tensor together = LinearEach(fast_, x, {{wide}, {narrow}})[1];
+  EXPECT_FALSE(SameBits(together, chain));
+  EXPECT_LE(Gap(together, chain), 1e-6);
+
+  const Tensor dy_wide = Random(ctx_, {T, 256}, DType::kF32, 4),
+               dy_narrow = Random(ctx_, {T, 32}, DType::kF32, 5);
+  Tensor dw_wide = ctx_.Zeros({256, K}, DType::kF32), dw = ctx_.Zeros({32, K}, DType::kF32),
+         dw_chain = ctx_.Zeros({32, K}, DType::kF32);
+  LinearWeightGradient(fast_, dy_narrow, x, dw_chain);
+  LinearWeightGradientEach(fast_, x, {{dy_wide, dw_wide}, {dy_narrow, dw}});
+  EXPECT_FALSE(SameBits(dw, dw_chain));
+  EXPECT_LE(Gap(dw, dw_chain), 1e-6);
 }
 
 // Many experts are shared among the threads, each of which then multiplies alone.

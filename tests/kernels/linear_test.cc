@@ -3,6 +3,8 @@
 
 #include <gtest/gtest.h>
 
+#include "kernels/dispatch.h"
+#include "kernels/elementwise/elementwise.h"
 #include "kernels/gemm.h"
 #include "tests/device.h"
 #include "tests/kernels/tensors.h"
@@ -206,6 +208,90 @@ TEST(Linear, ReadsViews) {
   }
 }
 
+// Three layers of one x, with and without a bias, as wide as those of grouped-query attention.
+struct Layers {
+  Tensor x;
+  std::vector<Tensor> w, bias, dy, dw, dbias;
+
+  Layers(Context& ctx, DType dtype, int64_t tokens, int64_t K)
+      : x(Random(ctx, {tokens, K}, dtype, 1)) {
+    for (int64_t N : {96, 32, 33}) {
+      const auto seed = static_cast<uint32_t>(10 * w.size());
+      w.push_back(Random(ctx, {N, K}, dtype, seed + 2));
+      bias.push_back(Random(ctx, {N}, dtype, seed + 3));
+      dy.push_back(Random(ctx, {tokens, N}, dtype, seed + 4));
+      dw.push_back(Random(ctx, {N, K}, AccDType(dtype), seed + 5));
+      dbias.push_back(Random(ctx, {N}, AccDType(dtype), seed + 6));
+    }
+  }
+  const Tensor* Bias(size_t i) const { return i == 1 ? nullptr : &bias[i]; }
+  std::vector<Tensor> Forward(Context& ctx) const {
+    return LinearEach(ctx, x, {{w[0], Bias(0)}, {w[1], Bias(1)}, {w[2], Bias(2)}});
+  }
+  Tensor InputGradient(Context& ctx) const {
+    return LinearInputGradientSum(ctx, {{dy[0], w[0]}, {dy[1], w[1]}, {dy[2], w[2]}});
+  }
+  void AddWeightGradients(Context& ctx) const {
+    LinearWeightGradientEach(
+        ctx, x, {{dy[0], dw[0], &dbias[0]}, {dy[1], dw[1]}, {dy[2], dw[2], &dbias[2]}});
+  }
+};
+
+TEST_P(LinearNumerics, LayersOfOneInputGiveWhatEachGivesAlone) {
+  for (int threads : {1, 2}) {
+    Context ctx(TestDevice(), threads);
+    ctx.numerics = GetParam();
+    for (DType dtype : {DType::kF32, DType::kBF16, DType::kF64}) {
+      Layers layers(ctx, dtype, 300, 200), alone(ctx, dtype, 300, 200);
+      const std::vector<Tensor> y = layers.Forward(ctx);
+      layers.AddWeightGradients(ctx);
+      for (size_t i = 0; i < y.size(); ++i) {
+        const bool bias = i != 1;
+        LinearWeightGradient(ctx, alone.dy[i], alone.x, alone.dw[i],
+                             bias ? &alone.dbias[i] : nullptr);
+        const Tensor y_alone = Linear(ctx, alone.x, alone.w[i], alone.Bias(i));
+        // In company the matrix unit may take a layer that is too narrow for it alone.
+        const bool bits = TestDevice().is_cpu() && ctx.numerics == Numerics::kBatchInvariant;
+        const double tolerance = bits ? 0 : Tolerance(dtype);
+        EXPECT_LE(Gap(y[i], y_alone), tolerance) << i;
+        EXPECT_LE(Gap(layers.dw[i], alone.dw[i]), tolerance) << i;
+        EXPECT_LE(Gap(layers.dbias[i], alone.dbias[i]), tolerance) << i;
+      }
+    }
+  }
+}
+
+TEST_P(LinearNumerics, SumsTheInputGradientsOfLayers) {
+  Context ctx(TestDevice(), 2);
+  ctx.numerics = GetParam();
+  for (DType dtype : {DType::kF32, DType::kBF16, DType::kF64}) {
+    const Layers layers(ctx, dtype, 300, 200);
+    Tensor sum = ctx.Zeros({300, 200}, DType::kF64);
+    for (size_t i = 0; i < layers.w.size(); ++i) {
+      AddInPlace(ctx, sum,
+                 LinearInputGradient(ctx, As(ctx, layers.dy[i], DType::kF64),
+                                     As(ctx, layers.w[i], DType::kF64)));
+    }
+    EXPECT_LT(Gap(layers.InputGradient(ctx), sum), Tolerance(dtype));
+  }
+}
+
+// Of the joined layer, whose outputs lie beside each other.
+TEST(Linear, InputGradientOfLayersIsOneChainRoundedOnce) {
+  Context ctx(Device::Cpu(), 2);
+  const Layers layers(ctx, DType::kBF16, 19, 50);
+  Tensor w = ctx.Empty({96 + 32 + 33, 50}, DType::kF32), dy = ctx.Empty({19, w.dim(0)}, w.dtype());
+  int64_t at = 0;
+  for (size_t i = 0; i < layers.w.size(); ++i) {
+    const int64_t end = at + layers.w[i].dim(0);
+    CopyTo(layers.w[i], w.Slice(at, end));
+    CopyTo(layers.dy[i], dy.Columns(at, end));
+    at = end;
+  }
+  EXPECT_TRUE(
+      SameBits(layers.InputGradient(ctx), As(ctx, LinearInputGradient(ctx, dy, w), DType::kBF16)));
+}
+
 TEST(Linear, RefusesWhatDoesNotFit) {
   Context ctx(TestDevice());
   Tensor x = ctx.Zeros({4, 8}, DType::kF32), w = ctx.Zeros({3, 9}, DType::kF32);
@@ -213,6 +299,12 @@ TEST(Linear, RefusesWhatDoesNotFit) {
   EXPECT_THROW(Linear(ctx, x, ctx.Zeros({3, 8}, DType::kF64)), ShapeError);
   EXPECT_THROW(LinearInputGradient(ctx, x, w), ShapeError);
   EXPECT_THROW(LinearWeightGradient(ctx, x, x, ctx.Zeros({8, 9}, DType::kF32)), ShapeError);
+  const Tensor fits = ctx.Zeros({3, 8}, DType::kF32), dy = ctx.Zeros({4, 3}, DType::kF32);
+  EXPECT_THROW(LinearEach(ctx, x, {{fits}, {w}}), ShapeError);
+  EXPECT_THROW(LinearInputGradientSum(ctx, {{dy, fits}, {dy, w}}), ShapeError);
+  EXPECT_THROW(LinearInputGradientSum(ctx, {{dy, fits}, {dy.Slice(0, 3), fits}}), ShapeError);
+  EXPECT_THROW(LinearInputGradientSum(ctx, {}), ShapeError);
+  EXPECT_THROW(LinearWeightGradientEach(ctx, x, {{dy, ctx.ZerosLike(fits)}, {dy, w}}), ShapeError);
 }
 
 }  // namespace

@@ -47,6 +47,21 @@ TEST(PackedWeights, ProductsHaveTheSameBits) {
   }
 }
 
+TEST(PackedWeights, ServeLayersOfOneInputBesideOthers) {
+  Context ctx(Device::Cpu(), 2);
+  const Tensor kept = Random(ctx, {40, 20}, 1), other = Random(ctx, {33, 20}, 2),
+               bias = Random(ctx, {40}, 3), x = Random(ctx, {30, 20}, 4);
+  const std::vector<LinearWeight> layers = {{other}, {kept, &bias}, {other}};
+  const std::vector<Tensor> want = LinearEach(ctx, x, layers);
+  runtime::PackedWeights packed;
+  packed.Register(kept);
+  ctx.packed_weights = &packed;
+  LinearEach(ctx, x, layers);
+  runtime::FillZero(kept.raw(), kept.device(), kept.bytes(), nullptr);
+  const std::vector<Tensor> got = LinearEach(ctx, x, layers);
+  for (size_t i = 0; i < layers.size(); ++i) EXPECT_TRUE(SameBits(got[i], want[i])) << i;
+}
+
 TEST(PackedWeights, KeepsWeightsOnlyAndForgets) {
   Context ctx;
   Tensor w = Random(ctx, {40, 20}, 1), other = Random(ctx, {40, 20}, 2);
