@@ -51,9 +51,7 @@ void LayerWalk::AttentionForward(const Ledger& l, bool saved) const {
   if (config_.is_mla()) return LatentForward(l, saved);
   const int64_t heads = config_.num_attention_heads, q = heads * config_.head_dim;
   const int64_t k = config_.num_key_value_heads * config_.head_dim;
-  l.Product(q);
-  l.Product(k);
-  l.Product(k);
+  l.Product(q + 2 * k);
   const int64_t normed = config_.qk_norm ? q + k : 0;
   l.Take(normed);
   l.Take(q);  // attention's output
@@ -75,9 +73,7 @@ void LayerWalk::AttentionBackward(const Ledger& l, bool split) const {
     l.Take(q);
     l.Give(q);
   }
-  l.Product(d);
-  l.Product(d);  // of keys, and after that of values
-  l.Give(d);
+  l.SumOfProducts(d);
   l.Give(q);
   const int64_t normed = config_.qk_norm ? q + k : 0;
   l.Give(q + 2 * k + normed);  // the record but for attention's output
@@ -88,14 +84,13 @@ void LayerWalk::AttentionBackward(const Ledger& l, bool split) const {
 void LayerWalk::LatentForward(const Ledger& l, bool saved) const {
   const LatentWidths w(config_);
   if (w.query_latent > 0) {
-    l.Product(w.query_latent);
+    l.Product(w.query_latent + w.kv_a);
     l.Take(w.query_latent);
     l.Product(w.query);
     l.Give(w.query_latent);
   } else {
-    l.Product(w.query);
+    l.Product(w.query + w.kv_a);
   }
-  l.Product(w.kv_a);
   l.Take(w.latent);
   l.Product(w.expanded);
   l.Take(w.query + w.value);
@@ -117,8 +112,7 @@ void LayerWalk::LatentQueryBackward(const Ledger& l, bool split) const {
     l.Product(w.query_latent);
     l.Take(w.query_latent);
   }
-  l.Product(config_.hidden_size);
-  l.Give(split ? w.query_latent : 3 * w.query_latent);
+  l.Give(split ? w.query_latent : 2 * w.query_latent);
 }
 
 void LayerWalk::LatentBackward(const Ledger& l, bool split) const {
@@ -136,18 +130,16 @@ void LayerWalk::LatentBackward(const Ledger& l, bool split) const {
   l.Give(w.latent);
   l.TakeWide(w.rope);
   LatentQueryBackward(l, split);
-  l.Product(config_.hidden_size);
-  l.Give(config_.hidden_size);
+  l.SumOfProducts(config_.hidden_size);
   l.GiveWide(w.rope);
   l.Give(w.value + w.query + w.value + w.latent);  // dout, dk, dv, dc
   l.Give(w.query_latent + w.kv_a);                 // of the record
-  // Queued: attention's output, dq, dkv_a and the normed latent.
-  if (!split) l.Give(w.value + w.query + w.kv_a + w.latent);
+  // Queued: attention's output, dq, the gradient of the queries' latent, dkv_a, the normed latent.
+  if (!split) l.Give(w.value + w.query + w.query_latent + w.kv_a + w.latent);
 }
 
 void LayerWalk::MlpForward(const Ledger& l, int64_t f, bool saved) const {
-  l.Product(f);
-  l.Product(f);
+  l.Product(2 * f);
   l.Take(f);
   l.Product(config_.hidden_size);
   l.Give(f);
@@ -157,9 +149,7 @@ void LayerWalk::MlpForward(const Ledger& l, int64_t f, bool saved) const {
 void LayerWalk::MlpBackward(const Ledger& l, int64_t f, bool split) const {
   const int64_t d = config_.hidden_size;
   l.Product(f);
-  l.Product(d);
-  l.Product(d);
-  l.Give(d);
+  l.SumOfProducts(d);
   if (!split) l.Give(3 * f);  // that product; the record, or what has taken its place
 }
 

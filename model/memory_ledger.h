@@ -55,6 +55,11 @@ class Ledger {
       GiveWide(width);
     }
   }
+  // The input gradient of several layers: a GPU makes those after the first on their own.
+  void SumOfProducts(int64_t width) const {
+    Product(width);
+    if (!sizes_.f32_copies) Pass(Bytes(width));
+  }
   // Something of fixed size that comes and goes.
   void Pass(int64_t bytes) const {
     tape_.Take(bytes);

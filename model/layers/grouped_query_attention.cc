@@ -3,7 +3,6 @@
 #include <optional>
 
 #include "kernels/attention/attention.h"
-#include "kernels/elementwise/elementwise.h"
 #include "kernels/rope/rope.h"
 #include "model/layers/layer.h"
 
@@ -65,9 +64,10 @@ GroupedQueryAttention::Qkv GroupedQueryAttention::Project(
     Context& ctx, const Tensor& x_TD, std::span<const int32_t> position_T) const {
   const int64_t tokens = x_TD.dim(0);
   Qkv qkv;
-  qkv.q_THC = q_.Forward(ctx, x_TD).Reshape({tokens, heads_, dim_});
-  qkv.k_TGC = k_.Forward(ctx, x_TD).Reshape({tokens, groups_, dim_});
-  qkv.v_TGC = v_.Forward(ctx, x_TD).Reshape({tokens, groups_, dim_});
+  const std::vector<Tensor> projected = Linear::ForwardEach(ctx, x_TD, {&q_, &k_, &v_});
+  qkv.q_THC = projected[0].Reshape({tokens, heads_, dim_});
+  qkv.k_TGC = projected[1].Reshape({tokens, groups_, dim_});
+  qkv.v_TGC = projected[2].Reshape({tokens, groups_, dim_});
   if (q_norm_) {
     qkv.q_before_norm = qkv.q_THC;
     qkv.k_before_norm = qkv.k_TGC;
@@ -110,10 +110,7 @@ Tensor GroupedQueryAttention::Backward(Context& ctx, const Tensor& dy_TD, const 
     dq = q_norm_->Backward(ctx, dq, qkv.q_before_norm);
     dk = k_norm_->Backward(ctx, dk, qkv.k_before_norm);
   }
-  Tensor dx_TD = q_.Backward(ctx, Flat(dq), saved.x_TD);
-  kernels::AddInPlace(ctx, dx_TD, k_.Backward(ctx, Flat(dk), saved.x_TD));
-  kernels::AddInPlace(ctx, dx_TD, v_.Backward(ctx, Flat(dv), saved.x_TD));
-  return dx_TD;
+  return Linear::BackwardSum(ctx, {{&q_, Flat(dq)}, {&k_, Flat(dk)}, {&v_, Flat(dv)}}, saved.x_TD);
 }
 
 Tensor GroupedQueryAttention::Decode(Context& ctx, const Tensor& x_TD,

@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "kernels/dispatch.h"
+#include "kernels/elementwise/elementwise.h"
 #include "kernels/fp8/fp8.h"
 #include "kernels/linear/linear.h"
 #include "kernels/norm/rms_norm.h"
@@ -89,16 +90,36 @@ Tensor Linear::Forward(Context& ctx, const Tensor& x_TI) const {
   return kernels::Linear(ctx, x_TI, weight_->value, bias_ ? &bias_->value : nullptr);
 }
 
-void Linear::AddWeightGradient(Context& ctx, const Tensor& dy_TO, const Tensor& x_TI) const {
-  const bool bias_trains = bias_ && bias_->gradient.defined();
-  if (!weight_->gradient.defined() && !bias_trains) return;
-  auto work = [&ctx, dy_TO, x_TI, weight = weight_, bias = bias_trains ? bias_ : nullptr,
-               fp8 = Fp8(ctx)] {
-    if (fp8) {
-      return kernels::Fp8LinearWeightGradient(ctx, dy_TO, x_TI, GradientOrScratch(ctx, *weight));
+std::vector<Tensor> Linear::ForwardEach(Context& ctx, const Tensor& x_TI,
+                                        const std::vector<const Linear*>& layers) {
+  std::vector<Tensor> y_TO;
+  std::vector<kernels::LinearWeight> weights;
+  for (const Linear* layer : layers) {
+    if (ctx.fp8) y_TO.push_back(layer->Forward(ctx, x_TI));
+    weights.push_back({layer->weight_->value, layer->bias_ ? &layer->bias_->value : nullptr});
+  }
+  return ctx.fp8 ? y_TO : kernels::LinearEach(ctx, x_TI, weights);
+}
+
+void Linear::AddWeightGradients(Context& ctx, const std::vector<Output>& outputs,
+                                const Tensor& x_TI) {
+  std::vector<Output> training;
+  for (const Output& output : outputs) {
+    const Linear& layer = *output.layer;
+    if (layer.weight_->gradient.defined() || layer.BiasTrains()) training.push_back(output);
+  }
+  if (training.empty()) return;
+  auto work = [&ctx, training = std::move(training), x_TI, fp8 = ctx.fp8] {
+    std::vector<kernels::LinearGradient> together;
+    for (const auto& [layer, dy_TO] : training) {
+      Tensor dw_OI = GradientOrScratch(ctx, *layer->weight_);
+      if (fp8 && layer->may_fp8_) {
+        kernels::Fp8LinearWeightGradient(ctx, dy_TO, x_TI, dw_OI);
+      } else {
+        together.push_back({dy_TO, dw_OI, layer->BiasTrains() ? &layer->bias_->gradient : nullptr});
+      }
     }
-    kernels::LinearWeightGradient(ctx, dy_TO, x_TI, GradientOrScratch(ctx, *weight),
-                                  bias ? &bias->gradient : nullptr);
+    kernels::LinearWeightGradientEach(ctx, x_TI, together);
   };
   if (ctx.weight_gradients) {
     ctx.weight_gradients->push_back(std::move(work));
@@ -107,9 +128,22 @@ void Linear::AddWeightGradient(Context& ctx, const Tensor& dy_TO, const Tensor& 
   }
 }
 
-Tensor Linear::InputGradient(Context& ctx, const Tensor& dy_TO) const {
-  if (Fp8(ctx)) return kernels::Fp8LinearInputGradient(ctx, dy_TO, weight_->value);
-  return kernels::LinearInputGradient(ctx, dy_TO, weight_->value);
+Tensor Linear::InputGradientSum(Context& ctx, const std::vector<Output>& outputs) {
+  Tensor dx_TI;
+  auto add = [&](const Tensor& more_TI) {
+    if (dx_TI.defined()) return kernels::AddInPlace(ctx, dx_TI, more_TI);
+    dx_TI = more_TI;
+  };
+  std::vector<kernels::LinearOutput> together;
+  for (const auto& [layer, dy_TO] : outputs) {
+    if (layer->Fp8(ctx)) {
+      add(kernels::Fp8LinearInputGradient(ctx, dy_TO, layer->weight_->value));
+    } else {
+      together.push_back({dy_TO, layer->weight_->value});
+    }
+  }
+  if (!together.empty()) add(kernels::LinearInputGradientSum(ctx, together));
+  return dx_TI;
 }
 
 RmsNorm::RmsNorm(ParameterBuilder& builder, const std::string& name, int64_t dim, double eps)

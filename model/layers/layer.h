@@ -65,17 +65,38 @@ class Linear {
          ParameterBuilder::Init init = ParameterBuilder::Init::kNormal);
   Tensor Forward(Context& ctx, const Tensor& x_TI) const;
   Tensor Backward(Context& ctx, const Tensor& dy_TO, const Tensor& x_TI) const {
-    AddWeightGradient(ctx, dy_TO, x_TI);
-    return InputGradient(ctx, dy_TO);
+    return BackwardSum(ctx, {{this, dy_TO}}, x_TI);
   }
   // Its two halves, for who has x only after the input's gradient.
-  void AddWeightGradient(Context& ctx, const Tensor& dy_TO, const Tensor& x_TI) const;
-  Tensor InputGradient(Context& ctx, const Tensor& dy_TO) const;
+  void AddWeightGradient(Context& ctx, const Tensor& dy_TO, const Tensor& x_TI) const {
+    AddWeightGradients(ctx, {{this, dy_TO}}, x_TI);
+  }
+  Tensor InputGradient(Context& ctx, const Tensor& dy_TO) const {
+    return InputGradientSum(ctx, {{this, dy_TO}});
+  }
+
+  // Several layers of the same x, whose products share what is done to it; backward gives the sum
+  // of their input gradients.
+  struct Output {
+    const Linear* layer;
+    Tensor dy_TO;
+  };
+  static std::vector<Tensor> ForwardEach(Context& ctx, const Tensor& x_TI,
+                                         const std::vector<const Linear*>& layers);
+  static Tensor BackwardSum(Context& ctx, const std::vector<Output>& outputs, const Tensor& x_TI) {
+    AddWeightGradients(ctx, outputs, x_TI);
+    return InputGradientSum(ctx, outputs);
+  }
+
   const Parameter& weight() const { return *weight_; }
   // Whatever Context::fp8 says.
   void KeepModelDtype() { may_fp8_ = false; }
 
  private:
+  static void AddWeightGradients(Context& ctx, const std::vector<Output>& outputs,
+                                 const Tensor& x_TI);
+  static Tensor InputGradientSum(Context& ctx, const std::vector<Output>& outputs);
+  bool BiasTrains() const { return bias_ && bias_->gradient.defined(); }
   bool Fp8(const Context& ctx) const { return ctx.fp8 && may_fp8_; }
 
   Parameter* weight_;

@@ -59,8 +59,14 @@ class MultiHeadLatentAttention : public AttentionLayer {
   Tensor Decode(Context& ctx, const Tensor& x_TD, const DecodeView& decode) const override;
 
  private:
-  Tensor Query(Context& ctx, const Tensor& x_TD, std::span<const int32_t> position_T,
-               Tensor* q_latent_TQ) const;
+  // What reads x on the way to the queries.
+  const Linear* FirstOfQuery() const { return q_a_ ? q_a_.get() : q_b_.get(); }
+  // What FirstOfQuery and kv_a_ give.
+  std::vector<Tensor> Project(Context& ctx, const Tensor& x_TD) const {
+    return Linear::ForwardEach(ctx, x_TD, {FirstOfQuery(), &kv_a_});
+  }
+  Tensor Query(Context& ctx, const Tensor& first_TQ, std::span<const int32_t> position_T) const;
+  // Back to what FirstOfQuery gave.
   Tensor QueryBackward(Context& ctx, const Tensor& dq_THC, std::span<const int32_t> position_T,
                        const MlaRecord& record) const;
   // Keys and values of every head from normalised latents and rotated shared keys.
@@ -121,17 +127,10 @@ MultiHeadLatentAttention::MultiHeadLatentAttention(ParameterBuilder& builder,
   q_b_ = std::make_unique<Linear>(builder, prefix + ".q_b_proj", rank, out, false);
 }
 
-Tensor MultiHeadLatentAttention::Query(Context& ctx, const Tensor& x_TD,
-                                       std::span<const int32_t> position_T,
-                                       Tensor* q_latent_TQ) const {
-  Tensor q;
-  if (q_a_) {
-    *q_latent_TQ = q_a_->Forward(ctx, x_TD);
-    q = q_b_->Forward(ctx, q_norm_->Forward(ctx, *q_latent_TQ));
-  } else {
-    q = q_b_->Forward(ctx, x_TD);
-  }
-  Tensor q_THC = q.Reshape({x_TD.dim(0), heads_, nope_ + rope_});
+Tensor MultiHeadLatentAttention::Query(Context& ctx, const Tensor& first_TQ,
+                                       std::span<const int32_t> position_T) const {
+  Tensor q = q_a_ ? q_b_->Forward(ctx, q_norm_->Forward(ctx, first_TQ)) : first_TQ;
+  Tensor q_THC = q.Reshape({first_TQ.dim(0), heads_, nope_ + rope_});
   kernels::Rope(ctx, RopeColumns(q_THC), position_T, table_, form_);
   return q_THC;
 }
@@ -141,11 +140,10 @@ Tensor MultiHeadLatentAttention::QueryBackward(Context& ctx, const Tensor& dq_TH
                                                const MlaRecord& record) const {
   kernels::Rope(ctx, RopeColumns(dq_THC), position_T, table_, form_, /*inverse=*/true);
   Tensor dq = dq_THC.Reshape({dq_THC.dim(0), heads_ * (nope_ + rope_)});
-  if (!q_a_) return q_b_->Backward(ctx, dq, record.x_TD);
+  if (!q_a_) return dq;
   Tensor normed_TQ = q_norm_->Forward(ctx, record.q_latent_TQ);
   Tensor dnormed_TQ = q_b_->Backward(ctx, dq, normed_TQ);
-  Tensor dlatent_TQ = q_norm_->Backward(ctx, dnormed_TQ, record.q_latent_TQ);
-  return q_a_->Backward(ctx, dlatent_TQ, record.x_TD);
+  return q_norm_->Backward(ctx, dnormed_TQ, record.q_latent_TQ);
 }
 
 std::pair<Tensor, Tensor> MultiHeadLatentAttention::Expand(Context& ctx, const Tensor& c_TL,
@@ -183,8 +181,10 @@ Tensor MultiHeadLatentAttention::Forward(Context& ctx, const Tensor& x_TD, const
                                          RecordPtr* saved) const {
   int64_t tokens = x_TD.dim(0);
   auto record = std::make_unique<MlaRecord>();
-  record->q_THC = Query(ctx, x_TD, pack.position_T, &record->q_latent_TQ);
-  Tensor kv_a = kv_a_.Forward(ctx, x_TD);
+  const std::vector<Tensor> projected = Project(ctx, x_TD);
+  const Tensor& kv_a = projected[1];
+  if (q_a_) record->q_latent_TQ = projected[0];
+  record->q_THC = Query(ctx, projected[0], pack.position_T);
   record->latent_TL = kv_a.Columns(0, latent_);
   Tensor kr_TR = kv_a.Columns(latent_, latent_ + rope_);
   kernels::Rope(ctx, kr_TR.Reshape({tokens, 1, rope_}), pack.position_T, table_, form_);
@@ -221,17 +221,16 @@ Tensor MultiHeadLatentAttention::Backward(Context& ctx, const Tensor& dy_TD, con
                 /*inverse=*/true);
   CopyRows(ctx, kernels::Cast(ctx, dkr_TR, dy_TD.dtype()), dkv_a.Columns(latent_, latent_ + rope_));
 
-  Tensor dx_TD = QueryBackward(ctx, dq_THC, pack.position_T, record);
-  kernels::AddInPlace(ctx, dx_TD, kv_a_.Backward(ctx, dkv_a, record.x_TD));
-  return dx_TD;
+  Tensor dfirst_TQ = QueryBackward(ctx, dq_THC, pack.position_T, record);
+  return Linear::BackwardSum(ctx, {{FirstOfQuery(), dfirst_TQ}, {&kv_a_, dkv_a}}, record.x_TD);
 }
 
 Tensor MultiHeadLatentAttention::Decode(Context& ctx, const Tensor& x_TD,
                                         const DecodeView& decode) const {
   int64_t tokens = x_TD.dim(0);
-  Tensor q_latent_TQ;
-  Tensor q_THC = Query(ctx, x_TD, decode.position_T, &q_latent_TQ);
-  Tensor kv_a = kv_a_.Forward(ctx, x_TD);
+  const std::vector<Tensor> projected = Project(ctx, x_TD);
+  const Tensor& kv_a = projected[1];
+  Tensor q_THC = Query(ctx, projected[0], decode.position_T);
   Tensor kr_TR = kv_a.Columns(latent_, latent_ + rope_);
   kernels::Rope(ctx, kr_TR.Reshape({tokens, 1, rope_}), decode.position_T, table_, form_);
   Tensor c_TL = kv_norm_.Forward(ctx, kv_a.Columns(0, latent_));

@@ -1,6 +1,5 @@
 // down(silu(gate(x)) · up(x)). A dense feed-forward part exchanges nothing: it does all its work in
 // the Experts phase.
-#include "kernels/elementwise/elementwise.h"
 #include "kernels/swiglu/swiglu.h"
 #include "model/layers/layer.h"
 
@@ -60,8 +59,8 @@ class SwiGluMlp : public FeedForward {
 
 void SwiGluMlp::ForwardExperts(Context& ctx, State& base) {
   auto& state = static_cast<ForwardState&>(base);
-  Tensor gate_TF = gate_.Forward(ctx, state.x_TD);
-  Tensor up_TF = up_.Forward(ctx, state.x_TD);
+  const std::vector<Tensor> projected = Linear::ForwardEach(ctx, state.x_TD, {&gate_, &up_});
+  const Tensor &gate_TF = projected[0], &up_TF = projected[1];
   state.y_TD = down_.Forward(ctx, kernels::SwiGlu(ctx, gate_TF, up_TF));
   if (state.saved) {
     state.saved->x_TD = state.x_TD;
@@ -77,9 +76,7 @@ void SwiGluMlp::BackwardExperts(Context& ctx, State& base) {
   kernels::SwiGluBackward(ctx, h_TF, saved.gate_TF, saved.up_TF);
   const Tensor &dgate_TF = saved.gate_TF, &dup_TF = saved.up_TF;
   down_.AddWeightGradient(ctx, state.d_TD, h_TF);
-  Tensor dx_TD = gate_.Backward(ctx, dgate_TF, saved.x_TD);
-  kernels::AddInPlace(ctx, dx_TD, up_.Backward(ctx, dup_TF, saved.x_TD));
-  state.d_TD = dx_TD;
+  state.d_TD = Linear::BackwardSum(ctx, {{&gate_, dgate_TF}, {&up_, dup_TF}}, saved.x_TD);
   state.saved.reset();
 }
 
