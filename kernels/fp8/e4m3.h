@@ -9,6 +9,9 @@
 namespace hone::kernels {
 
 inline constexpr float kMaxE4M3 = 448.f;
+// The least amax that scales are made for: below it they would not be normal numbers, nor their
+// inverses finite.
+inline constexpr float kLeastAmax = kMaxE4M3 * 0x1p-126f;
 
 // Rounds to nearest even; beyond ±448 saturates; NaN gives 0x7f.
 inline uint8_t ToE4M3(float value) {

@@ -7,9 +7,9 @@
 //   dw += dyᵀ · x   both transposed, in tiles along the tokens; the sum is f32
 //
 // A scale is amax / 448, so the largest element of a tile is exact up to rounding of the scale; a
-// tile of zeros has scale 1. Not batch invariant: the libraries choose an algorithm by shape.
-// Embedding, head, norms, router and attention stay in higher precision: callers do not come here
-// with them.
+// tile of zeros has scale 1, and one of numbers below 448 · 2^−126 has 2^−126. Not batch invariant:
+// the libraries choose an algorithm by shape. Embedding, head, norms, router and attention stay in
+// higher precision: callers do not come here with them.
 #pragma once
 
 #include <cstdint>

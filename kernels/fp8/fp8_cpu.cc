@@ -15,6 +15,7 @@ struct Scale {
   float scale = 1, inverse = 1;
   explicit Scale(float amax) {
     if (amax > 0) {
+      amax = std::max(amax, kLeastAmax);
       scale = amax / kMaxE4M3;
       inverse = kMaxE4M3 / amax;
     }

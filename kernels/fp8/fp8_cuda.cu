@@ -66,8 +66,10 @@ Target TargetOf(const Fp8Matrix& m) {
           m.values.dim(1), m.scale.dim(1)};
 }
 
-__device__ float ScaleOf(float amax) { return amax > 0 ? amax / kMaxE4M3 : 1.f; }
-__device__ float InverseOf(float amax) { return amax > 0 ? kMaxE4M3 / amax : 1.f; }
+// kMaxE4M3 for a tile of zeros or NaN: its scale is 1.
+__device__ float Range(float amax) { return amax > 0 ? fmaxf(amax, kLeastAmax) : kMaxE4M3; }
+__device__ float ScaleOf(float amax) { return Range(amax) / kMaxE4M3; }
+__device__ float InverseOf(float amax) { return kMaxE4M3 / Range(amax); }
 
 __device__ float Amax8(const float* v, float amax) {
   Max max;

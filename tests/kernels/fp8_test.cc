@@ -127,6 +127,33 @@ TEST(Fp8, TilesAndBlocksKeepEachValueWithinHalfAStep) {
   }
 }
 
+// 448 over the greatest of them does not fit f32, or the scale would not be a normal number.
+TEST(Fp8, TilesOfTinyNumbers) {
+  Context ctx(TestDevice());
+  for (float amax : {0x1p-149f, 1e-40f, 0x1p-126f, 1e-36f, 6e-36f}) {
+    std::vector<double> x(16 * 16);
+    for (size_t i = 0; i < x.size(); ++i) x[i] = i % 3 == 0 ? 0.f : i % 3 == 1 ? amax : -amax / 2;
+    Context host;
+    Tensor wide = host.Empty({16, 16}, DType::kF64), narrow = host.Empty({16, 16}, DType::kF32);
+    std::copy(x.begin(), x.end(), wide.data<double>());
+    CopyTo(wide, narrow);
+    Tensor t = ctx.Empty({16, 16}, DType::kF32);
+    CopyTo(narrow, t, &ctx.stream());
+    for (const Fp8Matrix& m : {QuantizeRows(ctx, t), QuantizeBlocks(ctx, t)}) {
+      std::vector<double> got = runtime::ToDoubles(Dequantize(ctx, m));
+      for (size_t i = 0; i < x.size(); ++i) {
+        ASSERT_LE(std::abs(got[i] - x[i]), std::abs(x[i]) / 16 + 0x1p-136) << amax << ", " << i;
+      }
+    }
+    for (const Fp8Matrix& m : {QuantizeColumns(ctx, t), QuantizeBlocksTransposed(ctx, t)}) {
+      std::vector<double> got = Transposed(runtime::ToDoubles(Dequantize(ctx, m)), 16, 16);
+      for (size_t i = 0; i < x.size(); ++i) {
+        ASSERT_LE(std::abs(got[i] - x[i]), std::abs(x[i]) / 16 + 0x1p-136) << amax << ", " << i;
+      }
+    }
+  }
+}
+
 // Strided input, padding of zeros, and the very bytes of the CPU.
 TEST(Fp8, TheDeviceGivesTheBytesOfTheCpu) {
   Context ctx(TestDevice()), host;
