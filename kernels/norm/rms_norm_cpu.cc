@@ -1,6 +1,7 @@
 // R rows, D columns. Statistics of a row are lane sums (vec_math.h), so a row's bits are its own.
 #include "kernels/norm/rms_norm_cpu.h"
 
+#include <limits>
 #include <vector>
 
 #include "kernels/dispatch.h"
@@ -12,10 +13,24 @@ namespace {
 // Rows whose share of dw is summed together before the blocks are added in order.
 constexpr int64_t kBlockRows = 64;
 
+// Where the squares overflow: in smaller units. Beside such numbers eps is nothing.
+template <class T>
+Acc<T> InverseOfLargeRms(const T* x, int64_t cols) {
+  using A = Acc<T>;
+  constexpr A kUnit = sizeof(A) == sizeof(float) ? A(0x1p-80) : A(0x1p-600);
+  A squares = SumOver<A>(cols, [=](int64_t i) {
+    A v = Load(x[i]) * kUnit;
+    return v * v;
+  });
+  return kUnit / std::sqrt(squares / static_cast<A>(cols));
+}
+
 template <class T>
 Acc<T> InverseRms(const T* x, int64_t cols, double eps) {
   using A = Acc<T>;
-  return A(1) / std::sqrt(Dot(x, x, cols) / static_cast<A>(cols) + static_cast<A>(eps));
+  A squares = Dot(x, x, cols);
+  if (squares > std::numeric_limits<A>::max()) return InverseOfLargeRms(x, cols);
+  return A(1) / std::sqrt(squares / static_cast<A>(cols) + static_cast<A>(eps));
 }
 
 // With r = 1/rms and n = x·r:  dx = r · (w·dy − n · mean(n · w·dy)),  dw += dy · n.

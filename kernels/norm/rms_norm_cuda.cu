@@ -21,6 +21,23 @@ __device__ int MemberOf() {
   return static_cast<int>(threadIdx.x % kThreads);
 }
 
+// From the sum of the squares of a row, which all of its threads have. Where that overflowed: in
+// smaller units, beside which eps is nothing.
+template <int kThreads, class T>
+__device__ Acc<T> InverseRms(Acc<T> squares, const T* x, Acc<T> eps, int64_t cols, bool aligned) {
+  using A = Acc<T>;
+  constexpr int kSize = Pack<T>::kSize;
+  if (!(squares == Infinity<A>())) return A(1) / Sqrt(squares / static_cast<A>(cols) + eps);
+  const A unit = sizeof(A) == sizeof(float) ? A(0x1p-80) : A(0x1p-600);
+  squares = 0;
+  ForPacks<kThreads, T>(MemberOf<kThreads>(), cols, [&](int64_t i, int64_t count) {
+    A v[kSize];
+    LoadPacks<kSize>(x + i, count, aligned, v);
+    for (int j = 0; j < kSize; ++j) squares = Fma(v[j] * unit, v[j] * unit, squares);
+  });
+  return unit / Sqrt(RowSum<kThreads>(squares) / static_cast<A>(cols));
+}
+
 template <class T, int kThreads>
 __global__ void ForwardKernel(Rows<T> x_RD, const T* w, Acc<T> eps, int64_t rows, int64_t cols,
                               bool aligned, Rows<T> y_RD) {
@@ -36,7 +53,7 @@ __global__ void ForwardKernel(Rows<T> x_RD, const T* w, Acc<T> eps, int64_t rows
     LoadPacks<kSize>(x + i, count, aligned, v);
     for (int j = 0; j < kSize; ++j) squares = Fma(v[j], v[j], squares);
   });
-  A inverse = A(1) / Sqrt(RowSum<kThreads>(squares) / static_cast<A>(cols) + eps);
+  A inverse = InverseRms<kThreads>(RowSum<kThreads>(squares), x, eps, cols, aligned);
   ForPacks<kThreads, T>(member, cols, [&](int64_t i, int64_t count) {
     A v[kSize], scale[kSize];
     LoadPacks<kSize>(x + i, count, aligned, v);
@@ -73,7 +90,7 @@ __global__ void InputGradientKernel(Rows<T> dy_RD, Rows<T> x_RD, const T* w, Acc
       dot = Fma(g[j], v[j], dot);
     }
   });
-  A inverse = A(1) / Sqrt(RowSum<kThreads>(squares) / static_cast<A>(cols) + eps);
+  A inverse = InverseRms<kThreads>(RowSum<kThreads>(squares), x, eps, cols, aligned);
   A mean = RowSum<kThreads>(dot) * inverse / static_cast<A>(cols);
   if (member == 0) inverse_R[r] = inverse;
   ForPacks<kThreads, T>(member, cols, [&](int64_t i, int64_t count) {

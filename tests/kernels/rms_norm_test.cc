@@ -44,6 +44,30 @@ TEST(RmsNorm, EpsilonKeepsAZeroRowFinite) {
   for (double v : runtime::ToDoubles(RmsNorm(ctx, x, w, kEps))) EXPECT_EQ(v, 0);
 }
 
+// Their squares do not fit the type: the same rows 2^k times smaller tell what is right.
+TEST(RmsNorm, NumbersWhoseSquaresOverflow) {
+  Context ctx(TestDevice());
+  for (auto [dtype, large, tolerance] : {std::tuple{DType::kF32, 0x1p+100, 5e-7},
+                                         {DType::kBF16, 0x1p+70, 4e-3},
+                                         {DType::kF64, 0x1p+900, 1e-14}}) {
+    for (int64_t dim : {1, 19, 1300}) {
+      Tensor x = Random(ctx, {3, dim}, dtype, 1, 10.0), w = Random(ctx, {dim}, dtype, 2);
+      Tensor dy = Random(ctx, {3, dim}, dtype, 3);
+      std::vector<double> scaled = runtime::ToDoubles(x);
+      for (double& v : scaled) v *= large;
+      Tensor big = Make(ctx, {3, dim}, scaled, dtype);
+      ExpectClose(RmsNorm(ctx, big, w, 0), RmsNorm(ctx, x, w, 0), tolerance, "y");
+      DType wide = dtype == DType::kF64 ? DType::kF64 : DType::kF32;
+      Tensor dw = ctx.Zeros({dim}, wide), want_dw = ctx.Zeros({dim}, wide);
+      std::vector<double> dx = runtime::ToDoubles(RmsNormBackward(ctx, dy, big, w, dw, 0));
+      std::vector<double> want_dx = runtime::ToDoubles(RmsNormBackward(ctx, dy, x, w, want_dw, 0));
+      for (double& v : dx) v *= large;
+      if (dim > 1) ExpectClose(dx, want_dx, 4 * tolerance, "dx");  // of one element it is 0
+      ExpectClose(dw, want_dw, 2 * tolerance, "dw");
+    }
+  }
+}
+
 TEST(RmsNorm, BackwardMatchesFiniteDifferences) {
   Context ctx(TestDevice());
   Tensor x = Random(ctx, {5, 19}, DType::kF64, 1), w = Random(ctx, {19}, DType::kF64, 2);
