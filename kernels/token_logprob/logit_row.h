@@ -47,11 +47,17 @@ inline RowSoftmax<A> SoftmaxInPlace(A* z, int64_t vocab) {
   return SoftmaxFrom(max, vocab, [=](int64_t v) { return z[v] = Exp(z[v] - max); });
 }
 
+// A log-probability whose p is 0 may be −∞; this keeps p · log p from being NaN there.
+template <class A>
+inline A Bounded(A logp) {
+  return logp < A(-1e30) ? A(-1e30) : logp;
+}
+
 // −Σ p log p, in nats: log(sum) − Σ exp(z − max)·(z − max) / sum.
 template <class A>
 inline A EntropyOf(const A* z, int64_t vocab, const RowSoftmax<A>& row) {
   A max = row.max;
-  A weighted = SumOver<A>(vocab, [=](int64_t v) { return Exp(z[v] - max) * (z[v] - max); });
+  A weighted = SumOver<A>(vocab, [=](int64_t v) { return Exp(z[v] - max) * Bounded(z[v] - max); });
   return std::log(row.sum) - weighted / row.sum;
 }
 

@@ -45,6 +45,12 @@ struct RowSoftmax {
   __device__ A Logp(A z) const { return z - lse; }
 };
 
+// A log-probability whose p is 0 may be −∞; this keeps p · log p from being NaN there.
+template <class A>
+__device__ __forceinline__ A Bounded(A logp) {
+  return logp < A(-1e30) ? A(-1e30) : logp;
+}
+
 // The whole block calls and gets the result.
 template <class T>
 __device__ RowSoftmax<Acc<T>> SoftmaxOf(const LogitRow<T>& row) {

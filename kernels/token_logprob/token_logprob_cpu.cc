@@ -19,7 +19,7 @@ void GradientRow(A* z, int64_t vocab, A lse, A dlogp, A dentropy, A entropy) {
   }
   A base = Fma(dentropy, entropy, dlogp);
   for (int64_t v = 0; v < vocab; ++v) {
-    A logp = z[v] - lse;
+    A logp = Bounded(z[v] - lse);
     z[v] = -Exp(logp) * Fma(dentropy, logp, base);
   }
 }

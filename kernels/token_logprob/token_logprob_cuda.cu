@@ -22,7 +22,7 @@ template <class T>
 __device__ Acc<T> EntropyOf(const LogitRow<T>& row, const RowSoftmax<Acc<T>>& softmax) {
   using A = Acc<T>;
   A weighted = 0;
-  row.ForEach([&](int64_t, A z) { weighted += Exp(z - softmax.max) * (z - softmax.max); });
+  row.ForEach([&](int64_t, A z) { weighted += Exp(z - softmax.max) * Bounded(z - softmax.max); });
   return Log(softmax.sum) - BlockSum(weighted) / softmax.sum;
 }
 
@@ -62,7 +62,7 @@ __global__ void GradientKernel(Rows<T> logits_BV, int64_t vocab, Acc<T> temperat
     A z[kSize];
     LoadPacks<kSize>(row.logits + v, count, aligned, z);
     for (int j = 0; j < kSize; ++j) {
-      A logp = row.Scaled(z[j]) - lse;
+      A logp = Bounded(row.Scaled(z[j]) - lse);
       A factor = dentropy == A(0) ? base : Fma(dentropy, logp, base);
       A slope = -Exp(logp) * factor;
       z[j] = (v + j == target ? slope + dlogp : slope) * per_logit;

@@ -102,6 +102,20 @@ TEST(TokenLogprob, Bf16FollowsDouble) {
   ExpectClose(r.entropy_T, want.entropy_T, 3e-2, "entropy");
 }
 
+// A token whose log-probability does not fit f32 has no part in the entropy.
+TEST(TokenLogprob, LogitsFurtherApartThanTheGreatestNumber) {
+  Context ctx(TestDevice());
+  Tensor x = Make(ctx, {1, 1}, {1}, DType::kF32);
+  Tensor w = Make(ctx, {3, 1}, {2e38, -2e38, 0}, DType::kF32);
+  TokenLogprobResult r = TokenLogprob(ctx, x, w, std::vector<int32_t>{0}, 1.0, true);
+  EXPECT_EQ(runtime::ToDoubles(r.logp_T), std::vector{0.0});
+  EXPECT_EQ(runtime::ToDoubles(r.entropy_T), std::vector{0.0});
+  Tensor dw = ctx.Zeros({3, 1}, DType::kF32);
+  TokenLogprobBackward(ctx, Make(ctx, {1}, {0.5}, DType::kF32), Make(ctx, {1}, {0.25}, DType::kF32),
+                       x, w, std::vector<int32_t>{0}, 1.0, r, dw);
+  EXPECT_EQ(runtime::ToDoubles(dw), std::vector(3, 0.0));
+}
+
 TEST(TokenLogprob, ATokenWithoutTargetGivesZero) {
   Context ctx(TestDevice());
   Inputs in(ctx, 2, 5, 11, DType::kF32);
