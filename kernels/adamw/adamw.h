@@ -1,5 +1,5 @@
 // AdamW (Loshchilov & Hutter, arXiv 1711.05101, alg. 2; decay decoupled and scaled by lr, as
-// PyTorch).
+// PyTorch). Where √v + ε is 0, which needs an ε of 0 in the master's type, there is no update.
 #pragma once
 
 #include <cstdint>

@@ -1,6 +1,7 @@
 #include "kernels/adamw/adamw_cpu.h"
 
 #include <cmath>
+#include <limits>
 
 #include "kernels/dispatch.h"
 #include "kernels/vec_math.h"
@@ -39,6 +40,7 @@ void Update(M* master, const M* gradient, S* exp_avg, S* exp_avg_sq, int64_t n,
     exp_avg[i] = Store<S>(m);
     exp_avg_sq[i] = Store<S>(v);
     M denominator = std::sqrt(v) / c.root_c2 + c.eps;
+    if (denominator == M(0)) denominator = std::numeric_limits<M>::infinity();
     master[i] = Fma(-c.step_size, m / denominator, master[i] * c.keep);
   }
 }

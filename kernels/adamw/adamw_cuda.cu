@@ -92,6 +92,7 @@ __global__ void AdamWKernel(const Entry<M, S>* entries, int64_t count, Constants
       m_wide[j] = static_cast<Acc<S>>(m);
       v_wide[j] = static_cast<Acc<S>>(v);
       M denominator = Sqrt(v) / c.root_c2 + c.eps;
+      if (denominator == M(0)) denominator = Infinity<M>();
       master[j] = Fma(-c.step_size, m / denominator, master[j] * keep);
     }
     StorePacks<kWidth>(m_wide, left, t.aligned, t.exp_avg + i);

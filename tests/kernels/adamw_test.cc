@@ -62,6 +62,22 @@ TEST(AdamW, Bf16MomentsStayNearF32) {
               "exp_avg_sq");
 }
 
+// Without ε, or with one that f32 has not: √v of these gradients is 0.
+TEST(AdamW, WithoutADenominatorThereIsNoUpdate) {
+  Context ctx(TestDevice());
+  for (double eps : {0.0, 1e-50}) {
+    for (DType moments : {DType::kF32, DType::kBF16}) {
+      State state(ctx, {0.5, -0.25, 2.0}, DType::kF32, moments);
+      CopyTo(Make(ctx, {3}, {0.0, 1e-30, 1.0}, DType::kF32), state.tensor.gradient);
+      AdamWStep step;
+      step.lr = 0.125;
+      step.eps = eps;
+      AdamW(ctx, {state.tensor}, step);
+      ExpectClose(state.tensor.master, std::vector{0.5, -0.25, 1.875}, 1e-6, "master");
+    }
+  }
+}
+
 TEST(AdamW, ScalesTheGradientAsItIsRead) {
   Context ctx(TestDevice());
   nlohmann::json c = Fixture("adamw");
