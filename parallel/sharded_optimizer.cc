@@ -17,6 +17,7 @@ namespace hone::parallel {
 namespace {
 
 constexpr int64_t kBucketBytes = 4 << 20;
+constexpr double kLargestNorm = 1e19;  // second moments, which are squares, fit f32 and bf16
 
 Tensor PinnedTensor(int64_t size, DType dtype) {
   std::shared_ptr<void> memory = runtime::MakePinned(size * DTypeSize(dtype));
@@ -289,18 +290,17 @@ ShardedOptimizer::Result ShardedOptimizer::Step(const GradientReducer& reducer, 
   Impl& impl = *impl_;
   const AdamWConfig& config = impl.config;
   Result result{.gradient_norm = impl.GradientNorm(reducer)};
-  result.skipped = !std::isfinite(result.gradient_norm);
+  // As torch.nn.utils.clip_grad_norm_, 1e-6 included.
+  double scale = config.clip > 0 ? std::min(1.0, config.clip / (result.gradient_norm + 1e-6)) : 1.0;
+  result.skipped = !(result.gradient_norm * scale <= kLargestNorm);  // also where it is NaN
   if (result.skipped) return result;
   kernels::AdamWStep arguments{.lr = lr,
                                .beta1 = config.beta1,
                                .beta2 = config.beta2,
                                .eps = config.eps,
                                .weight_decay = config.weight_decay,
-                               .step = ++impl.step};
-  if (config.clip > 0) {
-    // As torch.nn.utils.clip_grad_norm_, 1e-6 included.
-    arguments.gradient_scale = std::min(1.0, config.clip / (result.gradient_norm + 1e-6));
-  }
+                               .step = ++impl.step,
+                               .gradient_scale = scale};
   if (impl.stream) impl.stream->Begin();
   impl.UpdateValues([&](Impl::Bucket& bucket, const std::vector<Tensor>& values) {
     impl.RunAdamW(bucket, values, reducer, arguments);

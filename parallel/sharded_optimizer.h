@@ -34,7 +34,7 @@ class ShardedOptimizer {
 
   struct Result {
     double gradient_norm = 0;  // global, before clipping; the same on every rank and layout
-    bool skipped = false;      // the norm was not finite: nothing was changed
+    bool skipped = false;  // the norm was not finite, or over 1e19 once clipped: nothing changed
   };
   // Collective over the mesh. `reducer` has finished. Each parameter counts once in the norm:
   // experts once over the ranks that hold them, tied replicas once.

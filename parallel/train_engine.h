@@ -39,7 +39,7 @@ class TrainEngine {
   struct StepResult {
     double loss = 0;  // Σ w ℓ over the whole step, the same on every rank
     double gradient_norm = 0;
-    bool skipped = false;  // a gradient was not finite
+    bool skipped = false;  // a gradient was not finite, or too large (sharded_optimizer.h)
     MetricSums metrics;    // summed over the whole step, the same on every rank
   };
   // `microbatches`: this dp rank's; every dp rank passes the same number (empty batches are

@@ -17,7 +17,7 @@ struct AdamWStep {
 // One tensor's worth; all of the same size, contiguous.
 struct AdamWTensor {
   Tensor master;               // f32 or f64, updated
-  Tensor gradient;             // f32 or f64
+  Tensor gradient;             // f32 or f64; scaled, at most 1e19 in magnitude: its square is kept
   Tensor exp_avg, exp_avg_sq;  // f32, f64 or bf16, updated
   Tensor value;  // compute dtype, written from master; may be undefined or the same as master
   bool decay = true;

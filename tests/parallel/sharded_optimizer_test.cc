@@ -198,6 +198,26 @@ TEST(ShardedOptimizer, AGradientThatIsNotFiniteChangesNothing) {
   }
 }
 
+// Squares that f32 cannot hold would leave second moments infinite for good. Clipped, they fit.
+TEST(ShardedOptimizer, AGradientWhoseSquareOverflowsChangesNothing) {
+  for (double clip : {0.0, 1.0}) {
+    OnLayouts([&](const MeshConfig& config, const GroupPtr& world) {
+      AdamWConfig adamw;
+      adamw.clip = clip;
+      Rank rank(config, world, adamw, DType::kF32, DType::kF32);
+      rank.Step(1);
+      auto before = rank.Values();
+      rank.Reduce(2, 1e25);
+      auto result = rank.optimizer->Step(*rank.reducer, kLr);
+      EXPECT_EQ(result.skipped, clip == 0);
+      EXPECT_EQ(rank.Values() == before, clip == 0);
+      for (const SlabTensor& st : rank.optimizer->State()) {
+        for (double v : ToDoubles(st.tensor)) ASSERT_TRUE(std::isfinite(v)) << st.slab.name;
+      }
+    });
+  }
+}
+
 // Tensors of a whole state: what the slabs of all ranks make up.
 using Whole = std::map<std::string, std::vector<double>>;
 
