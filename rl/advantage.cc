@@ -32,7 +32,10 @@ std::vector<double> OfGroup(AdvantageKind kind, const std::vector<double>& rewar
   double mean = Mean(rewards);
   double n = static_cast<double>(rewards.size());
   double scale = 1;
-  if (kind == AdvantageKind::kGrpo) scale = 1 / Deviation(rewards, mean);
+  if (kind == AdvantageKind::kGrpo) {
+    double deviation = Deviation(rewards, mean);
+    scale = deviation > 0 ? 1 / deviation : 0;  // squares of small differences may be 0
+  }
   if (kind == AdvantageKind::kRloo) scale = n / (n - 1);  // r − (n·mean − r)/(n − 1)
   for (size_t i = 0; i < rewards.size(); ++i) advantages[i] = (rewards[i] - mean) * scale;
   return advantages;
@@ -43,6 +46,7 @@ void Whiten(std::vector<std::vector<double>>* groups) {
   for (auto& group : *groups) all.insert(all.end(), group.begin(), group.end());
   if (all.empty() || AllEqual(all)) return;
   double mean = Mean(all), deviation = Deviation(all, mean);
+  if (deviation == 0) return;
   for (auto& group : *groups) {
     for (double& a : group) a = (a - mean) / deviation;
   }

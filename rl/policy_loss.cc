@@ -38,6 +38,7 @@ struct Surrogate {
 
 // Where the clipped branch is the smaller one it is constant in ρ.
 Surrogate ClippedSurrogate(double ratio, double advantage, const PolicyLossConfig& c) {
+  if (advantage == 0) return {0.0, 0.0, false};  // the ratio may be infinite
   double bounded = std::clamp(ratio, 1 - c.clip_low, 1 + c.clip_high);
   double plain = ratio * advantage, limited = bounded * advantage;
   if (limited < plain) return {-limited, 0.0, true};

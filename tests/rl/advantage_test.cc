@@ -60,6 +60,13 @@ TEST(Advantages, EqualRewardsGiveExactlyZero) {
   }
 }
 
+// The square of the difference is 0, and so is the deviation.
+TEST(Advantages, DifferencesWhoseSquaresUnderflow) {
+  for (auto kind : {AdvantageKind::kGrpo, AdvantageKind::kReinforcePlusPlus}) {
+    ExpectNear(Advantages(kind, {std::vector{0.0, 1e-200}}), {std::vector{0.0, 0.0}});
+  }
+}
+
 TEST(Advantages, AGroupOfOneAndNoneAtAll) {
   ExpectNear(Advantages(AdvantageKind::kRloo, {{5}, {0, 2}}), {{0}, {-2, 2}});
   EXPECT_TRUE(Advantages(AdvantageKind::kReinforcePlusPlus, {}).empty());

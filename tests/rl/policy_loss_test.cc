@@ -158,6 +158,26 @@ TEST(PolicyLoss, OnPolicyIsExact) {
   }
 }
 
+// Whatever its ratio is, also infinity.
+TEST(PolicyLoss, ATokenWithoutAdvantageHasNoPolicyLoss) {
+  TokenBatch batch = FixtureBatch();
+  std::vector<float> logp(batch.old_logp_T.size(), -1.0f);
+  std::fill(batch.advantage_T.begin(), batch.advantage_T.end(), 0.0f);
+  std::fill(batch.old_logp_T.begin(), batch.old_logp_T.end(), -1000.0f);
+  Context ctx;
+  parallel::HeadOutput out;
+  out.logp_T = ctx.Clone(
+      Tensor(logp.data(), {static_cast<int64_t>(logp.size())}, DType::kF32, Device::Cpu()));
+  for (auto ratio : {PolicyLossConfig::Ratio::kToken, PolicyLossConfig::Ratio::kSequence}) {
+    PolicyLossConfig config;
+    config.ratio = ratio;
+    config.kl_coefficient = 0;
+    auto result = PolicyLoss(config).Evaluate(ctx, batch, out);
+    EXPECT_EQ(result.loss, 0);
+    EXPECT_EQ(runtime::ToDoubles(result.gradient.dlogp_T), std::vector<double>(logp.size(), 0.0));
+  }
+}
+
 // Without old log-probabilities the forward's own are the old ones: the same bits as with them.
 TEST(PolicyLoss, TheCurrentPolicyMayBeTheOldOne) {
   Context ctx;
