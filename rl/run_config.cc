@@ -6,6 +6,7 @@
 #include <numbers>
 #include <set>
 
+#include "kernels/token_logprob/token_logprob.h"
 #include "rl/reward/verifier.h"
 #include "rl/rollout/inference_engine.h"
 #include "runtime/file_system.h"
@@ -67,7 +68,11 @@ void SamplingConfig::Read(ConfigReader& r) {
   r.Optional("stop_tokens", &stop_tokens);
   if (r.Has("environment")) environment.Read(r.Map("environment"));
   if (max_new_tokens < 1) r.Fail("max_new_tokens", "must be at least 1");
-  if (sampling.temperature < 0) r.Fail("temperature", "must not be negative");
+  const double t = sampling.temperature;
+  if (t != 0 && (t < kernels::kLeastTemperature || t > kernels::kGreatestTemperature)) {
+    r.Fail("temperature", fmt::format("must be 0 (greedy) or lie in [{}, {}]",
+                                      kernels::kLeastTemperature, kernels::kGreatestTemperature));
+  }
   if (sampling.top_p <= 0 || sampling.top_p > 1) r.Fail("top_p", "must lie in (0, 1]");
   if (sampling.top_k < 0) r.Fail("top_k", "must not be negative");
 }
@@ -103,8 +108,9 @@ void RolloutConfig::Read(ConfigReader& r) {
     r.Fail("page_size", "divides 64 or is a multiple of it");
   }
   if (colocated && lag + max_staleness > 0) {
-    r.Fail("colocated", "means that learner and workers take turns: they cannot work at the same time "
-                        "as lag: 1 and max_staleness have them; set both to 0");
+    r.Fail("colocated",
+           "means that learner and workers take turns: they cannot work at the same time "
+           "as lag: 1 and max_staleness have them; set both to 0");
   }
   if (lag == 1 && max_staleness > 0) {
     r.Fail("max_staleness", "is another mode than lag: 1; set one of the two");
@@ -493,10 +499,11 @@ RunConfig ReadRunConfig(const Config& config) {
     c.model.Read(model);
   } else {
     const std::string file = c.hf + "/config.json";
-    Check<ConfigError>(runtime::LocalFileSystem().Exists(file),
-                       "{}: there is no {}: put the model's Hugging Face folder there, or name it by "
-                       "--set model.hf=FOLDER",
-                       model.Where("hf"), file);
+    Check<ConfigError>(
+        runtime::LocalFileSystem().Exists(file),
+        "{}: there is no {}: put the model's Hugging Face folder there, or name it by "
+        "--set model.hf=FOLDER",
+        model.Where("hf"), file);
     c.model = model::ModelConfig::FromHuggingFace(file);
     model.Optional("max_position_embeddings", &c.model.max_position_embeddings);
   }

@@ -1,11 +1,10 @@
 #include "kernels/sampling/sampling.h"
 
-#include <cmath>
-
 #include "kernels/dispatch.h"
 #include "kernels/sampling/sampling_cpu.h"
 #include "kernels/sampling/sampling_cuda.h"
 #include "kernels/switch_device.h"
+#include "kernels/token_logprob/token_logprob.h"
 
 namespace hone::kernels {
 namespace {
@@ -13,9 +12,10 @@ namespace {
 constexpr std::string_view kOp = "sampling";
 
 void CheckRow(const SamplingParams& p, double uniform, size_t row) {
-  CheckShape(p.temperature >= 0 && std::isfinite(p.temperature),
-             "[{}] temperature {} of row {} must be 0 (greedy) or positive", kOp, p.temperature,
-             row);
+  CheckShape(p.temperature == 0 ||
+                 (p.temperature >= kLeastTemperature && p.temperature <= kGreatestTemperature),
+             "[{}] temperature {} of row {} must be 0 (greedy) or lie in [{}, {}]", kOp,
+             p.temperature, row, kLeastTemperature, kGreatestTemperature);
   CheckShape(p.top_p > 0 && p.top_p <= 1, "[{}] top_p {} of row {} must lie in (0, 1]", kOp,
              p.top_p, row);
   CheckShape(p.top_k >= 0, "[{}] top_k {} of row {} must be 0 (all) or positive", kOp, p.top_k,

@@ -2,8 +2,8 @@
 //
 // The recorded log-probability is always of softmax(z / temperature) untruncated (temperature 1
 // where decoding is greedy), with the same bits as token_logprob. Top-k, then top-p, restrict what
-// can be drawn. A token less likely than 2^−40 of the likeliest is never drawn. The same logits give
-// the same token on every device.
+// can be drawn. A token less likely than 2^−40 of the likeliest is never drawn. The same logits
+// give the same token on every device.
 #pragma once
 
 #include <cstdint>
@@ -15,7 +15,7 @@
 namespace hone::kernels {
 
 struct SamplingParams {
-  double temperature = 1.0;  // 0: greedy, ties to the lowest id
+  double temperature = 1.0;  // 0: greedy, ties to the lowest id; else as token_logprob's
   double top_p = 1.0;
   int64_t top_k = 0;  // 0: all
 };

@@ -1,7 +1,5 @@
 #include "kernels/token_logprob/token_logprob.h"
 
-#include <cmath>
-
 #include "kernels/dispatch.h"
 #include "kernels/linear/linear.h"
 #include "kernels/switch_device.h"
@@ -15,8 +13,9 @@ namespace {
 constexpr std::string_view kOp = "token_logprob";
 
 void CheckTemperature(double temperature) {
-  CheckShape(temperature > 0 && std::isfinite(temperature),
-             "[{}] temperature {} must be positive and finite", kOp, temperature);
+  CheckShape(temperature >= kLeastTemperature && temperature <= kGreatestTemperature,
+             "[{}] temperature {} must lie in [{}, {}]", kOp, temperature, kLeastTemperature,
+             kGreatestTemperature);
 }
 
 // Tokens that have a target and a gradient that is not zero.

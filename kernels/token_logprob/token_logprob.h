@@ -13,6 +13,9 @@
 
 namespace hone::kernels {
 
+// Temperatures lie in here: logits over others may not fit f32.
+inline constexpr double kLeastTemperature = 1e-6, kGreatestTemperature = 1e6;
+
 struct TokenLogprobResult {
   Tensor logp_T;
   Tensor entropy_T;  // of the whole distribution, in nats; undefined when not asked for

@@ -2,6 +2,7 @@
 #include <nlohmann/json.hpp>
 #include <random>
 
+#include "kernels/token_logprob/token_logprob.h"
 #include "launcher/serve/api.h"
 
 namespace hone::launcher {
@@ -215,6 +216,7 @@ ApiRequest ParseApiRequest(bool chat, const std::string& body, const rl::LoadedM
   }
   SetLengths(f, limits, &g);
   g.sampling.temperature = f.Number("temperature", 1, 0, 2);
+  if (g.sampling.temperature < kernels::kLeastTemperature) g.sampling.temperature = 0;
   g.sampling.top_p = f.Number("top_p", 1, 1e-6, 1);
   g.sampling.top_k = std::max<int64_t>(0, f.Integer("top_k", 0, -1, 1 << 30));
   g.stop_ids = model.stop_ids;

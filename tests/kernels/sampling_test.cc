@@ -213,6 +213,13 @@ TEST(Sampling, NamesWhatDoesNotFit) {
         One(ctx, logits, {-1.0, 1.0, 0}, 0);
       },
       {"[sampling]", "temperature -1"});
+  for (double temperature : {1e-40, 1e300}) {  // neither it nor a logit over it would fit f32
+    ExpectThrows<ShapeError>(
+        [&] {
+          One(ctx, logits, {temperature, 1.0, 0}, 0);
+        },
+        {"[sampling]", "temperature", "[1e-06, 1000000]"});
+  }
   ExpectThrows<ShapeError>([&] { One(ctx, logits, {1.0, 0.0, 0}, 0); }, {"[sampling]", "top_p 0"});
   ExpectThrows<ShapeError>(
       [&] {

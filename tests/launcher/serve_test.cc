@@ -370,6 +370,14 @@ TEST_F(ServeTest, AVanishedClientLeavesTheEngine) {
   EXPECT_LT(ParseJson(Client().Get("/health")->body).at("tokens"), 16 * kLong);
 }
 
+// Logits over it would not be finite: it counts as 0.
+TEST_F(ServeTest, ATinyTemperatureIsGreedy) {
+  auto [status, body] = Post("/v1/completions",
+                             {{"prompt", "Once upon"}, {"max_tokens", 8}, {"temperature", 1e-300}});
+  ASSERT_EQ(status, 200) << body;
+  EXPECT_EQ(TextOf(body), Expected("Once upon", 8, 0, 0));
+}
+
 TEST_F(ServeTest, WhatIsWrongIsSaid) {
   auto refused = [&](const json& body, const std::string& parameter) {
     auto [status, answer] = Post("/v1/completions", body);

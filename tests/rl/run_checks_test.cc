@@ -73,6 +73,13 @@ TEST(RunChecks, PathsThatLeadNowhere) {
               HasSubstr("HONE_NOT_SET"));
 }
 
+TEST(RunChecks, TemperaturesThatLogitsCannotBeDividedBy) {
+  for (const std::string temperature : {"-1", "1e-9", "1e9"}) {
+    EXPECT_THAT(ErrorOf({"stages.rl.sampling.temperature=" + temperature}),
+                AllOf(HasSubstr("temperature"), HasSubstr("[1e-06, 1000000]")));
+  }
+}
+
 TEST(RunChecks, PromptsThatDoNotFit) {
   EXPECT_THAT(ErrorOf({"stages.rl.sampling.max_new_tokens=120"}),
               AllOf(HasSubstr("stage 'rl'"), HasSubstr("max_new_tokens = 120"),
