@@ -50,8 +50,9 @@ StageRecord FromJson(const json& j) {
   s.metrics_begin = j.value("metrics_begin", int64_t{-1});
   s.peak_bytes = j.value("peak_bytes", decltype(s.peak_bytes)());
   for (const auto& [suite, scores] : j.at("eval").items()) {
+    EvaluationScores& read = s.evaluations[suite];
     for (const auto& [score, value] : scores.items()) {  // JSON has no NaN: it is written as null
-      s.evaluations[suite][score] = value.is_null() ? std::nan("") : value.get<double>();
+      read[score] = value.is_null() ? std::nan("") : value.get<double>();
     }
   }
   return s;

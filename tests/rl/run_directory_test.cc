@@ -19,6 +19,7 @@ TEST(RunDirectory, KeepsAStateWithScoresThatAreNoNumbers) {
   stage.name = "pretrain";
   stage.evaluations["heldout"] = {{"loss", std::nan("")}, {"tokens", 12.0}};
   stage.evaluations["other"] = {{"loss", std::numeric_limits<double>::infinity()}};
+  stage.evaluations["empty"] = {};
   directory.WriteState({.stages = {stage}});
   RunState state = directory.ReadState();
   ASSERT_EQ(state.stages.size(), 1u);
@@ -26,6 +27,7 @@ TEST(RunDirectory, KeepsAStateWithScoresThatAreNoNumbers) {
   EXPECT_TRUE(std::isnan(evaluations["heldout"].at("loss")));
   EXPECT_EQ(evaluations["heldout"].at("tokens"), 12);
   EXPECT_FALSE(std::isfinite(evaluations["other"].at("loss")));
+  EXPECT_TRUE(evaluations.contains("empty"));
 }
 
 }  // namespace
