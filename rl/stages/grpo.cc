@@ -57,7 +57,16 @@ class GrpoStage {
   }
 
  private:
-  WeightVersion Publish() { return env_.pool->Publish(); }
+  WeightVersion Publish() {
+    const auto begun = std::chrono::steady_clock::now();
+    WeightVersion version = env_.pool->Publish();
+    publish_seconds_ = SecondsSince(begun);
+    return version;
+  }
+  static double SecondsSince(std::chrono::steady_clock::time_point begun) {
+    const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - begun;
+    return std::round(seconds.count() * 1e4) / 1e4;
+  }
 
   // Every rollout is drawn by the weights of one step: those before the rollout that is learned
   // from meanwhile.
@@ -177,10 +186,11 @@ class GrpoStage {
       for (Sample& sample : FinishRound(rounds)) drawn.push_back(std::move(sample));
       ++rounds;
     }
-    const std::chrono::duration<double> waited = std::chrono::steady_clock::now() - begun;
+    const double waited = SecondsSince(begun);
     CheckUsable(drawn);
     summary_ = Summarize(drawn);
-    summary_["waiting_seconds"] = std::round(waited.count() * 1e4) / 1e4;
+    summary_["waiting_seconds"] = waited;
+    summary_["publish_seconds"] = publish_seconds_;
     if (env_.config.rollout.publish == RolloutConfig::Publish::kDevice) {
       summary_["weight_host_bytes"] = env_.pool->WeightHostBytes();
     }
@@ -342,7 +352,8 @@ class GrpoStage {
   bool resumed_weights_used_ = false;
   WeightVersion sampling_weights_;  // of the rollout begun last
   std::string sampled_by_;
-  json summary_;  // of the rollout that is learned from: all that was drawn for it
+  double publish_seconds_ = 0;  // of the last publication, this rank's part
+  json summary_;                // of the rollout that is learned from: all that was drawn for it
 };
 
 }  // namespace

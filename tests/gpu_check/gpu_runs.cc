@@ -95,16 +95,22 @@ std::vector<nlohmann::json> ReadSteps(const std::string& path) {
   return steps;
 }
 
+std::string FolderOf(const Setup& setup, const Run& run) { return setup.folder + "/" + run.name; }
+
+void AddSettings(const Setup& setup, const Run& run, Words& command) {
+  for (const Words& settings : {SettingsOfAll(setup), run.settings}) {
+    for (const std::string& word : settings) command.insert(command.end(), {"--set", word});
+  }
+}
+
 // False when it ended with an error.
 bool Execute(const Setup& setup, Run& run, double seconds) {
-  const std::string folder = setup.folder + "/" + run.name;
+  const std::string folder = FolderOf(setup, run);
   std::filesystem::remove_all(folder);  // else `hone run` goes on where the last one stood
   std::filesystem::remove(folder + ".log");
   Words command = {setup.hone, "run", setup.config,         "--run-dir", folder,
                    "--until",  kRl,   "--learner-restarts", "0"};
-  for (const Words& settings : {SettingsOfAll(setup), run.settings}) {
-    for (const std::string& word : settings) command.insert(command.end(), {"--set", word});
-  }
+  AddSettings(setup, run, command);
   ChildProcess hone({command, {}, folder + ".log"});
   const auto begin = Clock::now();
   auto elapsed = [&] { return std::chrono::duration<double>(Clock::now() - begin).count(); };
@@ -236,6 +242,49 @@ void ReportCost(const std::string& name, const Run& run, const Run& than) {
   }
 }
 
+// One object of JSON; empty where there is none.
+nlohmann::json ReadObject(const std::string& path) {
+  std::ifstream in(path);
+  nlohmann::json json = nlohmann::json::parse(in, nullptr, /*allow_exceptions=*/false);
+  return json.is_object() ? json : nlohmann::json::object();
+}
+
+// What `hone plan` says of a run.
+nlohmann::json Plan(const Setup& setup, const Run& run) {
+  const std::string file = FolderOf(setup, run) + ".plan.json";
+  std::filesystem::remove(file);
+  Words command = {setup.hone, "plan", setup.config, "--json"};
+  AddSettings(setup, run, command);
+  {
+    ChildProcess hone({command, {}, file});
+    const auto end = Clock::now() + std::chrono::seconds(30);
+    while (!hone.Ended() && Clock::now() < end) {
+      hone.Drain();
+      std::this_thread::sleep_for(std::chrono::milliseconds(10));
+    }
+    hone.Drain();
+  }  // the file is whole when its writer is gone
+  return ReadObject(file);
+}
+
+// The most that the learner's allocator held, of what was planned.
+void ReportPeaks(const Setup& setup, const Run& run) {
+  const nlohmann::json summary = ReadObject(FolderOf(setup, run) + "/summary.json");
+  const nlohmann::json plan = summary.empty() ? summary : Plan(setup, run);
+  for (const char* stage : {kPretraining, kRl}) {
+    double measured = std::nan(""), planned = std::nan("");
+    for (const nlohmann::json& s : plan.value("stages", nlohmann::json::array())) {
+      if (s.at("name") == stage) planned = s.at("ranks").at(0).at("bytes").at("total");
+    }
+    for (const nlohmann::json& s : summary.value("stages", nlohmann::json::array())) {
+      if (s.at("name") != stage || s.at("peak_bytes").empty()) continue;  // it did not end
+      measured = s.at("peak_bytes").at(0).at("total");
+    }
+    Report(fmt::format("r1_tiny.{}.{}.peak", run.name, stage), measured / planned,
+           fmt::format("of the planned {:.0f} bytes", planned), "<= 1.1");
+  }
+}
+
 // Workers and learner take turns with the device, and weights go from one to the other on it.
 void ReportTurns(const Run& turns, const Run& plain) {
   for (const char* stage : {kPretraining, kRl}) {
@@ -250,6 +299,10 @@ void ReportTurns(const Run& turns, const Run& plain) {
   Report("publication.host_bytes", bytes.empty() ? std::nan("") : bytes.back(),
          fmt::format("bytes, {} publications", bytes.size()),
          bytes.empty() ? "" : fmt::format("<= {}", 2 * kDigestBytes * bytes.size()));
+  for (const Run* run : {&turns, &plain}) {
+    Report("publication." + run->name + ".time",
+           1e3 * Median(CurveOf(*run, kRl, "publish_seconds")), "ms, the learner's part");
+  }
 }
 
 int Main(int argc, char** argv) {
@@ -284,6 +337,7 @@ int Main(int argc, char** argv) {
     const std::chrono::duration<double> left = end - Clock::now();
     passed &= Execute(setup, *runs[i], left.count() / static_cast<double>(runs.size() - i));
   }
+  for (const Run* run : {&f32, &bf16}) ReportPeaks(setup, *run);
   ReportCurves({&f32, &seed_2, &seed_3}, {&bf16, &fp8});
   for (const Run* run : {&f32, &bf16, &fp8}) ReportGap(*run, "");
   for (const Run* run : {&invariant, &turns}) ReportGap(*run, "0");

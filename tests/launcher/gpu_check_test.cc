@@ -183,6 +183,7 @@ TEST_F(GpuCheckTest, RunsThatEndEarlyCountAsFarAsTheyCame) {
   EXPECT_EQ(Value("r1_tiny.f32"), 1);
   EXPECT_EQ(Value("r1_tiny.f32.loss"), 2.5);
   EXPECT_EQ(Outcome("r1_tiny.bf16.loss"), "not run");
+  EXPECT_EQ(Outcome("r1_tiny.f32.skill.peak"), "not run");
   StandIn("hone", one_step + "exit 3");
   EXPECT_EQ(Runs(Path("hone"), {"--only", "f32"}), 1);
   EXPECT_EQ(Outcome("r1_tiny.f32"), "FAILED");
@@ -206,6 +207,11 @@ TEST_F(GpuCheckTest, RunsOnTheCpu) {
   EXPECT_EQ(Value("turns.reasoning_rl.apart"), 0);
   EXPECT_GT(Value("batch_invariant.reasoning_rl.time"), 0);
   EXPECT_EQ(Outcome("publication.host_bytes"), "not run");
+  EXPECT_GT(Value("publication.turns.time"), 0);
+  for (const char* stage : {"skill", "reasoning_rl"}) {  // packs are planned full
+    const double peak = Value(fmt::format("r1_tiny.f32.{}.peak", stage));
+    EXPECT_TRUE(peak > 0.6 && peak <= 1) << stage << " " << peak;
+  }
 }
 
 // Learner and worker are processes that share the emulated device and its memory.

@@ -153,6 +153,7 @@ inline RunTrace ReadTrace(const std::string& dir, const std::vector<std::string>
     trace.metrics.push_back(ParseJson(line));
     trace.metrics.back().erase("seconds");
     trace.metrics.back().erase("waiting_seconds");
+    trace.metrics.back().erase("publish_seconds");
   }
   return trace;
 }
