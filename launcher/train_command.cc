@@ -14,7 +14,6 @@
 #include "rl/run_directory.h"
 #include "rl/stages/sample_pool.h"
 #include "rl/stages/stages.h"
-#include "runtime/philox.h"
 
 namespace hone::launcher {
 namespace {
@@ -57,8 +56,9 @@ Context MakeContext(const rl::TrainConfig& config) {
   Device device = Device::Cpu();
   if (config.device == Device::Type::kCuda) {
     int gpus = runtime::CudaDeviceCount();
-    Check<ConfigError>(gpus > 0, "[train] device: cuda, but hone finds no GPU here; `hone check` "
-                                 "says what it found");
+    Check<ConfigError>(gpus > 0,
+                       "[train] device: cuda, but hone finds no GPU here; `hone check` "
+                       "says what it found");
     device = Device::Cuda(LocalRankFromEnvironment() % gpus);
   }
   Context ctx(device, config.threads);
@@ -96,8 +96,6 @@ int Train(const TrainOptions& options, const rl::RunConfig& config,
   if (world->rank() == 0) {
     metrics = std::make_unique<runtime::MetricsWriter>(directory.fs(), directory.metrics());
   }
-  learner.BeginStage(parallel::AdamWConfig{});
-  learner.engine().SelfCheck(fmt::format("{:016x}", HashName(config.resolved_yaml)));
   rl::RunState state;
   rl::Environment env{config, directory, learner, tokenizer, state, metrics, pool.get(), stop};
   env.export_model = [](const std::string& from, const std::string& to) {
@@ -158,8 +156,9 @@ int TrainCommand(const Arguments& args) {
   app.add_option("--set", options.overrides, "key=value, e.g. stages.base.steps=20");
   app.add_option("--until", options.until, "the last stage to run");
   app.add_flag("--pool", options.pool, "serve a rollout pool even if the config starts no workers");
-  app.add_flag("--tcp", options.tcp,
-               "meet the other ranks over TCP: HONE_MASTER, HONE_RANK, HONE_SIZE, or SLURM's variables");
+  app.add_flag(
+      "--tcp", options.tcp,
+      "meet the other ranks over TCP: HONE_MASTER, HONE_RANK, HONE_SIZE, or SLURM's variables");
   if (int code = 0; !ParseArguments(app, args, &code)) return code;
 
   rl::RunConfig config;

@@ -49,11 +49,12 @@ void FillConstant(const Tensor& value, double constant) {
 
 }  // namespace
 
-void TransformerStage::Initialize(uint64_t seed, int threads) {
+void TransformerStage::Initialize(uint64_t seed, int threads, std::string_view prefix) {
   using Init = ParameterBuilder::Init;
   Context ctx(Device::Cpu(), threads);  // fills on the host
   const double depth = std::sqrt(2.0 * static_cast<double>(config().num_hidden_layers));
   for (const auto& [parameter, init] : impl_->builder.entries()) {
+    if (!parameter->spec.name.starts_with(prefix)) continue;
     const Tensor& value = parameter->value;
     Tensor host = value.device().is_cpu() ? value : ctx.Empty(value.shape(), value.dtype());
     kernels::SwitchFloat("initialize", value.dtype(), [&](auto zero) {

@@ -5,6 +5,7 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "model/kv_cache.h"
@@ -50,7 +51,8 @@ class TransformerStage : public parallel::PipelineStage {
 
   // Sets every parameter as a function of (seed, tensor name, element): the same in any layout.
   // Normal with initializer_range; norms 1, biases 0, output projections scaled by 1/√(2·layers).
-  void Initialize(uint64_t seed, int threads = 1);
+  // With `prefix`, those only whose names begin with it.
+  void Initialize(uint64_t seed, int threads = 1, std::string_view prefix = "");
   // Names and slabs of all parameters and buffers: for checkpoints, publication, import.
   SlabIndex State();
 

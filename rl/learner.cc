@@ -3,6 +3,7 @@
 #include "model/families/hugging_face.h"
 #include "model/families/tensor_table.h"
 #include "parallel/comm/process_group.h"
+#include "runtime/philox.h"
 
 namespace hone::rl {
 Learner::Learner(Context& ctx, const parallel::Mesh& mesh, const RunConfig& config, FileSystem& fs)
@@ -14,7 +15,6 @@ Learner::Learner(Context& ctx, const parallel::Mesh& mesh, const RunConfig& conf
       fs, parallel::MakeRendezvous(save_group),
       runtime::CheckpointWriter::Options{.asynchronous = config.train.asynchronous_checkpoints,
                                          .stream = &ctx.stream()});
-  Initialize();
 }
 
 Learner::~Learner() = default;
@@ -71,8 +71,14 @@ void Learner::BeginStage(const parallel::AdamWConfig& optimizer, Mtp mtp) {
   engine_ = std::make_unique<parallel::TrainEngine>(ctx_, mesh_, stages, options);
 }
 
-void Learner::Initialize() {
-  for (auto& chunk : chunks_) chunk->Initialize(config_.seed, ctx_.pool().threads());
+void Learner::Initialize() { Initialize(""); }
+
+void Learner::Initialize(std::string_view prefix) {
+  for (auto& chunk : chunks_) chunk->Initialize(config_.seed, ctx_.pool().threads(), prefix);
+}
+
+void Learner::SelfCheck() {
+  engine_->SelfCheck(fmt::format("{:016x}", HashName(config_.resolved_yaml)));
 }
 
 SlabIndex Learner::StateOf(const std::vector<std::unique_ptr<model::TransformerStage>>& chunks,
@@ -90,11 +96,12 @@ SlabIndex Learner::StateOf(const std::vector<std::unique_ptr<model::TransformerS
 SlabIndex Learner::Weights() { return StateOf(chunks_, ""); }
 
 void Learner::LoadModel(const std::string& path, ValueHead value_head) {
+  if (value_head == ValueHead::kFresh) Initialize(model::kValueHeadName);
   if (fs_.Exists(path + "/index.h5")) {
     SlabIndex wanted = StateOf(chunks_, model::kModelPrefix);
     if (value_head == ValueHead::kFresh) {
       std::erase_if(wanted, [](const SlabTensor& s) {
-        return s.slab.name == model::kModelPrefix + std::string("value_head.weight");
+        return s.slab.name == model::kModelPrefix + std::string(model::kValueHeadName);
       });
     }
     runtime::CheckpointReader(fs_, path).Load(wanted);

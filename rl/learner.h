@@ -5,6 +5,7 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "model/transformer_stage.h"
@@ -17,7 +18,8 @@ namespace hone::rl {
 
 class Learner {
  public:
-  // Collective over the mesh. Parameters are initialised from the run's seed.
+  // Collective over the mesh. Parameters are allocated, not set: that is for Initialize, LoadModel
+  // or Load.
   Learner(Context& ctx, const parallel::Mesh& mesh, const RunConfig& config, FileSystem& fs);
   ~Learner();
 
@@ -26,7 +28,8 @@ class Learner {
   // decay would wear it down.
   enum class Mtp { kTrained, kFrozen };
   void BeginStage(const parallel::AdamWConfig& optimizer, Mtp mtp = Mtp::kTrained);
-  parallel::TrainEngine& engine() { return *engine_; }
+  bool in_stage() const { return engine_ != nullptr; }
+  parallel::TrainEngine& engine() { return *engine_; }  // in a stage
   Context& ctx() { return ctx_; }
   const parallel::Mesh& mesh() const { return mesh_; }
   const RunConfig& config() const { return config_; }
@@ -35,9 +38,12 @@ class Learner {
 
   void Initialize();  // to the run's random start
   // Model weights from a checkpoint folder or a Hugging Face folder. kFresh: a value head, which
-  // policies have none of, keeps the values it has.
+  // policies have none of, has its random start.
   enum class ValueHead { kLoad, kFresh };
   void LoadModel(const std::string& path, ValueHead value_head = ValueHead::kLoad);
+  // Proves that gradients are summed over the replicas, and that all ranks have the same config and
+  // hold the same weights; CommError names the first rank that differs. Collective, in a stage.
+  void SelfCheck();
   // Names and slabs of this rank's weights and buffers, as published to workers.
   SlabIndex Weights();
 
@@ -68,6 +74,7 @@ class Learner {
   const std::vector<std::unique_ptr<model::TransformerStage>>& chunks() const { return chunks_; }
 
  private:
+  void Initialize(std::string_view prefix);
   std::vector<std::unique_ptr<model::TransformerStage>> MakeChunks(const model::ModelConfig& model,
                                                                    bool with_gradients) const;
 

@@ -40,6 +40,8 @@ void Environment::LoadStart(const std::string& from) const {
   } else {
     learner.LoadModel(path);
   }
+  if (!learner.in_stage()) learner.BeginStage({});  // to evaluate, or to check
+  learner.SelfCheck();
 }
 
 std::vector<double> Environment::Sum(const std::vector<double>& values) const {
@@ -99,6 +101,7 @@ TrainingLoop::TrainingLoop(Environment& env, const StageConfig& stage, int64_t t
     BeginFrom(stage.from);
     offset = env_.state.Find(stage.name)->metrics_begin;
   }
+  env_.learner.SelfCheck();
   UpdateRecord();
   if (env_.root()) {
     CutMetrics(offset);

@@ -48,6 +48,7 @@ class LearnerTest : public testing::Test {
     Context ctx;
     parallel::Mesh mesh(config_.mesh, parallel::MakeSingleGroup());
     Learner learner(ctx, mesh, config_, runtime::LocalFileSystem());
+    learner.Initialize();
     if (released) {
       learner.BeginStage(parallel::AdamWConfig{}, Learner::Mtp::kFrozen);
       learner.ReleaseMemory();

@@ -32,6 +32,15 @@ RolloutBatch MakeRollout() {
   return rollout;
 }
 
+// Of the magnitudes of all weights.
+double Sum(const SlabIndex& weights) {
+  double sum = 0;
+  for (const SlabTensor& w : weights) {
+    for (double x : runtime::ToDoubles(w.tensor)) sum += std::abs(x);
+  }
+  return sum;
+}
+
 RunConfig ReadConfig(const std::string& place) {
   Config file = Config::FromString(kTinyModel + kStages, "test.yaml");
   for (const std::string& assignment :
@@ -51,7 +60,7 @@ struct LearnerRun {
         learner(ctx, mesh, config, directory.fs()),
         env{config, directory, learner, data::LoadTokenizer("byte", {}),
             state,  metrics,   nullptr, stop} {
-    learner.BeginStage(stage().optimizer);
+    env.LoadStart("init");
   }
   const StageConfig& stage() const { return config.stages[0]; }
   // Other weights in the policy.
@@ -141,6 +150,18 @@ TEST(ReferencePolicy, ComesBackFromItsCheckpointWhereverItIsKept) {
       run.learner.WaitForSave();
       EXPECT_FALSE(std::filesystem::exists(saved));
     }
+  });
+}
+
+// A reward model's stage leaves the policy without one of its own.
+TEST(Environment, LoadsAStartBetweenStagesToo) {
+  runtime::TemporaryFolder folder;
+  OnOneRank([&](const parallel::GroupPtr& world) {
+    LearnerRun run("learner", folder / "run", world);
+    run.learner.EndStage();
+    run.env.LoadStart("init");
+    ASSERT_TRUE(run.learner.in_stage());
+    EXPECT_GT(Sum(run.learner.Weights()), 0);
   });
 }
 
