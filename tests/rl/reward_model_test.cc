@@ -217,7 +217,7 @@ TEST_F(RewardModelTest, StartsFromThePolicyWithAFreshHead) {
   EXPECT_EQ(trace.tensors.count("base/model/value_head.weight"), 0u);
   double sum = 0;
   for (double w : trace.tensors.at("score/model/value_head.weight")) sum += std::abs(w);
-  EXPECT_GT(sum, 0);
+  EXPECT_GT(sum, 1e-3);  // its random start, which the step hardly moves
 }
 
 TEST_F(RewardModelTest, LayoutsAgreeAndAStoppedRunGoesOnToTheBit) {
