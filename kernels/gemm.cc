@@ -210,6 +210,7 @@ void Gemm(Context& ctx, int64_t M, int64_t N, int64_t K, MatrixView<T> a_MK, Mat
 
 template <class T>
 void GemmEach(Context& ctx, Common common, int64_t K, std::span<const Product<T>> products) {
+  if (products.empty()) return;
   if constexpr (std::is_same_v<Acc<T>, float>) {
     if (ctx.numerics == Numerics::kFast && AmxPays(common, K, products) && HasAmx()) {
       return AmxGemmEach(ctx.pool(), common, K, products);

@@ -104,6 +104,11 @@ TEST_F(AmxGemmTest, IsTheExactProductToF32sPrecision) {
   }
 }
 
+// As of layers that all work in fp8.
+TEST_F(AmxGemmTest, NoProductIsNothingToDo) {
+  for (Common common : {Common::kLeft, Common::kRight}) GemmEach<float>(fast_, common, 64, {});
+}
+
 // Of a number near f32's smallest the later parts are subnormal, with bits that a bf16 has not.
 TEST_F(AmxGemmTest, TinyNumbersSpoilNothing) {
   const Case s{40, 40, 70};
