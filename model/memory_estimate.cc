@@ -4,6 +4,7 @@
 #include <charconv>
 
 #include "kernels/dispatch.h"
+#include "kernels/token_logprob/head_rows.h"
 #include "model/memory_ledger.h"
 
 namespace hone::model {
@@ -102,14 +103,11 @@ class StageWalk {
     ledger_.Give(config_.hidden_size);  // handed back, or added to the embedding's gradient
   }
 
-  // As kernels/token_logprob/head_rows.h cuts them.
-  int64_t LogitRows() const {
-    const int64_t elements = int64_t{1} << (shape_.cpu ? 20 : 27), most = shape_.cpu ? 256 : 1024;
-    return std::clamp<int64_t>(elements / config_.vocab_size / 64 * 64, 64, most);
-  }
   // A block of logits and the gradient of its rows.
   void Logits(const Ledger& l) const {
-    const int64_t rows = std::min(l.sizes().tokens, LogitRows());
+    const Device device = shape_.cpu ? Device::Cpu() : Device::Cuda(0);
+    const int64_t rows =
+        std::min(l.sizes().tokens, kernels::LogitBlockRows(device, config_.vocab_size));
     l.WithTokens(rows).Product(config_.vocab_size);
     l.WithTokens(rows).Product(config_.hidden_size);
     l.WithTokens(rows).Give(config_.vocab_size + config_.hidden_size);

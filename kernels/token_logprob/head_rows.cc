@@ -35,8 +35,7 @@ std::vector<int32_t> RowsWithTarget(std::span<const int32_t> target_T) {
 
 int64_t LogitBlockRows(Device device, int64_t vocab) {
   const int64_t elements = int64_t{1} << (device.is_cpu() ? 20 : 27);
-  const int64_t most = device.is_cpu() ? 256 : 1024;
-  return std::clamp<int64_t>(elements / std::max<int64_t>(1, vocab) / 64 * 64, 64, most);
+  return std::clamp<int64_t>(elements / std::max<int64_t>(1, vocab) / 64 * 64, 64, 1024);
 }
 
 namespace {

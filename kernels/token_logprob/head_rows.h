@@ -36,7 +36,7 @@ void ScatterRows(Context& ctx, const Tensor& rows_BD, std::span<const int32_t> r
 
 // Depends on the kind of device and the vocabulary only. On the CPU a block's logits stay near the
 // cores: at most 4 MB of f32 where 64 rows allow it. A GPU wants blocks in which reading w once is
-// little: 2^27 logits, but no more than 1024 rows.
+// little: 2^27 logits. No more than 1024 rows.
 int64_t LogitBlockRows(Device device, int64_t vocab);
 
 template <class Fn>
