@@ -96,6 +96,8 @@ int Train(const TrainOptions& options, const rl::RunConfig& config,
   if (world->rank() == 0) {
     metrics = std::make_unique<runtime::MetricsWriter>(directory.fs(), directory.metrics());
   }
+  learner.BeginStage({});
+  learner.SelfCheck();  // of configs and sums; weights are checked by the stages that load them
   rl::RunState state;
   rl::Environment env{config, directory, learner, tokenizer, state, metrics, pool.get(), stop};
   env.export_model = [](const std::string& from, const std::string& to) {

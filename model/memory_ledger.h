@@ -55,10 +55,11 @@ class Ledger {
       GiveWide(width);
     }
   }
-  // The input gradient of several layers: a GPU makes those after the first on their own.
+  // The input gradient of several layers: those after the first are added to it.
   void SumOfProducts(int64_t width) const {
     Product(width);
-    if (!sizes_.f32_copies) Pass(Bytes(width));
+    Product(width);
+    Give(width);
   }
   // Something of fixed size that comes and goes.
   void Pass(int64_t bytes) const {

@@ -52,17 +52,30 @@ Tensor LinearInputGradientSum(Context& ctx, const std::vector<LinearOutput>& lay
     CheckMatrix(kOp, "dy_TN", ctx, dy_TN, first_TN.dtype(), first_TN.dim(0), w_NK.dim(0));
   }
   Tensor dx_TK = ctx.Empty({first_TN.dim(0), layers[0].w_NK.dim(1)}, first_TN.dtype());
+  auto one_by_one = [&](auto make) {
+    make(layers[0], dx_TK);
+    for (size_t i = 1; i < layers.size(); ++i) {
+      Tensor other_TK = ctx.EmptyLike(dx_TK);
+      make(layers[i], other_TK);
+      AddInPlace(ctx, dx_TK, other_TK);
+    }
+  };
   SwitchFloat(kOp, dx_TK.dtype(), [&](auto t) {
     using T = decltype(t);
     SwitchDevice(
-        ctx, [&] { cpu::LinearInputGradientSum<T>(ctx, layers, dx_TK); },
+        ctx,
         [&] {
-          cuda::LinearInputGradient<T>(ctx, first_TN, layers[0].w_NK, dx_TK);
-          for (size_t i = 1; i < layers.size(); ++i) {
-            Tensor other_TK = ctx.EmptyLike(dx_TK);
-            cuda::LinearInputGradient<T>(ctx, layers[i].dy_TN, layers[i].w_NK, other_TK);
-            AddInPlace(ctx, dx_TK, other_TK);
+          if (ctx.numerics == Numerics::kFast) {
+            return cpu::LinearInputGradientSum<T>(ctx, layers, dx_TK);
           }
+          one_by_one([&](const LinearOutput& layer, const Tensor& to_TK) {
+            cpu::LinearInputGradientSum<T>(ctx, {layer}, to_TK);
+          });
+        },
+        [&] {
+          one_by_one([&](const LinearOutput& layer, const Tensor& to_TK) {
+            cuda::LinearInputGradient<T>(ctx, layer.dy_TN, layer.w_NK, to_TK);
+          });
         });
   });
   return dx_TK;

@@ -31,7 +31,8 @@ struct LinearWeight {
 };
 std::vector<Tensor> LinearEach(Context& ctx, const Tensor& x_TK,
                                const std::vector<LinearWeight>& layers);
-// dx = Σ dy · w over the layers: on the CPU one chain an element, rounded once.
+// dx = Σ dy · w over the layers: of what each gives alone, in their order; with Numerics::kFast on
+// the CPU it is rounded once.
 struct LinearOutput {
   Tensor dy_TN, w_NK;
 };

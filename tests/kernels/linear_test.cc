@@ -276,9 +276,22 @@ TEST_P(LinearNumerics, SumsTheInputGradientsOfLayers) {
   }
 }
 
-// Of the joined layer, whose outputs lie beside each other.
-TEST(Linear, InputGradientOfLayersIsOneChainRoundedOnce) {
+TEST(Linear, InputGradientOfLayersIsTheSumOfEachOnes) {
   Context ctx(Device::Cpu(), 2);
+  for (DType dtype : {DType::kF32, DType::kBF16, DType::kF64}) {
+    const Layers layers(ctx, dtype, 300, 200);
+    const Tensor sum = LinearInputGradient(ctx, layers.dy[0], layers.w[0]);
+    for (size_t i : {1, 2}) {
+      AddInPlace(ctx, sum, LinearInputGradient(ctx, layers.dy[i], layers.w[i]));
+    }
+    EXPECT_TRUE(SameBits(layers.InputGradient(ctx), sum));
+  }
+}
+
+// That of the joined layer, whose outputs lie beside each other.
+TEST(Linear, WhereItMayBeFastTheSumIsRoundedOnce) {
+  Context ctx(Device::Cpu(), 2);
+  ctx.numerics = Numerics::kFast;
   const Layers layers(ctx, DType::kBF16, 19, 50);
   Tensor w = ctx.Empty({96 + 32 + 33, 50}, DType::kF32), dy = ctx.Empty({19, w.dim(0)}, w.dtype());
   int64_t at = 0;
