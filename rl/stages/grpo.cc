@@ -53,6 +53,7 @@ class GrpoStage {
     } else {
       RunAhead(env_.config.rollout.max_staleness);
     }
+    SaveReference();
     loop_.Complete(Cursor());
   }
 
@@ -216,7 +217,7 @@ class GrpoStage {
       AddModelRewards(&samples);
     } catch (const StoppedEarly&) {
       if (OneBehind()) throw;  // the last checkpoint stands
-      loop_.StopHere(Cursor());
+      StopHere();
     }
     return samples;
   }
@@ -287,7 +288,7 @@ class GrpoStage {
       return reference_->Logprobs(batch, rollout_);
     } catch (const StoppedEarly&) {
       if (OneBehind()) throw;  // the last checkpoint stands
-      loop_.StopHere(Cursor());
+      StopHere();
     }
   }
 
@@ -331,14 +332,18 @@ class GrpoStage {
   }
 
   void SaveIfDue() {
-    if (env_.AgreeToStop()) {
-      if (reference_) reference_->Save();
-      loop_.StopHere(Cursor());
-    }
-    if (loop_.SaveDue()) {
-      if (reference_) reference_->Save();
-      loop_.Save(Cursor());
-    }
+    if (env_.AgreeToStop()) StopHere();
+    if (!loop_.SaveDue()) return;
+    SaveReference();
+    loop_.Save(Cursor());
+  }
+  [[noreturn]] void StopHere() {
+    SaveReference();
+    loop_.StopHere(Cursor());
+  }
+  // Before each checkpoint, which names it.
+  void SaveReference() {
+    if (reference_) reference_->Save();
   }
 
   Environment& env_;

@@ -188,11 +188,13 @@ class RolloutFaultsTest : public testing::TestWithParam<int> {
   }
   // To the end of the run, by the same command as often as it takes.
   void Finish(const std::string& dir) {
+    std::string last;
     for (int starts = 0; starts < 5; ++starts) {
       if (program_->Wait(seconds(200)) == 0) return;
+      last = program_->output();
       Start(dir);
     }
-    FAIL() << "the run does not end:\n" << program_->output();
+    FAIL() << "the run does not end:\n" << last;
   }
 
   runtime::TemporaryFolder folder_;
