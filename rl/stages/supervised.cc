@@ -101,7 +101,7 @@ class HeldoutLoss {
 };
 
 bool Reached(Environment& env, const StageConfig& stage, int64_t step) {
-  if (!stage.until || step % stage.until->every != 0) return false;
+  if (!stage.until || step == 0 || step % stage.until->every != 0) return false;
   for (const EvaluationSuite& suite : env.config.suites) {
     if (suite.name != stage.until->suite) continue;
     EvaluationScores scores = RunSuite(env, suite, fmt::format("{}/step-{}", stage.name, step));
@@ -135,7 +135,16 @@ void RunSupervised(Environment& env, const StageConfig& stage) {
   };
   HeldoutLoss heldout(env, stage);
   CrossEntropyLoss loss;
-  while (loop.step() < total) {
+  // Looks before a step, not behind one: so a run that goes on at a step looks there again, since
+  // it may have been saved before it looked. What the look samples is in the journal by then.
+  auto reached = [&] {
+    try {
+      return Reached(env, stage, loop.step());
+    } catch (const StoppedEarly&) {
+      loop.StopHere(cursor());
+    }
+  };
+  while (!reached() && loop.step() < total) {
     auto data = loader.Next();
     if (data.end) break;
     auto result = env.learner.engine().Step(data.microbatches, loss, loop.lr());
@@ -146,7 +155,6 @@ void RunSupervised(Environment& env, const StageConfig& stage) {
       extra["heldout_loss"] = heldout.Measure();
     }
     loop.FinishStep(result, data.tokens, extra, cursor);
-    if (Reached(env, stage, loop.step())) break;
   }
   loop.Complete(cursor());
 }

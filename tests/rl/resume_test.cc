@@ -2,6 +2,8 @@
 // the same layout, and within rounding when each start has another one.
 #include <gtest/gtest.h>
 
+#include <thread>
+
 #include "tests/read_json.h"
 #include "tests/rl/run_testing.h"
 #include "tests/runtime/runtime_test_util.h"
@@ -99,6 +101,52 @@ TEST_F(ResumeTest, SavingInTheBackgroundChangesNoBit) {
   EXPECT_EQ(Undisturbed(layout), want) << "the same twice";
   EXPECT_EQ(Undisturbed(With(layout, "train.asynchronous_checkpoints=false")), want);
   EXPECT_EQ(Undisturbed(With(layout, "train.activation_checkpointing=true")), want);
+}
+
+const char kSuites[] = R"(rollout: {workers: 1}
+evaluate:
+  after: never
+  suites:
+    - {name: texts, text: {family: chain, text: answer}, batch: {packs: 2, pack_tokens: 48}}
+    - {name: problems, problems: {family: chain}, sampling: {max_new_tokens: 40}}
+)";
+const char kUntilLoss[] = "stages.base.until={suite: texts, metric: loss, at_least: 0, every: 4}";
+const char kUntilAccuracy[] =
+    "stages.base.until={suite: problems, metric: accuracy, at_least: 0, every: 4}";
+
+// Step 4 is saved before it is looked at; the start that goes on from there looks.
+TEST_F(ResumeTest, AStageEndsOnTheSameLookWhereverItWasStopped) {
+  yaml_ += kSuites;
+  int starts = 0;
+  const RunTrace want = Undisturbed({kUntilLoss});
+  EXPECT_EQ(want.metrics[4].at("stage"), "sft") << "behind four steps of base";
+  const RunTrace got = StoppedAtEveryStep([](int) { return Overrides{kUntilLoss}; }, &starts);
+  EXPECT_EQ(got.metrics, want.metrics);
+  EXPECT_EQ(got.tensors, want.tensors);
+}
+
+TEST_F(ResumeTest, AStopWhileALookSamplesKeepsTheSteps) {
+  yaml_ += kSuites;
+  const std::string dir = NewDir();
+  Config file = Config::FromString(yaml_, "test.yaml");
+  for (const char* line : {"mesh.dp=2", "stages.base.save_every=100", kUntilAccuracy}) {
+    file.Override(line);
+  }
+  const RunConfig config = ReadRunConfig(file);
+  std::atomic<bool> stop{false}, ended{false};
+  std::thread signal([&] {
+    while (!ended && !std::filesystem::exists(dir + "/journal")) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(2));
+    }
+    stop = true;
+  });
+  parallel::RunThreadRanks(2, [&](const parallel::GroupPtr& world) {
+    EXPECT_FALSE(TrainOneRank(config, dir, stop, world, TestDevice(), /*with_pool=*/true));
+  });
+  ended = true;
+  signal.join();
+  EXPECT_EQ(runtime::ListCheckpointSteps(runtime::LocalFileSystem(), dir + "/checkpoints/base"),
+            std::vector<int64_t>{4});
 }
 
 // Killed before the first checkpoint: the steps are taken again, their lines are not there twice.

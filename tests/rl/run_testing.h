@@ -16,6 +16,7 @@
 #include "parallel/comm/process_group.h"
 #include "rl/learner.h"
 #include "rl/run_directory.h"
+#include "rl/stages/sample_pool.h"
 #include "rl/stages/stages.h"
 #include "runtime/checkpoint/checkpoint.h"
 #include "tests/device.h"
@@ -59,10 +60,11 @@ inline void WriteQuestions(const std::string& path) {
   runtime::LocalFileSystem().WriteAtomically(path, lines);
 }
 
-// One rank of `hone train`. False when it stopped early: with `stop` it does after every step.
-inline bool TrainOneRank(const RunConfig& config, const std::string& dir, bool stop,
-                         const parallel::GroupPtr& world, Device device) {
-  const std::atomic<bool> stop_flag{stop};
+// One rank of `hone train`, with a pool that workers could join or without. False when it stopped
+// early: with `stop` it does after every step.
+inline bool TrainOneRank(const RunConfig& config, const std::string& dir,
+                         const std::atomic<bool>& stop, const parallel::GroupPtr& world,
+                         Device device, bool with_pool = false) {
   RunDirectory directory(runtime::LocalFileSystem(), dir);
   if (world->rank() == 0) directory.Acquire(0);
   world->Barrier();
@@ -74,10 +76,12 @@ inline bool TrainOneRank(const RunConfig& config, const std::string& dir, bool s
   if (world->rank() == 0) {
     metrics = std::make_unique<runtime::MetricsWriter>(directory.fs(), directory.metrics());
   }
+  std::unique_ptr<SamplePool> pool;
+  if (with_pool) pool = std::make_unique<SamplePool>(learner, directory, "secret", stop);
   RunState state;
   Environment env{
-      config, directory, learner, data::LoadTokenizer(config.tokenizer, config.special_tokens),
-      state,  metrics,   nullptr, stop_flag};
+      config, directory, learner,    data::LoadTokenizer(config.tokenizer, config.special_tokens),
+      state,  metrics,   pool.get(), stop};
   bool done = true;
   try {
     RunStages(env, "");
@@ -94,9 +98,10 @@ inline bool Train(const std::string& yaml, const std::vector<std::string>& overr
   for (const std::string& assignment : overrides) file.Override(assignment);
   const RunConfig config = ReadRunConfig(file);
   CheckRun(config);
+  const std::atomic<bool> stop_flag{stop};
   std::atomic<bool> done{false};
   parallel::RunThreadRanks(config.mesh.ranks(), [&](const parallel::GroupPtr& world) {
-    const bool mine = TrainOneRank(config, dir, stop, world, device);
+    const bool mine = TrainOneRank(config, dir, stop_flag, world, device);
     if (world->rank() == 0) done = mine;
   });
   return done;
