@@ -33,6 +33,9 @@ class GrpoStage {
                        stage.where, stage.name);
     if (config_.loss.kl_coefficient > 0) {
       reference_ = std::make_unique<ReferencePolicy>(env, stage);
+      if (env.root()) {
+        ReferencePolicy::DropAhead(env.directory.fs(), env.directory.checkpoints(stage.name));
+      }
       loop_.set_on_pruned([&fs = env.directory.fs(), dir = env.directory.checkpoints(stage.name)] {
         ReferencePolicy::Prune(fs, dir);
       });

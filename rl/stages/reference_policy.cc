@@ -12,6 +12,18 @@ namespace hone::rl {
 namespace {
 
 constexpr char kSuffix[] = "-reference";
+constexpr char kRemoved[] = ".removed.tmp";
+
+// Renamed first: a folder half removed must not have a final name.
+void Remove(FileSystem& fs, const std::string& folder, const std::vector<int64_t>& steps) {
+  for (int64_t step : steps) {
+    const std::string path = folder + "/" + runtime::CheckpointStepName(step);
+    fs.Rename(path, path + kRemoved);
+  }
+  for (const std::string& name : fs.List(folder)) {
+    if (name.ends_with(kRemoved)) fs.RemoveAll(folder + "/" + name);
+  }
+}
 
 SlabIndex Prefixed(SlabIndex slabs) {
   for (SlabTensor& s : slabs) s.slab.name = "model/" + s.slab.name;
@@ -127,15 +139,23 @@ void ReferencePolicy::Prune(FileSystem& fs, const std::string& checkpoints) {
     auto after = std::upper_bound(references.begin(), references.end(), step);
     if (after != references.begin()) needed.insert(*std::prev(after));
   }
+  std::vector<int64_t> old;
   for (int64_t reference : references) {
-    if (needed.count(reference) > 0 || steps.empty() || reference > steps.back()) continue;
-    // Renamed first: a folder half removed must not have a final name.
-    const std::string path = folder + "/" + runtime::CheckpointStepName(reference);
-    fs.Rename(path, path + ".removed.tmp");
+    bool ahead = steps.empty() || reference > steps.back();
+    if (!ahead && needed.count(reference) == 0) old.push_back(reference);
   }
-  for (const std::string& name : fs.List(folder)) {
-    if (name.ends_with(".removed.tmp")) fs.RemoveAll(folder + "/" + name);
+  Remove(fs, folder, old);
+}
+
+void ReferencePolicy::DropAhead(FileSystem& fs, const std::string& checkpoints) {
+  const std::string folder = checkpoints + kSuffix;
+  if (!fs.Exists(folder)) return;
+  const std::vector<int64_t> steps = runtime::ListCheckpointSteps(fs, checkpoints);
+  std::vector<int64_t> ahead;
+  for (int64_t reference : runtime::ListCheckpointSteps(fs, folder)) {
+    if (steps.empty() || reference > steps.back()) ahead.push_back(reference);
   }
+  Remove(fs, folder, ahead);
 }
 
 std::vector<std::vector<float>> ReferencePolicy::Logprobs(const RolloutBatch& batch,

@@ -14,7 +14,7 @@
 
 namespace hone::rl {
 
-// All methods are collective but step and Prune.
+// All methods are collective but step, Prune and DropAhead.
 class ReferencePolicy {
  public:
   ReferencePolicy(Environment& env, const StageConfig& stage);
@@ -32,6 +32,10 @@ class ReferencePolicy {
   void Save();
   // Removes those that no checkpoint of the stage needs any more. Rank 0, when one was committed.
   static void Prune(FileSystem& fs, const std::string& checkpoints);
+  // Removes those beyond the newest checkpoint: their writer was killed before the checkpoint that
+  // was to name them, and to Prune they would pass for what a later one names. Rank 0, when the
+  // stage begins or goes on.
+  static void DropAhead(FileSystem& fs, const std::string& checkpoints);
 
   // Of each sample's completion tokens; 0 where the pool reads and the model drew nothing.
   std::vector<std::vector<float>> Logprobs(const RolloutBatch& batch, int64_t rollout);

@@ -153,6 +153,32 @@ TEST(ReferencePolicy, ComesBackFromItsCheckpointWhereverItIsKept) {
   });
 }
 
+// Killed between reference 400 and checkpoint 400, gone on from 300 without refreshes: all further
+// checkpoints name reference 200.
+TEST(ReferencePolicy, OneAheadOfAllCheckpointsIsDroppedSoThatTheirsStays) {
+  runtime::TemporaryFolder folder;
+  auto& fs = runtime::LocalFileSystem();
+  const std::string checkpoints = folder / "rl", references = folder / "rl-reference";
+  auto commit = [&](const std::string& dir, int64_t step) {
+    const std::string path = dir + "/" + runtime::CheckpointStepName(step);
+    fs.MakeDirs(path);
+    fs.WriteAtomically(path + "/index.h5", "whole");
+  };
+  using Steps = std::vector<int64_t>;
+  for (int64_t step : {200, 300}) commit(checkpoints, step);
+  for (int64_t step : {200, 400}) commit(references, step);
+  ReferencePolicy::Prune(fs, checkpoints);
+  EXPECT_EQ(runtime::ListCheckpointSteps(fs, references), (Steps{200, 400})) << "400 may be next";
+  ReferencePolicy::DropAhead(fs, checkpoints);
+  EXPECT_EQ(runtime::ListCheckpointSteps(fs, references), Steps{200});
+  for (int64_t step : {400, 500}) commit(checkpoints, step);
+  for (int64_t step : {200, 300})
+    fs.RemoveAll(checkpoints + "/" + runtime::CheckpointStepName(step));
+  ReferencePolicy::Prune(fs, checkpoints);
+  EXPECT_EQ(runtime::ListCheckpointSteps(fs, references), Steps{200});
+  EXPECT_EQ(fs.List(references).size(), 1u) << "nothing half removed";
+}
+
 // A reward model's stage leaves the policy without one of its own.
 TEST(Environment, LoadsAStartBetweenStagesToo) {
   runtime::TemporaryFolder folder;
