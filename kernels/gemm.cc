@@ -212,8 +212,8 @@ template <class T>
 void GemmEach(Context& ctx, Common common, int64_t K, std::span<const Product<T>> products) {
   if (products.empty()) return;
   if constexpr (std::is_same_v<Acc<T>, float>) {
-    if (ctx.numerics == Numerics::kFast && AmxPays(common, K, products) && HasAmx()) {
-      return AmxGemmEach(ctx.pool(), common, K, products);
+    if (ctx.numerics != Numerics::kBatchInvariant && AmxPays(common, K, products) && HasAmx()) {
+      return AmxGemmEach(ctx.pool(), ctx.numerics, common, K, products);
     }
   }
   for (const Product<T>& p : products) {

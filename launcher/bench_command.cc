@@ -62,7 +62,7 @@ Json Train(const Flags& flags) {
   options.threads = flags.threads;
   options.packs = flags.packs;
   options.activation_checkpointing = flags.activation_checkpointing;
-  if (flags.numerics == "fast") options.numerics = Numerics::kFast;
+  options.numerics = runtime::NumericsFromName(flags.numerics);
   SetUnlessZero(&options.rounds, flags.rounds);
   return BenchTrain(options);
 }
@@ -112,8 +112,8 @@ void AddTrainFlags(CLI::App& app, Flags& flags) {
   app.add_option("--packs", flags.packs, "packs of a rank and step")->capture_default_str();
   app.add_flag("--activation-checkpointing", flags.activation_checkpointing,
                "keep only layers' inputs");
-  app.add_option("--numerics", flags.numerics, "as train.numerics: batch_invariant or fast")
-      ->check(CLI::IsMember({"batch_invariant", "fast"}))
+  app.add_option("--numerics", flags.numerics, "as train.numerics")
+      ->check(CLI::IsMember(runtime::NumericsNames()))
       ->capture_default_str();
 }
 

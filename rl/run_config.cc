@@ -82,7 +82,7 @@ void RolloutConfig::Read(ConfigReader& r) {
   r.Optional("threads", &threads);
   device = static_cast<Device::Type>(r.OneOf("device", {"cpu", "cuda"}, 0));
   if (r.Has("numerics")) {
-    numerics = static_cast<Numerics>(r.OneOf("numerics", {"batch_invariant", "fast"}, -1));
+    numerics = static_cast<Numerics>(r.OneOf("numerics", runtime::NumericsNames(), -1));
   }
   r.Optional("allow_logprob_gap", &allow_logprob_gap);
   publish = static_cast<Publish>(r.OneOf("publish", {"host", "device"}, 0));
@@ -129,18 +129,14 @@ void RolloutConfig::CheckCache(int64_t tokens, int64_t context, const std::strin
 namespace {
 
 void ReadDevice(ConfigReader& r, TrainConfig* train) {
-  std::string device = "cpu", numerics = "batch_invariant";
+  std::string device = "cpu";
   r.Optional("device", &device);
-  r.Optional("numerics", &numerics);
+  train->numerics = static_cast<Numerics>(r.OneOf("numerics", runtime::NumericsNames(), 0));
   r.Optional("fp8", &train->fp8);
   r.Optional("keep_fp8", &train->keep_fp8);
   if (device != "cpu" && device != "cuda") r.Fail("device", "must be cpu or cuda");
-  if (numerics != "batch_invariant" && numerics != "fast") {
-    r.Fail("numerics", "must be batch_invariant or fast");
-  }
   train->device = device == "cuda" ? Device::Type::kCuda : Device::Type::kCpu;
-  train->numerics = numerics == "fast" ? Numerics::kFast : Numerics::kBatchInvariant;
-  if (train->fp8 && train->numerics != Numerics::kFast) {
+  if (train->fp8 && train->numerics == Numerics::kBatchInvariant) {
     r.Fail("fp8", "is not batch invariant; it needs numerics: fast");
   }
   if (train->fp8 && train->dtype == DType::kF64) r.Fail("fp8", "needs dtype f32 or bf16");

@@ -1,6 +1,30 @@
 #include "runtime/context.h"
 
+#include <fmt/ranges.h>
+
+#include <algorithm>
+
+#include "runtime/error.h"
+
 namespace hone::runtime {
+
+const std::vector<std::string>& NumericsNames() {
+  static const std::vector<std::string> names = {"batch_invariant", "fast", "fixed_point"};
+  return names;
+}
+
+std::string_view NumericsName(Numerics numerics) {
+  return NumericsNames()[static_cast<size_t>(numerics)];
+}
+
+Numerics NumericsFromName(std::string_view name) {
+  const auto& names = NumericsNames();
+  const auto found = std::find(names.begin(), names.end(), name);
+  if (found == names.end()) {
+    throw ConfigError(fmt::format("numerics: {} is none of {}", name, fmt::join(names, ", ")));
+  }
+  return static_cast<Numerics>(found - names.begin());
+}
 
 Context::Context(Device device, int threads, std::shared_ptr<Allocator> allocator)
     : device_(device),

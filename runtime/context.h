@@ -6,6 +6,9 @@
 #include <deque>
 #include <functional>
 #include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
 
 #include "runtime/allocator.h"
 #include "runtime/device.h"
@@ -26,7 +29,15 @@ enum class Numerics : uint8_t {
   // On the shape of the batch too. GPUs: cuDNN's attention, cuBLASLt's own choice; CPUs: large
   // products in the matrix unit where there is one (kernels/amx_gemm.h).
   kFast,
+  // As kFast, but on CPUs large products of f32 are made of numbers of 24 bits whose point is fixed
+  // for each row and column.
+  kFixedPoint,
 };
+// "batch_invariant", "fast", "fixed_point", in their order.
+const std::vector<std::string>& NumericsNames();
+std::string_view NumericsName(Numerics numerics);
+// Throws ConfigError where there is no such name.
+Numerics NumericsFromName(std::string_view name);
 
 class PackedWeights;
 

@@ -78,7 +78,7 @@ void CheckPages(std::string_view op, const Context& ctx, const Tensor& q_THC, co
 }
 
 // Whether cuDNN may be asked, which has the last word on what it serves.
-bool Fast(const Context& ctx) { return ctx.numerics == runtime::Numerics::kFast; }
+bool Fast(const Context& ctx) { return ctx.numerics != runtime::Numerics::kBatchInvariant; }
 
 // In the accumulation dtype throughout, rounded at the end.
 AttentionGradients BackwardOnCpu(Context& ctx, const Tensor& dout_THV, const Tensor& q_THC,

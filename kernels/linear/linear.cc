@@ -65,7 +65,7 @@ Tensor LinearInputGradientSum(Context& ctx, const std::vector<LinearOutput>& lay
     SwitchDevice(
         ctx,
         [&] {
-          if (ctx.numerics == Numerics::kFast) {
+          if (ctx.numerics != Numerics::kBatchInvariant) {
             return cpu::LinearInputGradientSum<T>(ctx, layers, dx_TK);
           }
           one_by_one([&](const LinearOutput& layer, const Tensor& to_TK) {

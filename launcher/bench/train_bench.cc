@@ -62,7 +62,7 @@ Json BenchTrain(const TrainBenchOptions& options) {
                  {"model", ModelToJson(model.config)},
                  {"ranks", ranks},
                  {"threads", options.threads},
-                 {"numerics", options.numerics == Numerics::kFast ? "fast" : "batch_invariant"},
+                 {"numerics", runtime::NumericsName(options.numerics)},
                  {"sequence", model.sequence},
                  {"sequences", model.sequences},
                  {"lengths", Lengths(model)},

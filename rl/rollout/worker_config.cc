@@ -14,7 +14,7 @@ std::string WriteWorkerConfig(const WorkerConfig& c) {
               {"tokenizer", c.tokenizer},
               {"special_tokens", c.special_tokens},
               {"dtype", std::string(runtime::DTypeName(c.dtype))},
-              {"fast", c.numerics == Numerics::kFast},
+              {"numerics", std::string(runtime::NumericsName(c.numerics))},
               {"max_batch", c.engine.max_batch},
               {"page_size", c.engine.page_size},
               {"cache_pages", c.engine.cache_pages},
@@ -34,7 +34,7 @@ WorkerConfig ReadWorkerConfig(const std::string& text) {
     j.at("tokenizer").get_to(c.tokenizer);
     j.at("special_tokens").get_to(c.special_tokens);
     c.dtype = runtime::DTypeFromName(j.at("dtype").get<std::string>());
-    if (j.at("fast").get<bool>()) c.numerics = Numerics::kFast;
+    c.numerics = runtime::NumericsFromName(j.at("numerics").get<std::string>());
     j.at("max_batch").get_to(c.engine.max_batch);
     j.at("page_size").get_to(c.engine.page_size);
     j.at("cache_pages").get_to(c.engine.cache_pages);

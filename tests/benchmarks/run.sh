@@ -53,10 +53,13 @@ PY
 echo "threads $threads, rounds $rounds, clock $clock, $(date -u +%F), load $(cut -d' ' -f1-3 /proc/loadavg)"
 side_by_side "train 30m / PyTorch" "$here/torch_train.py" train --preset 30m
 side_by_side "train 30m fast / PyTorch" "$here/torch_train.py" train --preset 30m --numerics fast
+side_by_side "train 30m fixed_point / PyTorch" "$here/torch_train.py" train --preset 30m --numerics fixed_point
 side_by_side "train 1m / PyTorch" "$here/torch_train.py" train --preset 1m
 side_by_side "train 1m fast / PyTorch" "$here/torch_train.py" train --preset 1m --numerics fast
+side_by_side "train 1m fixed_point / PyTorch" "$here/torch_train.py" train --preset 1m --numerics fixed_point
 side_by_side "train 1m uneven / PyTorch" "$here/torch_train.py" train --preset 1m --uneven
 side_by_side "train 1m uneven fast / PyTorch" "$here/torch_train.py" train --preset 1m --uneven --numerics fast
+side_by_side "train 1m uneven fixed_point / PyTorch" "$here/torch_train.py" train --preset 1m --uneven --numerics fixed_point
 side_by_side "decode 30m / transformers" "$here/transformers_decode.py" rollout --preset 30m
 for ((i = 0; i < rounds; ++i)); do
   for preset in 30m moe8; do

@@ -81,8 +81,9 @@ TEST(Linear, GivesARowTheSameBitsInEveryBatch) {
 }
 
 class LinearNumerics : public ::testing::TestWithParam<Numerics> {};
-INSTANTIATE_TEST_SUITE_P(Both, LinearNumerics,
-                         ::testing::Values(Numerics::kBatchInvariant, Numerics::kFast));
+INSTANTIATE_TEST_SUITE_P(All, LinearNumerics,
+                         ::testing::Values(Numerics::kBatchInvariant, Numerics::kFast,
+                                           Numerics::kFixedPoint));
 
 TEST_P(LinearNumerics, AgreesWithDoubles) {
   Context ctx(TestDevice(), 2);

@@ -1,6 +1,8 @@
-// Whole models whose products the CPU's matrix unit makes (Numerics::kFast): as near to f64 as the
-// chains of multiply-adds are.
+// Whole models whose products the CPU's matrix unit makes (Numerics::kFast, kFixedPoint): as near
+// to f64 as f32 is.
 #include <gtest/gtest.h>
+
+#include <tuple>
 
 #include "kernels/amx_gemm.h"
 #include "tests/model/stage_testing.h"
@@ -37,22 +39,24 @@ std::vector<std::vector<double>> LossAndGradients(const ModelConfig& config, DTy
   return values;
 }
 
-class FastNumericsTest : public testing::TestWithParam<ModelConfig> {};
+class FastNumericsTest : public testing::TestWithParam<std::tuple<ModelConfig, Numerics>> {};
 INSTANTIATE_TEST_SUITE_P(Models, FastNumericsTest,
-                         testing::Values(Wide(TinyDense()), Wide(TinyTied()),
-                                         Wide(TinySoftmaxMoe())));
+                         testing::Combine(testing::Values(Wide(TinyDense()), Wide(TinyTied()),
+                                                          Wide(TinySoftmaxMoe())),
+                                          testing::Values(Numerics::kFast, Numerics::kFixedPoint)));
 
 TEST_P(FastNumericsTest, GradientsAreThoseOfF64ToF32sPrecision) {
   if (!kernels::HasAmx()) GTEST_SKIP() << "this build or this processor has no AMX";
-  const auto exact = LossAndGradients(GetParam(), DType::kF64, Numerics::kBatchInvariant);
-  const auto chains = LossAndGradients(GetParam(), DType::kF32, Numerics::kBatchInvariant);
-  const auto fast = LossAndGradients(GetParam(), DType::kF32, Numerics::kFast);
+  const auto& [config, numerics] = GetParam();
+  const auto exact = LossAndGradients(config, DType::kF64, Numerics::kBatchInvariant);
+  const auto chains = LossAndGradients(config, DType::kF32, Numerics::kBatchInvariant);
+  const auto fast = LossAndGradients(config, DType::kF32, numerics);
   ASSERT_EQ(fast.size(), exact.size());
   EXPECT_NE(fast, chains);
   for (size_t i = 0; i < fast.size(); ++i) {
     EXPECT_LE(RelativeError(fast[i], exact[i]), 1e-5) << "tensor " << i;
   }
-  EXPECT_EQ(fast, LossAndGradients(GetParam(), DType::kF32, Numerics::kFast)) << "once more";
+  EXPECT_EQ(fast, LossAndGradients(config, DType::kF32, numerics)) << "once more";
 }
 
 }  // namespace

@@ -5,6 +5,7 @@
 
 #include <fstream>
 
+#include "rl/rollout/worker_config.h"
 #include "rl/run_config.h"
 #include "runtime/error.h"
 #include "tests/runtime/runtime_test_util.h"
@@ -48,6 +49,34 @@ std::string ErrorOf(const std::vector<std::string>& overrides) {
 }
 
 TEST(RunChecks, TheRunItselfIsSound) { EXPECT_EQ(ErrorOf({}), ""); }
+
+TEST(RunChecks, NumericsByName) {
+  for (const char* key : {"train.numerics", "rollout.numerics"}) {
+    for (const char* name : {"batch_invariant", "fast", "fixed_point"}) {
+      const std::string assignment = fmt::format("{}={}", key, name);
+      EXPECT_EQ(ErrorOf({assignment}), "");
+      Config file = Config::FromString(kRun, "run.yaml");
+      file.Override(assignment);
+      const RunConfig config = ReadRunConfig(file);
+      const Numerics numerics = config.rollout.numerics.value_or(config.train.numerics);
+      EXPECT_EQ(runtime::NumericsName(numerics), name);
+    }
+    EXPECT_THAT(
+        ErrorOf({fmt::format("{}=fixed", key)}),
+        AllOf(HasSubstr("numerics"), HasSubstr("'fixed' is none of"), HasSubstr("fixed_point")));
+  }
+  EXPECT_THAT(ErrorOf({"train.fp8=true"}), HasSubstr("numerics"));
+  EXPECT_EQ(ErrorOf({"train.fp8=true", "train.numerics=fixed_point"}), "");
+}
+
+TEST(RunChecks, WorkersAreToldTheNumerics) {
+  WorkerConfig config;
+  config.model = ReadRunConfig(Config::FromString(kRun, "run.yaml")).model;
+  for (Numerics numerics : {Numerics::kBatchInvariant, Numerics::kFast, Numerics::kFixedPoint}) {
+    config.numerics = numerics;
+    EXPECT_EQ(ReadWorkerConfig(WriteWorkerConfig(config)).numerics, numerics);
+  }
+}
 
 TEST(RunChecks, StagesThatThereAreNotOrThatComeLater) {
   EXPECT_THAT(ErrorOf({"stages.rl.from=bas"}),

@@ -1,57 +1,27 @@
-// Operands of the matrix unit in panels, and squares of their product (kernels/amx_gemm.h says what
-// is multiplied). Only where the build's instruction set has the unit: HONE_HAS_AMX.
+// Numbers as sums of bf16 numbers, and squares of their product in the matrix unit
+// (kernels/amx_gemm.h says what is multiplied).
 //
-// A tile register holds 16 rows of 64 bytes. One of A is 16 rows of 32 k; one of B is 16 pairs of k
-// by 16 columns, the two k of a pair beside each other. Both operands are packed in panels of 32
-// rows or columns: for each 32 k (a step), for each part, the tiles of the panel's two halves. Four
-// registers sum a square of 32 × 32 of C; two hold the panel of A and two that of B.
+// A tile register of A is 16 rows of 32 k; one of B is 16 pairs of k by 16 columns, the two k of a
+// pair beside each other. A panel holds for each 32 k (a step), for each part, the tiles of its two
+// halves. Four registers sum a square of 32 × 32 of C; two hold the panel of A and two that of B.
 #pragma once
 
-#if defined(__AMX_BF16__) && defined(__AVX512BW__)
-#define HONE_HAS_AMX
-#include <immintrin.h>
+#include "kernels/amx_tiles.h"
 
-#include <algorithm>
-#include <cstdint>
-#include <cstring>
+#ifdef HONE_HAS_AMX
 #include <type_traits>
-
-#include "kernels/simd.h"
-#include "kernels/vec_math.h"
 
 namespace hone::kernels::amx {
 
 inline constexpr int64_t kTile = 512;    // bf16 elements in a tile
 inline constexpr int64_t kTileRow = 32;  // in its row
-inline constexpr int64_t kHalf = 16;     // rows of a tile
-inline constexpr int64_t kPanel = 2 * kHalf;
-inline constexpr int64_t kStep = 32;  // k
+inline constexpr int64_t kStep = 32;     // k
 
 template <class T>
 inline constexpr int kParts = std::is_same_v<T, BF16> ? 1 : 3;
 template <class T>
 inline constexpr int64_t kStepSize = kParts<T> * 2 * kTile;  // bf16 elements of a step of a panel
 inline constexpr int64_t kPart = 2 * kTile;                  // from part to part
-
-// The registers' shape: eight tiles of 16 rows of 64 bytes. Its layout is the instruction's.
-struct alignas(64) TileShape {
-  uint8_t palette = 1, start_row = 0, reserved[14] = {};
-  uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-  uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
-};
-// While a thread has one, its tile registers are ready; without, the system need not save them.
-class Tiles {
- public:
-  Tiles() {
-    const TileShape shape;
-    _tile_loadconfig(&shape);
-  }
-  ~Tiles() { _tile_release(); }
-  Tiles(const Tiles&) = delete;
-  Tiles& operator=(const Tiles&) = delete;
-};
-
-using Bits = uint32_t __attribute__((vector_size(64)));
 
 // The bf16 next to each lane, in the upper half of its bits.
 inline __m512 NearestBF16(__m512 x) { return __m512((Bits(x) + 0x8000) & 0xffff0000); }
@@ -95,13 +65,6 @@ void SplitPairs(const float* from, int64_t stride, uint16_t* to) {
                    _mm512_store_si512(to + part * kPart, __m512i(x >> 16 | (y & 0xffff0000)));
                  });
   }
-}
-
-// to[j][i] = from[i][j] of a square of 16.
-inline void TransposeSquare(const float* from, int64_t stride, float* to, int64_t to_stride) {
-  __m512 column[kHalf];
-  LoadTransposed<float>(from, stride, column);
-  Unroll<kHalf>([&](auto j) { _mm512_store_ps(to + j * to_stride, column[j]); });
 }
 
 // Packs half a panel's step: `lines` rows of A (or columns of B) and `kc` of k; what is missing is
@@ -216,6 +179,24 @@ void MultiplySquare(int64_t steps, const uint16_t* a, const uint16_t* b, int64_t
   MultiplyPanels<T>(steps, a, b, copy, kPanel, load);
   for (int64_t r = 0; r < rows; ++r) std::copy_n(copy + r * kPanel, cols, c + r * c_stride);
 }
+
+template <class T>
+struct Bf16Parts {
+  using Element = T;
+
+  static int64_t PanelSize(int64_t kc) { return (kc + kStep - 1) / kStep * kStepSize<T> * 2; }
+
+  template <bool is_left>
+  static void Pack(const T* from, int64_t stride, bool by_k, int64_t lines, int64_t kc,
+                   uint8_t* to) {
+    PackPanel<T, is_left>(from, stride, by_k, lines, kc, reinterpret_cast<uint16_t*>(to));
+  }
+  static void Multiply(int64_t kc, const uint8_t* a, const uint8_t* b, int64_t rows, int64_t cols,
+                       float* c, int64_t c_stride, bool load) {
+    MultiplySquare<T>((kc + kStep - 1) / kStep, reinterpret_cast<const uint16_t*>(a),
+                      reinterpret_cast<const uint16_t*>(b), rows, cols, c, c_stride, load);
+  }
+};
 
 }  // namespace hone::kernels::amx
 
