@@ -33,8 +33,7 @@ json ToJson(const StageRecord& s) {
           {"seconds", s.seconds},
           {"total_steps", s.steps},
           {"eval", evaluations},
-          {"peak_bytes", s.peak_bytes},
-          {"metrics_begin", s.metrics_begin}};
+          {"peak_bytes", s.peak_bytes}};
 }
 
 StageRecord FromJson(const json& j) {
@@ -47,7 +46,6 @@ StageRecord FromJson(const json& j) {
   j.at("total_steps").get_to(s.steps);
   j.at("tokens").get_to(s.tokens);
   j.at("seconds").get_to(s.seconds);
-  s.metrics_begin = j.value("metrics_begin", int64_t{-1});
   s.peak_bytes = j.value("peak_bytes", decltype(s.peak_bytes)());
   for (const auto& [suite, scores] : j.at("eval").items()) {
     EvaluationScores& read = s.evaluations[suite];

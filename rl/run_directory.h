@@ -19,7 +19,6 @@ struct StageRecord {
   int64_t step = 0, steps = 0;
   int64_t tokens = 0;
   double seconds = 0;
-  int64_t metrics_begin = -1;  // where its lines in metrics.jsonl begin; −1: has none yet
   std::map<std::string, EvaluationScores> evaluations;  // by suite
   // Highest bytes of each category and of the total since the stage began or went on: one entry a
   // pipeline rank, of the replica that held most.

@@ -5,6 +5,8 @@
 namespace hone::runtime {
 
 struct MetricsWriter::Impl {
+  FileSystem& fs;
+  std::string path;
   std::unique_ptr<File> file;
   int64_t end = 0;
 };
@@ -27,12 +29,10 @@ int64_t WholeLines(File& file, int64_t end) {
 
 }  // namespace
 
-MetricsWriter::MetricsWriter(FileSystem& fs, const std::string& path, int64_t resume_offset)
-    : impl_(std::make_unique<Impl>()) {
-  impl_->file = fs.Open(path, OpenMode::kAppend);
+MetricsWriter::MetricsWriter(FileSystem& fs, const std::string& path)
+    : impl_(new Impl{fs, path, fs.Open(path, OpenMode::kAppend)}) {
   int64_t size = impl_->file->Size();
-  int64_t keep = resume_offset < 0 ? size : std::min(resume_offset, size);
-  impl_->end = WholeLines(*impl_->file, keep);
+  impl_->end = WholeLines(*impl_->file, size);
   if (impl_->end != size) impl_->file->Truncate(impl_->end);
 }
 
@@ -44,9 +44,20 @@ void MetricsWriter::Write(const std::string& json_object) {
   impl_->end += static_cast<int64_t>(line.size());
 }
 
-int64_t MetricsWriter::Offset() {
-  impl_->file->Sync();
-  return impl_->end;
+void MetricsWriter::Sync() { impl_->file->Sync(); }
+
+void MetricsWriter::Keep(const std::function<bool(std::string_view line)>& keep) {
+  std::string all(static_cast<size_t>(impl_->end), '\0'), kept;
+  impl_->file->Read(0, all.data(), impl_->end);
+  for (size_t begin = 0, next; begin < all.size(); begin = next) {
+    next = all.find('\n', begin) + 1;
+    std::string_view line(all.data() + begin, next - begin);
+    if (keep(line)) kept += line;
+  }
+  if (kept.size() == all.size()) return;
+  impl_->fs.WriteAtomically(impl_->path, kept);
+  impl_->file = impl_->fs.Open(impl_->path, OpenMode::kAppend);
+  impl_->end = static_cast<int64_t>(kept.size());
 }
 
 }  // namespace hone::runtime

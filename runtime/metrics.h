@@ -1,25 +1,25 @@
 // metrics.jsonl: one object a step.
 #pragma once
 
-#include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
-#include <utility>
-#include <vector>
+#include <string_view>
 
 #include "runtime/file_system.h"
 
 namespace hone::runtime {
 
-// Appends JSON lines. Rank 0 only. Flushed line by line; synced with `Offset`, which a checkpoint
-// records, so that a resumed run cuts the file back and goes on as if never stopped. A torn last
-// line is cut off; a file shorter than the offset is appended to where it ends.
+// Appends JSON lines. Rank 0 only. Flushed line by line. A torn last line is cut off.
 class MetricsWriter {
  public:
-  MetricsWriter(FileSystem& fs, const std::string& path, int64_t resume_offset = -1 /* keep all */);
+  MetricsWriter(FileSystem& fs, const std::string& path);
   ~MetricsWriter();
   void Write(const std::string& json_object);
-  int64_t Offset();
+  void Sync();  // to stable storage, before a checkpoint that the lines lead up to
+  // Leaves the lines that `keep` wants; the file is replaced in one step. So a resumed run takes
+  // out those of the steps that it takes again, and goes on as if never stopped.
+  void Keep(const std::function<bool(std::string_view line)>& keep);
 
  private:
   struct Impl;

@@ -86,7 +86,6 @@ TrainingLoop::TrainingLoop(Environment& env, const StageConfig& stage, int64_t t
   // Rank 0 looks, so that all ranks resume from the same place.
   auto steps = runtime::ListCheckpointSteps(env_.directory.fs(), dir);
   int64_t newest = std::stoll(env_.FromRoot(std::to_string(steps.empty() ? -1 : steps.back())));
-  int64_t offset = -1;
   if (newest >= 0) {
     json metadata = json::parse(env_.learner.Load(dir + "/" + runtime::CheckpointStepName(newest)));
     step_ = metadata.at("step");
@@ -94,31 +93,28 @@ TrainingLoop::TrainingLoop(Environment& env, const StageConfig& stage, int64_t t
     seconds_ = metadata.at("seconds");
     // Not step_: a step whose gradient was not finite is no step of the optimizer.
     env_.learner.engine().optimizer().set_step(metadata.at("optimizer_step"));
-    offset = metadata.at("metrics_offset");
     *resumed_ = metadata.at("cursor");
     saved_step_ = step_;
   } else {
     BeginFrom(stage.from);
-    offset = env_.state.Find(stage.name)->metrics_begin;
   }
   env_.learner.SelfCheck();
   UpdateRecord();
   if (env_.root()) {
-    CutMetrics(offset);
+    CutMetrics();
     WriteRecord("running");
   }
   last_ = std::chrono::steady_clock::now();
 }
 
-// Lines of steps that are to be taken again are cut off; a stage that begins (offset −1) notes
-// where its own lines will.
-void TrainingLoop::CutMetrics(int64_t offset) {
-  if (offset >= 0) {
-    env_.metrics = std::make_unique<runtime::MetricsWriter>(env_.directory.fs(),
-                                                            env_.directory.metrics(), offset);
-  } else {
-    env_.state.Find(stage_.name)->metrics_begin = env_.metrics->Offset();
-  }
+// Takes out the lines of steps that are to be taken again. Lines of other stages may stand before,
+// between and behind them: the stages of a config may change between two starts.
+void TrainingLoop::CutMetrics() {
+  env_.metrics->Keep([&](std::string_view line) {
+    json metrics = json::parse(line, nullptr, /*allow_exceptions=*/false);
+    return !metrics.is_object() || metrics.value("stage", "") != stage_.name ||
+           metrics.value("step", int64_t{0}) <= step_;
+  });
 }
 
 void TrainingLoop::BeginFrom(const std::string& from) {
@@ -185,7 +181,7 @@ void TrainingLoop::Save(const json& cursor) {
                    {"cursor", cursor}};
   if (env_.root()) {
     env_.directory.CheckFence();
-    metadata["metrics_offset"] = env_.metrics->Offset();
+    env_.metrics->Sync();
   }
   std::string dir = env_.directory.checkpoints(stage_.name);
   auto& fs = env_.directory.fs();

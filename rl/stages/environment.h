@@ -79,7 +79,7 @@ class TrainingLoop {
 
  private:
   void BeginFrom(const std::string& from);
-  void CutMetrics(int64_t offset);
+  void CutMetrics();
   void PrintProgress(const parallel::TrainEngine::StepResult& result, int64_t tokens,
                      double seconds, const nlohmann::json& extra);
   // Every rank's record says where the stage stands; rank 0 writes it when there is a checkpoint.

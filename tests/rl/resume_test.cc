@@ -162,5 +162,33 @@ TEST_F(ResumeTest, LinesOfStepsTakenAgainAreCutOff) {
   EXPECT_EQ(ReadTrace(dir, kStages), want);
 }
 
+// A stage is put between two of which the second has begun; then the first goes on once more.
+TEST_F(ResumeTest, LinesOfOtherStagesStay) {
+  const RunTrace want = Undisturbed({});
+  const std::string dir = NewDir();
+  for (int start = 0; start < 8; ++start) ASSERT_FALSE(Train(yaml_, {}, dir, /*stop=*/true));
+  const std::string middle =
+      R"(  - {name: middle, kind: sft, from: base, steps: 2, lr: {peak: 0.002},
+     batch: {packs: 8, pack_tokens: 24}, data: {family: chain, text: answer}}
+)";
+  ASSERT_TRUE(Train(std::string(yaml_).insert(yaml_.find("  - {name: sft"), middle), {}, dir));
+  auto& fs = runtime::LocalFileSystem();
+  auto state = ParseJson(fs.ReadAll(dir + "/state.json"));
+  state["stages"][0]["state"] = "running";
+  fs.WriteAtomically(dir + "/state.json", state.dump());
+  ASSERT_TRUE(Train(yaml_, {}, dir));
+  std::vector<nlohmann::json> others;
+  int64_t steps_of_middle = 0;
+  for (const nlohmann::json& line : ReadTrace(dir, kStages).metrics) {
+    if (line.at("stage") == "middle") {
+      EXPECT_EQ(line.at("step"), ++steps_of_middle);
+    } else {
+      others.push_back(line);
+    }
+  }
+  EXPECT_EQ(steps_of_middle, 2);
+  EXPECT_EQ(others, want.metrics);
+}
+
 }  // namespace
 }  // namespace hone::rl

@@ -95,25 +95,20 @@ TEST(FileSystemTest, AFailingWriteLeavesItsFirstHalf) {
   EXPECT_EQ(LocalFileSystem().ReadAll(folder / "a"), "12345678ab");
 }
 
-TEST(MetricsWriterTest, ResumeCutsBackToTheOffset) {
+TEST(MetricsWriterTest, LinesAreTakenOutAndWritingGoesOn) {
   TemporaryFolder folder;
   std::string path = folder / "metrics.jsonl";
-  int64_t offset = 0;
-  {
-    MetricsWriter writer(LocalFileSystem(), path);
-    writer.Write(R"({"step":1})");
-    offset = writer.Offset();
-    writer.Write(R"({"step":2})");
-    EXPECT_EQ(LocalFileSystem().ReadAll(path), "{\"step\":1}\n{\"step\":2}\n") << "no buffering";
-  }
-  {
-    MetricsWriter writer(LocalFileSystem(), path, offset);
-    writer.Write(R"({"step":"two"})");
-  }
-  EXPECT_EQ(LocalFileSystem().ReadAll(path), "{\"step\":1}\n{\"step\":\"two\"}\n");
-  EXPECT_EQ(MetricsWriter(LocalFileSystem(), path).Offset(), 26);
-  EXPECT_EQ(MetricsWriter(LocalFileSystem(), path, 1000).Offset(), 26);
-  EXPECT_EQ(MetricsWriter(LocalFileSystem(), path, 0).Offset(), 0);
+  auto all = [&] { return LocalFileSystem().ReadAll(path); };
+  MetricsWriter writer(LocalFileSystem(), path);
+  writer.Keep([](std::string_view) { return false; });
+  for (const char* line : {"1", "22", "1", "333"}) writer.Write(line);
+  EXPECT_EQ(all(), "1\n22\n1\n333\n") << "no buffering";
+  writer.Keep([](std::string_view line) { return line != "22\n"; });
+  EXPECT_EQ(all(), "1\n1\n333\n");
+  writer.Write("4");
+  EXPECT_EQ(all(), "1\n1\n333\n4\n");
+  writer.Keep([](std::string_view line) { return line.size() > 5; });
+  EXPECT_EQ(all(), "");
 }
 
 TEST(MetricsWriterTest, ATornLastLineIsCutOff) {
@@ -121,10 +116,11 @@ TEST(MetricsWriterTest, ATornLastLineIsCutOff) {
   std::string path = folder / "metrics.jsonl",
               line = "{\"x\":\"" + std::string(10000, 'y') + "\"}\n";
   LocalFileSystem().WriteAtomically(path, line + std::string(9000, 'z'));
-  EXPECT_EQ(MetricsWriter(LocalFileSystem(), path).Offset(), static_cast<int64_t>(line.size()));
+  MetricsWriter(LocalFileSystem(), path);
   EXPECT_EQ(LocalFileSystem().ReadAll(path), line);
   LocalFileSystem().WriteAtomically(path, std::string(9000, 'z'));
-  EXPECT_EQ(MetricsWriter(LocalFileSystem(), path).Offset(), 0);
+  MetricsWriter(LocalFileSystem(), path);
+  EXPECT_EQ(LocalFileSystem().ReadAll(path), "");
 }
 
 }  // namespace
