@@ -297,6 +297,7 @@ void ReadSupervised(ConfigReader& r, uint64_t seed, StageConfig* s) {
     s->heldout = data::MakeExampleSource(r.Map("heldout"), SourceSeed(seed, s->name, "heldout"));
   }
   r.Optional("heldout_every", &s->heldout_every);
+  if (s->heldout_every < 1) r.Fail("heldout_every", "must be at least 1");
   r.Optional("samples", &s->samples);
   if (!s->data && s->samples.empty()) r.Fail("data", "is missing: what to train on");
   if (s->steps == 0 && s->data && s->data->size() < 0) {
@@ -385,6 +386,7 @@ void ReadEvaluation(ConfigReader& r, RunConfig* c) {
       e.problems =
           data::MakeProblemSource(suite->Map("problems"), SourceSeed(c->seed, stream, "problems"));
       suite->Optional("count", &e.count);
+      if (e.count < 1) suite->Fail("count", "must be at least 1");
       suite->Optional("greedy", &e.greedy);
       suite->Optional("sampled", &e.sampled);
       suite->Optional("samples_per_problem", &e.samples_per_problem);

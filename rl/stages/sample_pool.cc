@@ -189,7 +189,7 @@ std::vector<Sample> SamplePool::Finish(const std::string& stage, int64_t rollout
       std::string bytes = world.AllGatherBytes(stop_.load() ? "stop" : "")[0];
       if (bytes == "wait") continue;
       Check<StoppedEarly>(bytes != "stop", "[run] stopped while sampling '{}'", stage);
-      Check(bytes.compare(0, 5, "error") != 0, "{}", bytes.substr(5));
+      if (bytes.starts_with("error")) throw Error(bytes.substr(5));
       return DecodeSamples(std::string_view(bytes).substr(4));
     }
   }
@@ -220,8 +220,7 @@ std::vector<Sample> SamplePool::Finish(const std::string& stage, int64_t rollout
   }
   tell(outcome);
   Check<StoppedEarly>(outcome != "stop", "[run] stopped while sampling '{}'", stage);
-  Check(outcome.compare(0, 5, "error") != 0, "{}",
-        outcome.substr(std::min<size_t>(5, outcome.size())));
+  if (outcome.starts_with("error")) throw Error(outcome.substr(5));
   return samples;
 }
 

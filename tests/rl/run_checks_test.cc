@@ -135,6 +135,14 @@ TEST(RunChecks, CachesThatAreTooSmallNameTheNumber) {
   EXPECT_THAT(ErrorOf({"rollout.cache_pages=-1"}), HasSubstr("must not be negative"));
 }
 
+TEST(RunChecks, CountsThatAreZero) {
+  EXPECT_THAT(
+      ErrorOf({"stages.base.heldout={family: chain, text: answer}", "stages.base.heldout_every=0"}),
+      AllOf(HasSubstr("heldout_every"), HasSubstr("at least 1")));
+  EXPECT_THAT(ErrorOf({"evaluate.suites.heldout.count=0"}),
+              AllOf(HasSubstr("count"), HasSubstr("at least 1")));
+}
+
 TEST(RunChecks, TasksWithoutAVerifierAndRewardsWithoutARule) {
   runtime::TemporaryFolder folder;
   const std::string path = folder / "tasks.jsonl";
