@@ -371,6 +371,9 @@ void ReadEvaluation(ConfigReader& r, RunConfig* c) {
   for (ConfigReader* suite : r.List("suites")) {
     EvaluationSuite e;
     suite->Required("name", &e.name);
+    for (const EvaluationSuite& other : c->suites) {
+      if (other.name == e.name) suite->Fail("name", "is another suite's: scores go by it");
+    }
     suite->Optional("after_stages", &e.after_stages);
     suite->Optional("samples", &e.samples);
     const std::string stream = "evaluate/" + e.name;
@@ -421,6 +424,12 @@ void CheckReferences(const RunConfig& c) {
   }
   for (const StageConfig& s : c.stages) {
     Check<ConfigError>(!earlier.count(s.name), "{}: two stages are named '{}'", s.where, s.name);
+    if (const StageConfig* shared = c.FindStage(s.name + "-reference")) {
+      Check<ConfigError>(s.kind != StageKind::kGrpo,
+                         "{}: stage '{}': checkpoints/{} is where stage '{}' keeps its reference; "
+                         "choose another name",
+                         shared->where, shared->name, shared->name, s.name);
+    }
     if (s.from != "init" && s.from.find('/') == std::string::npos) need(s, "from", s.from);
     for (const auto& [reward, model] : s.grpo.reward_models) {
       need(s, "reward_models." + reward, model);

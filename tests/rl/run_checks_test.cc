@@ -135,6 +135,15 @@ TEST(RunChecks, CachesThatAreTooSmallNameTheNumber) {
   EXPECT_THAT(ErrorOf({"rollout.cache_pages=-1"}), HasSubstr("must not be negative"));
 }
 
+TEST(RunChecks, NamesThatTwoThingsWouldHave) {
+  EXPECT_THAT(ErrorOf({"stages.sft.name=rl-reference"}),
+              AllOf(HasSubstr("'rl-reference'"), HasSubstr("stage 'rl' keeps its reference")));
+  EXPECT_EQ(ErrorOf({"stages.sft.name=base-reference"}), "");
+  const std::string suite = "{name: same, text: {family: chain, text: answer}}";
+  EXPECT_THAT(ErrorOf({"evaluate.suites=[" + suite + ", " + suite + "]"}),
+              AllOf(HasSubstr("name"), HasSubstr("is another suite's")));
+}
+
 TEST(RunChecks, CountsThatAreZero) {
   EXPECT_THAT(
       ErrorOf({"stages.base.heldout={family: chain, text: answer}", "stages.base.heldout_every=0"}),
