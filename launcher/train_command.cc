@@ -118,7 +118,7 @@ Refusal WhatIsWrong(const TrainOptions& options, rl::RunConfig* config) {
     *config = rl::LoadRunConfig(options.config, options.overrides);
     config->mesh.Validate(options.tcp ? parallel::TcpOptionsFromEnvironment().size
                                       : WorldSizeFromEnvironment());
-    rl::CheckRun(*config);
+    rl::CheckRun(*config, options.pool);
     return {};
   } catch (const Error& e) {
     return {e.exit_code(), e.what()};

@@ -97,8 +97,14 @@ void CheckPreferences(const StageConfig& s, const data::Tokenizer& tokenizer) {
   }
 }
 
-bool Samples(const StageConfig& s) {
-  return s.kind == StageKind::kGrpo || s.kind == StageKind::kRejectionSampling || s.until;
+// Whether the stage itself needs workers. Suites of problems behind any stage are left out without.
+bool Samples(const RunConfig& c, const StageConfig& s) {
+  auto sampled = [&](const EvaluationSuite& e) {
+    bool measured = s.kind == StageKind::kEvaluate && e.After(s.name);
+    return !e.is_text() && (measured || (s.until && s.until->suite == e.name));
+  };
+  return s.kind == StageKind::kGrpo || s.kind == StageKind::kRejectionSampling ||
+         std::any_of(c.suites.begin(), c.suites.end(), sampled);
 }
 
 bool Supervised(const StageConfig& s) {
@@ -138,7 +144,7 @@ void CheckStage(const RunConfig& c, const StageConfig& s,
 
 }  // namespace
 
-void CheckRun(const RunConfig& c) {
+void CheckRun(const RunConfig& c, bool workers_join) {
   CheckLayout(c);
   std::shared_ptr<const data::Tokenizer> tokenizer =
       data::LoadTokenizer(c.tokenizer, c.special_tokens);
@@ -163,9 +169,9 @@ void CheckRun(const RunConfig& c) {
   Check<ConfigError>(!c.rollout.colocated || c.rollout.device == c.train.device,
                      "[rollout] colocated: true shares the learner's devices with the workers, and "
                      "rollout.device is not train.device");
-  if (c.rollout.workers > 0) return;
+  if (c.rollout.workers > 0 || workers_join) return;
   for (const StageConfig& s : c.stages) {
-    Check<ConfigError>(!Samples(s), "{}: stage '{}' samples, but rollout.workers is 0", s.where,
+    Check<ConfigError>(!Samples(c, s), "{}: stage '{}' samples, but rollout.workers is 0", s.where,
                        s.name);
   }
 }

@@ -221,8 +221,9 @@ struct RunConfig {
 
 RunConfig ReadRunConfig(const Config& config);
 // What reading alone does not find: layout against model and schedules, prompts against context and
-// verifiers, examples against the length limit, sampling without workers. ConfigError or DataError.
-void CheckRun(const RunConfig& config);
+// verifiers, examples against the length limit, sampling without workers, unless some are to join
+// from elsewhere. ConfigError or DataError.
+void CheckRun(const RunConfig& config, bool workers_join = false);
 // How a supervised stage reads its examples on one rank.
 data::DataLoader::Options LoaderOptions(const RunConfig& config, const StageConfig& stage,
                                         int dp_rank);

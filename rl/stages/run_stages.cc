@@ -39,38 +39,57 @@ void RunOne(Environment& env, const StageConfig& stage) {
   }
 }
 
-void EvaluateStage(Environment& env, const StageConfig& stage) {
-  StageRecord* record = env.state.Find(stage.name);
-  for (const EvaluationSuite& suite : env.config.suites) {
-    if (!suite.After(stage.name) || record->evaluations.count(suite.name)) continue;
-    record->evaluations[suite.name] = RunSuite(env, suite, stage.name);
-    if (env.root()) env.directory.WriteState(env.state);
-  }
-}
-
-// The stage and then its suites, of both what is not done yet.
-void RunStage(Environment& env, const StageConfig& stage) {
-  // Every rank asks rank 0, whose view of the shared folder decides.
-  bool done = env.FromRoot(env.state.Find(stage.name)->state) == "done";
+bool Evaluates(const RunConfig& config, const StageConfig& stage) {
   bool no_policy = stage.kind == StageKind::kRejectionSampling ||
                    stage.kind == StageKind::kRewardModel || stage.kind == StageKind::kExport;
-  bool evaluate = env.pool != nullptr && !no_policy &&
-                  (env.config.evaluate_after_every_stage || stage.kind == StageKind::kEvaluate);
+  return !no_policy && (config.evaluate_after_every_stage || stage.kind == StageKind::kEvaluate);
+}
+
+bool CanMeasure(const Environment& env, const EvaluationSuite& suite) {
+  return suite.is_text() || env.pool != nullptr;
+}
+
+// Those to be measured after the stage that are not yet.
+std::vector<const EvaluationSuite*> MissingSuites(const Environment& env,
+                                                  const StageConfig& stage) {
+  const auto& measured = env.state.Find(stage.name)->evaluations;
+  std::string missing;
+  for (const EvaluationSuite& suite : env.config.suites) {
+    bool wanted = Evaluates(env.config, stage) && suite.After(stage.name) && CanMeasure(env, suite);
+    missing += wanted && measured.count(suite.name) == 0 ? '1' : '0';
+  }
+  missing = env.FromRoot(missing);
+  std::vector<const EvaluationSuite*> suites;
+  for (size_t i = 0; i < missing.size(); ++i) {
+    if (missing[i] == '1') suites.push_back(&env.config.suites[i]);
+  }
+  return suites;
+}
+
+// The stage and then its suites, of both what is not done yet. Every rank asks rank 0, whose view
+// of the shared folder decides.
+void RunStage(Environment& env, const StageConfig& stage) {
+  bool done = env.FromRoot(env.state.Find(stage.name)->state) == "done";
   if (!done) {
     RunOne(env, stage);
     StageRecord* record = env.state.Find(stage.name);
     record->state = "done";
     if (env.root()) env.directory.WriteState(env.state);
   }
-  bool evaluated = true;
-  for (const EvaluationSuite& suite : env.config.suites) {
-    bool wanted = suite.After(stage.name);
-    if (wanted && !env.state.Find(stage.name)->evaluations.count(suite.name)) evaluated = false;
+  const std::vector<const EvaluationSuite*> missing = MissingSuites(env, stage);
+  if (done && !missing.empty()) env.LoadStart(stage.name);
+  for (const EvaluationSuite* suite : missing) {
+    env.state.Find(stage.name)->evaluations[suite->name] = RunSuite(env, *suite, stage.name);
+    if (env.root()) env.directory.WriteState(env.state);
   }
-  evaluated = env.FromRoot(evaluated ? "1" : "0") == "1";
-  if (evaluate && !evaluated) {
-    if (done) env.LoadStart(stage.name);
-    EvaluateStage(env, stage);
+}
+
+void SayWhatIsNotMeasured(const Environment& env) {
+  if (!env.root() || !env.config.evaluate_after_every_stage) return;
+  for (const EvaluationSuite& suite : env.config.suites) {
+    if (CanMeasure(env, suite)) continue;
+    fmt::print(stderr, "evaluate: suite '{}' samples and is left out: rollout.workers is 0\n",
+               suite.name);
   }
 }
 
@@ -97,6 +116,7 @@ void RunStages(Environment& env, const std::string& until) {
                      "[run] --until {}: there is no such stage", until);
   PrepareState(env);
   if (env.root()) env.directory.WriteState(env.state);
+  SayWhatIsNotMeasured(env);
   for (const StageConfig& stage : env.config.stages) {
     RunStageNamingPlace(env, stage);
     if (stage.name == until) break;

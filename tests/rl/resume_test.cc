@@ -103,8 +103,7 @@ TEST_F(ResumeTest, SavingInTheBackgroundChangesNoBit) {
   EXPECT_EQ(Undisturbed(With(layout, "train.activation_checkpointing=true")), want);
 }
 
-const char kSuites[] = R"(rollout: {workers: 1}
-evaluate:
+const char kSuites[] = R"(evaluate:
   after: never
   suites:
     - {name: texts, text: {family: chain, text: answer}, batch: {packs: 2, pack_tokens: 48}}
@@ -123,6 +122,21 @@ TEST_F(ResumeTest, AStageEndsOnTheSameLookWhereverItWasStopped) {
   const RunTrace got = StoppedAtEveryStep([](int) { return Overrides{kUntilLoss}; }, &starts);
   EXPECT_EQ(got.metrics, want.metrics);
   EXPECT_EQ(got.tensors, want.tensors);
+}
+
+// Texts are measured without workers, also of a stage that is done; problems are left out.
+TEST_F(ResumeTest, SuitesWithoutWorkersAreMeasuredWhereTheyNeedNone) {
+  yaml_ += kSuites;
+  const std::string dir = NewDir();
+  ASSERT_TRUE(Train(yaml_, {}, dir));
+  auto recorded = [&] { return RunDirectory(runtime::LocalFileSystem(), dir).ReadState(); };
+  EXPECT_TRUE(recorded().Find("base")->evaluations.empty()) << "after: never";
+  ASSERT_TRUE(Train(yaml_, {"evaluate.after=every_stage", "mesh.dp=2"}, dir));
+  for (const std::string& stage : kStages) {
+    const auto evaluations = recorded().Find(stage)->evaluations;
+    ASSERT_EQ(evaluations.size(), 1u) << stage;
+    EXPECT_GT(evaluations.at("texts").at("loss"), 0);
+  }
 }
 
 TEST_F(ResumeTest, AStopWhileALookSamplesKeepsTheSteps) {

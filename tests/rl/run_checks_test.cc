@@ -173,6 +173,21 @@ TEST(RunChecks, TasksWithoutAVerifierAndRewardsWithoutARule) {
 TEST(RunChecks, SamplingWithoutWorkers) {
   EXPECT_THAT(ErrorOf({"rollout.workers=0"}),
               AllOf(HasSubstr("stage 'rl'"), HasSubstr("rollout.workers is 0")));
+  const std::string base =
+      "{name: base, kind: pretrain, steps: 1, lr: {peak: 0.003}, "
+      "data: {family: chain, text: answer}";
+  const std::string stages = "stages=[" + base + "}, {name: look, kind: evaluate, from: base}]";
+  const std::string texts = "evaluate.suites=[{name: texts, text: {family: chain, text: answer}}]";
+  EXPECT_EQ(ErrorOf({"rollout.workers=0", "stages=[" + base + "}]"}), "") << "suites are left out";
+  EXPECT_THAT(ErrorOf({"rollout.workers=0", stages}),
+              AllOf(HasSubstr("stage 'look'"), HasSubstr("rollout.workers is 0")));
+  EXPECT_EQ(ErrorOf({"rollout.workers=0", stages, "evaluate.suites.heldout.after_stages=[base]"}),
+            "");
+  EXPECT_EQ(ErrorOf({"rollout.workers=0", stages, texts}), "");
+  const std::string until = base + ", until: {metric: loss, at_least: 1, suite: ";
+  EXPECT_EQ(ErrorOf({"rollout.workers=0", "stages=[" + until + "texts}}]", texts}), "");
+  EXPECT_THAT(ErrorOf({"rollout.workers=0", "stages=[" + until + "heldout}}]"}),
+              HasSubstr("rollout.workers is 0"));
 }
 
 // Whatever a rollout's lengths turn out to be, its minibatches are cut to fit the schedule.
