@@ -9,6 +9,7 @@
 #include "rl/reward/verifier_pool.h"
 #include "runtime/config.h"
 #include "runtime/error.h"
+#include "runtime/nvidia_library.h"
 
 namespace {
 
@@ -74,6 +75,7 @@ int Dispatch(int argc, char** argv) {
 }  // namespace
 
 int main(int argc, char** argv) {
+  hone::runtime::SetCudaDefaults();
   try {
     return Dispatch(argc, argv);
   } catch (const hone::Error& e) {

@@ -26,6 +26,12 @@ std::string VersionText(int64_t version) {
   return fmt::format("{}.{}.{}", version / 10000, version / 100 % 100, version % 100);
 }
 
+void SetCudaDefaults() {
+  constexpr int kKeepTheUsers = 0;
+  setenv("CUDA_MODULE_LOADING", "EAGER", kKeepTheUsers);
+  setenv("CUDA_DEVICE_MAX_CONNECTIONS", "32", kKeepTheUsers);
+}
+
 LoadedLibrary::LoadedLibrary(const NvidiaLibrary& wanted) : wanted_(wanted) {
   for (const std::string& place : PlacesOf(wanted.file)) {
     handle_ = dlopen(place.c_str(), RTLD_NOW | RTLD_LOCAL);

@@ -23,6 +23,13 @@ inline constexpr NvidiaLibrary kNvml{"NVML", "libnvidia-ml.so.1", 0, "NVIDIA's d
 
 std::string VersionText(int64_t version);  // "9.1.0" of 90100; "" of 0
 
+// Sets, where the user has not, what CUDA reads from the environment when it starts. Loading a
+// kernel waits until the GPU has nothing to do, and so for ever where a receive waits for a rank
+// that waits for this one: all are loaded at the start. Streams share 8 hardware queues unless told
+// otherwise, and a send must not queue behind a receive. First in a main: before threads, MPI and
+// CUDA.
+void SetCudaDefaults();
+
 // Looks for `wanted.file` where the system's loader does (LD_LIBRARY_PATH included), then in lib64
 // of $CUDA_HOME and of /usr/local/cuda. It stays loaded: some do not take being unloaded.
 class LoadedLibrary {

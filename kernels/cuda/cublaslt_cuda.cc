@@ -17,6 +17,7 @@
 
 #include "kernels/cuda/cublaslt.h"
 #include "kernels/cuda/cublaslt_library.h"
+#include "kernels/cuda/first_use.h"
 #include "runtime/cuda_check.h"
 #include "runtime/error.h"
 #include "runtime/step_recorder.h"
@@ -199,48 +200,60 @@ bool TakesAnyRows(std::string_view op, Product p, cublasLtHandle_t handle,
   return true;
 }
 
+struct Choice {
+  cublasLtHandle_t handle;
+  cublasLtMatmulAlgo_t algorithm;
+};
+
+cublasLtMatmulAlgo_t Choose(std::string_view op, const Product& p, const Key& key,
+                            cublasLtHandle_t handle) {
+  const Product canonical = Canonical(p, key);
+  Description d(op, canonical);
+  Preference preference(op, p, key.aligned);
+  std::array<cublasLtMatmulHeuristicResult_t, kCandidates> candidates = {};
+  int found = 0;
+  CheckLt(Lt().cublasLtMatmulAlgoGetHeuristic(handle, &d.matmul, &d.b, &d.a, &d.c, &d.c,
+                                              &preference.preference, kCandidates,
+                                              candidates.data(), &found),
+          op, "cublasLtMatmulAlgoGetHeuristic", p);
+  const cublasLtMatmulAlgo_t* chosen = nullptr;
+  for (const auto& candidate : std::span(candidates).first(found)) {
+    if (candidate.state != CUBLAS_STATUS_SUCCESS) continue;
+    if (p.row_invariant && SplitsInner(candidate.algo)) continue;
+    if (!chosen) chosen = &candidate.algo;  // where none takes any rows
+    if (p.row_invariant && !TakesAnyRows(op, canonical, handle, candidate.algo)) continue;
+    chosen = &candidate.algo;
+    break;
+  }
+  CheckLt(chosen ? CUBLAS_STATUS_SUCCESS : CUBLAS_STATUS_NOT_SUPPORTED, op,
+          "cublasLtMatmulAlgoGetHeuristic", p);
+  return *chosen;
+}
+
 // A handle a device, and what was chosen so far: a choice must outlive every context, so that all
 // of a process make the same one.
 class Library {
  public:
-  cublasLtHandle_t Handle(std::string_view op, const Product& p, int device) {
-    std::lock_guard lock(mutex_);
-    cublasLtHandle_t& handle = handles_[device];
-    if (!handle) CheckLt(Lt().cublasLtCreate(&handle), op, "cublasLtCreate", p);
-    return handle;
-  }
-
-  cublasLtMatmulAlgo_t AlgorithmFor(std::string_view op, const Product& p, const Key& key,
-                                    cublasLtHandle_t handle) {
-    std::lock_guard lock(mutex_);
-    if (auto it = algorithms_.find(key); it != algorithms_.end()) return it->second;
-    const Product canonical = Canonical(p, key);
-    Description d(op, canonical);
-    Preference preference(op, p, key.aligned);
-    std::array<cublasLtMatmulHeuristicResult_t, kCandidates> candidates = {};
-    int found = 0;
-    CheckLt(Lt().cublasLtMatmulAlgoGetHeuristic(handle, &d.matmul, &d.b, &d.a, &d.c, &d.c,
-                                                &preference.preference, kCandidates,
-                                                candidates.data(), &found),
-            op, "cublasLtMatmulAlgoGetHeuristic", p);
-    const cublasLtMatmulAlgo_t* chosen = nullptr;
-    for (const auto& candidate : std::span(candidates).first(found)) {
-      if (candidate.state != CUBLAS_STATUS_SUCCESS) continue;
-      if (p.row_invariant && SplitsInner(candidate.algo)) continue;
-      if (!chosen) chosen = &candidate.algo;  // where none takes any rows
-      if (p.row_invariant && !TakesAnyRows(op, canonical, handle, candidate.algo)) continue;
-      chosen = &candidate.algo;
-      break;
+  Choice ChoiceFor(Context& ctx, std::string_view op, const Product& p, const Key& key) {
+    {
+      std::lock_guard lock(mutex_);
+      if (auto it = choices_.find(key); it != choices_.end()) return it->second;
     }
-    CheckLt(chosen ? CUBLAS_STATUS_SUCCESS : CUBLAS_STATUS_NOT_SUPPORTED, op,
-            "cublasLtMatmulAlgoGetHeuristic", p);
-    return algorithms_.emplace(key, *chosen).first->second;
+    BeforeFirstUse(ctx, op);
+    std::lock_guard lock(mutex_);
+    cublasLtHandle_t& handle = handles_[key.device];
+    if (!handle) CheckLt(Lt().cublasLtCreate(&handle), op, "cublasLtCreate", p);
+    auto it = choices_.find(key);  // another thread may have made it by now
+    if (it == choices_.end()) {
+      it = choices_.emplace(key, Choice{handle, Choose(op, p, key, handle)}).first;
+    }
+    return it->second;
   }
 
  private:
   std::mutex mutex_;
   std::map<int, cublasLtHandle_t> handles_;
-  std::map<Key, cublasLtMatmulAlgo_t> algorithms_;
+  std::map<Key, Choice> choices_;
 };
 
 Library& library() {
@@ -257,16 +270,15 @@ void Multiply(Context& ctx, std::string_view op, const Product& p) {
   }
   int device = ctx.device().index;
   runtime::CheckCuda(cudaSetDevice(device), op, "cudaSetDevice", device);
-  cublasLtHandle_t handle = library().Handle(op, p, device);
   Key key = KeyOf(ctx, p);
-  cublasLtMatmulAlgo_t algorithm = library().AlgorithmFor(op, p, key, handle);
+  auto [handle, algorithm] = library().ChoiceFor(ctx, op, p, key);
   Description d(op, p);
   int64_t bytes = 0;
   cublasStatus_t status = CheckAlgorithm(handle, d, algorithm, &bytes);
   if (status != CUBLAS_STATUS_SUCCESS && !p.row_invariant) {  // not for its neighbours in size
     key.rows = p.rows;
     key.inner = p.inner;
-    algorithm = library().AlgorithmFor(op, p, key, handle);
+    algorithm = library().ChoiceFor(ctx, op, p, key).algorithm;
     status = CheckAlgorithm(handle, d, algorithm, &bytes);
   }
   CheckLt(status, op, "cublasLtMatmulAlgoCheck", p);

@@ -8,6 +8,7 @@
 
 #include "kernels/cuda/cublaslt_fp8.h"
 #include "kernels/cuda/cublaslt_library.h"
+#include "kernels/cuda/first_use.h"
 #include "runtime/cuda_check.h"
 #include "runtime/error.h"
 #include "runtime/step_recorder.h"
@@ -33,19 +34,6 @@ struct Key {
   bool a_blocks, b_blocks, wide, accumulate;
   auto operator<=>(const Key&) const = default;
 };
-
-// One a process: a handle a device, and what was chosen. The handles are safe to use without the
-// mutex.
-struct Library {
-  std::mutex mutex;
-  std::map<int, cublasLtHandle_t> handles;
-  std::map<Key, cublasLtMatmulAlgo_t> algorithms;
-};
-
-Library& TheLibrary() {
-  static Library* library = new Library;  // not destroyed: the driver may be gone by then
-  return *library;
-}
 
 class Description {
  public:
@@ -112,6 +100,43 @@ cublasLtMatmulAlgo_t Choose(cublasLtHandle_t handle, Description& d) {
   return found.algo;
 }
 
+struct Choice {
+  cublasLtHandle_t handle;
+  cublasLtMatmulAlgo_t algorithm;
+};
+
+// One a process: a handle a device, and what was chosen. The handles are safe to use without the
+// mutex.
+struct Library {
+  std::mutex mutex;
+  std::map<int, cublasLtHandle_t> handles;
+  std::map<Key, Choice> choices;
+};
+
+Library& TheLibrary() {
+  static Library* library = new Library;  // not destroyed: the driver may be gone by then
+  return *library;
+}
+
+Choice ChoiceFor(Context& ctx, const Key& key, Description& d) {
+  Library& library = TheLibrary();
+  {
+    std::lock_guard lock(library.mutex);
+    if (auto known = library.choices.find(key); known != library.choices.end()) {
+      return known->second;
+    }
+  }
+  BeforeFirstUse(ctx, "fp8_multiply");
+  std::lock_guard lock(library.mutex);
+  cublasLtHandle_t& handle = library.handles[key.device];
+  if (handle == nullptr) d.Checked(Lt().cublasLtCreate(&handle), "Create");
+  auto known = library.choices.find(key);  // another thread may have made it by now
+  if (known == library.choices.end()) {
+    known = library.choices.emplace(key, Choice{handle, Choose(handle, d)}).first;
+  }
+  return known->second;
+}
+
 // out's rows are those of a, padding included, and its columns those of b.
 void Issue(Context& ctx, const Fp8Matrix& a, const Fp8Matrix& b, const Tensor& out,
            bool accumulate) {
@@ -124,28 +149,15 @@ void Issue(Context& ctx, const Fp8Matrix& a, const Fp8Matrix& b, const Tensor& o
                      ctx.device().index);
   const bool wide = out.dtype() == DType::kF32;
   Description d(a, b, wide ? CUDA_R_32F : CUDA_R_16BF, out.row_stride());
-  Library& library = TheLibrary();
-  cublasLtHandle_t handle;
-  cublasLtMatmulAlgo_t algorithm;
-  {
-    std::lock_guard lock(library.mutex);
-    cublasLtHandle_t& created = library.handles[ctx.device().index];
-    if (created == nullptr) d.Checked(Lt().cublasLtCreate(&created), "Create");
-    handle = created;
-    Key key{ctx.device().index,
-            a.values.dim(0),
-            b.values.dim(0),
-            a.values.dim(1),
-            a.blocks,
-            b.blocks,
-            wide,
-            accumulate};
-    auto known = library.algorithms.find(key);
-    if (known == library.algorithms.end()) {
-      known = library.algorithms.emplace(key, Choose(handle, d)).first;
-    }
-    algorithm = known->second;
-  }
+  const Key key{ctx.device().index,
+                a.values.dim(0),
+                b.values.dim(0),
+                a.values.dim(1),
+                a.blocks,
+                b.blocks,
+                wide,
+                accumulate};
+  const auto [handle, algorithm] = ChoiceFor(ctx, key, d);
   Tensor workspace = ctx.Empty({static_cast<int64_t>(kWorkspaceBytes)}, DType::kU8);
   const float one = 1, beta = accumulate ? 1.f : 0.f;
   d.Checked(Lt().cublasLtMatmul(handle, &d.matmul, &one, b.values.raw(), &d.first, a.values.raw(),

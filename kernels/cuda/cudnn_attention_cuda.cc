@@ -15,6 +15,7 @@
 
 #include "kernels/cuda/cudnn_attention.h"
 #include "kernels/cuda/cudnn_pack.h"
+#include "kernels/cuda/first_use.h"
 #include "kernels/cuda/launch.h"
 
 namespace hone::kernels::cudnn {
@@ -275,22 +276,12 @@ std::unique_ptr<Plan> MakePlan(
   return plan;
 }
 
-// Making a plan loads modules and takes memory, which a stream that is captured does not bear: the
-// step is run piece by piece then.
-void RefuseCapture(Context& ctx) {
-  auto capture = cudaStreamCaptureStatusNone;
-  runtime::CheckCuda(
-      cudaStreamIsCapturing(static_cast<cudaStream_t>(ctx.stream().handle()), &capture), "cudnn",
-      "cudaStreamIsCapturing", ctx.device().index);
-  if (capture != cudaStreamCaptureStatusNone) throw runtime::StepRecorder::Differs();
-}
-
 // Null where cuDNN has no kernel for it.
 Graph* Find(Context& ctx, const Problem& p) {
   Library& library = ThisThread();
   auto& plan = library.plans[p];
   if (!plan) {
-    RefuseCapture(ctx);
+    cuda::BeforeFirstUse(ctx, "cudnn");
     plan = MakePlan(p, library.Handle(ctx));
     // What the frontend prefers is newer, and not on every GPU.
     if (p.kind == Kind::kDecode && !plan->unsupported.empty()) {

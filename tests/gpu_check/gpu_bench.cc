@@ -22,6 +22,7 @@
 #include "parallel/train_engine.h"
 #include "rl/plan/memory.h"
 #include "rl/policy_loss.h"
+#include "runtime/nvidia_library.h"
 #include "runtime/philox.h"
 #include "runtime/replay.h"
 
@@ -385,6 +386,7 @@ int Main(int argc, char** argv) {
 }  // namespace hone::launcher
 
 int main(int argc, char** argv) {
+  hone::runtime::SetCudaDefaults();
   try {
     return hone::launcher::Main(argc, argv);
   } catch (const std::exception& error) {

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "parallel/comm/process_group.h"
+#include "runtime/nvidia_library.h"
 
 namespace hone::parallel {
 
@@ -38,6 +39,7 @@ inline void OnRanks(const std::vector<int>& sizes, const std::function<void(Grou
 
 inline int RunRankTests(int argc, char** argv,
                         GroupOptions options = {.deadline = std::chrono::seconds(60)}) {
+  runtime::SetCudaDefaults();
   testing::InitGoogleTest(&argc, argv);
   if (StartedByMpi()) MpiWorld() = MakeMpiGroup(options);
   int result = RUN_ALL_TESTS();

@@ -65,5 +65,18 @@ TEST(NvidiaLibrary, AbsentFunctionAndOldVersionAskForANewerOne) {
   library.CheckVersion(21400);
 }
 
+TEST(CudaDefaults, KeepWhatTheUserSet) {
+  unsetenv("CUDA_MODULE_LOADING");
+  setenv("CUDA_DEVICE_MAX_CONNECTIONS", "1", 1);
+  SetCudaDefaults();
+  EXPECT_STREQ(std::getenv("CUDA_MODULE_LOADING"), "EAGER");
+  EXPECT_STREQ(std::getenv("CUDA_DEVICE_MAX_CONNECTIONS"), "1");
+  unsetenv("CUDA_DEVICE_MAX_CONNECTIONS");
+  setenv("CUDA_MODULE_LOADING", "LAZY", 1);
+  SetCudaDefaults();
+  EXPECT_STREQ(std::getenv("CUDA_MODULE_LOADING"), "LAZY");
+  EXPECT_STREQ(std::getenv("CUDA_DEVICE_MAX_CONNECTIONS"), "32");
+}
+
 }  // namespace
 }  // namespace hone::runtime
