@@ -1,6 +1,6 @@
 // A pack of sequences is a batch of B sequences of at most S tokens for cuDNN, laid out by ragged
-// offsets: element offset[s] is where sequence s begins. B, S and T are rounded up to a few sizes
-// (more sequences, of no tokens), so that a handful of plans serve every pack of a run.
+// offsets: element offset[s] is where sequence s begins. S and T are rounded up to a few sizes, and
+// B too (more sequences, of no tokens) where cuDNN takes such, so that few plans serve a run.
 #include <cudnn.h>
 #include <cudnn_frontend.h>
 
@@ -319,16 +319,11 @@ void Execute(Context& ctx, Graph& graph, Pack& pack, const char* op, bool clear 
 // Sequence lengths and ragged offsets on the device; they die behind the launch.
 class Layout {
  public:
-  Layout(Context& ctx, const Problem& p, std::span<const int32_t> cu_seqlens) : ctx_(ctx), p_(p) {
-    size_t sequences = static_cast<size_t>(p.sequences);
-    std::vector<int32_t> lengths(sequences, 0);
-    begin_.assign(sequences + 1, cu_seqlens.back());
-    for (size_t s = 0; s + 1 < cu_seqlens.size(); ++s) {
-      lengths[s] = cu_seqlens[s + 1] - cu_seqlens[s];
-      begin_[s] = cu_seqlens[s];
-    }
-    lengths_ = cuda::Upload<int32_t>(ctx, lengths);
-  }
+  Layout(Context& ctx, const Problem& p, const PackedSequences& sequences)
+      : ctx_(ctx),
+        p_(p),
+        begin_(sequences.begin),
+        lengths_(cuda::Upload<int32_t>(ctx, sequences.lengths)) {}
   void AddLengths(Pack* pack) const {
     (*pack)[kQueries] = lengths_.raw();
     (*pack)[kKeys] = lengths_.raw();
@@ -361,16 +356,16 @@ bool Usable(const Tensor& q, const Tensor& k, const Tensor& v) {
   return q.dtype() == DType::kBF16 && q.size() > 0 && fits(q) && fits(k) && fits(v);
 }
 
+PackedSequences PackOf(std::span<const int32_t> cu_seqlens) {
+  return SequencesOf(cu_seqlens, static_cast<int64_t>(cudnnGetVersion()) >= kTakesEmptySequences);
+}
+
 Problem PackedProblem(Kind kind, const Context& ctx, const Tensor& q_THC, const Tensor& k_TGC,
-                      const Tensor& v_TGV, std::span<const int32_t> cu_seqlens, double scale) {
-  int64_t longest = 0;
-  for (size_t s = 0; s + 1 < cu_seqlens.size(); ++s) {
-    longest = std::max<int64_t>(longest, cu_seqlens[s + 1] - cu_seqlens[s]);
-  }
+                      const Tensor& v_TGV, const PackedSequences& sequences, double scale) {
   return {.kind = kind,
           .device = ctx.device().index,
-          .sequences = RoundUp(static_cast<int64_t>(cu_seqlens.size()) - 1, 1),
-          .length = PaddedLength(longest),
+          .sequences = sequences.size(),
+          .length = PaddedLength(sequences.longest()),
           .tokens = kind == Kind::kBackward ? RoundUp(q_THC.dim(0), 1024) : 0,
           .heads = q_THC.dim(1),
           .groups = k_TGC.dim(1),
@@ -401,13 +396,13 @@ bool BackwardIsRight(int64_t dim_c, int64_t dim_v) {
 // Consecutive sequences of a pack, as a pack of their own.
 struct BackwardPart {
   int64_t begin, end;  // their tokens
-  std::vector<int32_t> cu_seqlens;
+  PackedSequences sequences;
   Problem problem = {};
   Graph* graph = nullptr;
 
   explicit BackwardPart(std::span<const int32_t> offsets)
-      : begin(offsets.front()), end(offsets.back()) {
-    for (int32_t offset : offsets) cu_seqlens.push_back(offset - offsets.front());
+      : begin(offsets.front()), end(offsets.back()), sequences(PackOf(offsets)) {
+    for (int64_t& token : sequences.begin) token -= begin;
   }
   Tensor Of(const Tensor& t) const { return t.Slice(begin, end); }
 };
@@ -457,11 +452,13 @@ std::vector<int32_t> PageTable(const Problem& p, const PagedKv& kv) {
 bool Attention(Context& ctx, const Tensor& q_THC, const Tensor& k_TGC, const Tensor& v_TGV,
                std::span<const int32_t> cu_seqlens, double scale, const AttentionResult& result) {
   if (!Usable(q_THC, k_TGC, v_TGV)) return false;
-  Problem p = PackedProblem(Kind::kForward, ctx, q_THC, k_TGC, v_TGV, cu_seqlens, scale);
+  const PackedSequences sequences = PackOf(cu_seqlens);
+  if (sequences.size() == 0) return false;
+  Problem p = PackedProblem(Kind::kForward, ctx, q_THC, k_TGC, v_TGV, sequences, scale);
   Graph* graph = Find(ctx, p);
   if (!graph) return false;
   Pack pack;
-  Layout layout(ctx, p, cu_seqlens);
+  Layout layout(ctx, p, sequences);
   AddInputs(&layout, &pack, p, q_THC, k_TGC, v_TGV);
   layout.Add(&pack, kOut, result.out_THV.raw(), p.heads * p.dim_v);
   layout.Add(&pack, kLse, result.lse_TH.raw(), p.heads);
@@ -485,7 +482,7 @@ bool AttentionBackward(Context& ctx, const Tensor& dout_THV, const Tensor& q_THC
     BackwardPart part(cu_seqlens.subspan(cuts[i], cuts[i + 1] - cuts[i] + 1));
     if (part.begin == part.end) continue;
     part.problem = PackedProblem(Kind::kBackward, ctx, part.Of(q_THC), part.Of(k_TGC),
-                                 part.Of(v_TGV), part.cu_seqlens, scale);
+                                 part.Of(v_TGV), part.sequences, scale);
     part.graph = Find(ctx, part.problem);
     if (!part.graph) return false;
     parts.push_back(std::move(part));
@@ -493,7 +490,7 @@ bool AttentionBackward(Context& ctx, const Tensor& dout_THV, const Tensor& q_THC
   for (const BackwardPart& part : parts) {
     const Problem& p = part.problem;
     Pack pack;
-    Layout layout(ctx, p, part.cu_seqlens);
+    Layout layout(ctx, p, part.sequences);
     AddInputs(&layout, &pack, p, part.Of(q_THC), part.Of(k_TGC), part.Of(v_TGV));
     auto add = [&](Uid uid, const Tensor& t, int64_t width) {
       layout.Add(&pack, uid, part.Of(t).raw(), width);

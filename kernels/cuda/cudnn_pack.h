@@ -20,8 +20,35 @@ inline int64_t RoundUp(int64_t n, int64_t least) {
 // whose log-sum-exp is below −88 (pytorch/pytorch#196678).
 inline int64_t PaddedLength(int64_t longest) { return (RoundUp(longest, 128) + 127) / 128 * 128; }
 
-// What the deterministic backward on Hopper keeps of `sequences` sequences, before cuDNN 9.25: a
-// bf16 number for each head, query and key, each sequence as long as the longest
+// The sequences of a pack as a plan takes them: B lengths, and B + 1 tokens where they begin.
+struct PackedSequences {
+  std::vector<int32_t> lengths;
+  std::vector<int64_t> begin;
+
+  int64_t size() const { return static_cast<int64_t>(lengths.size()); }
+  int64_t longest() const {
+    return lengths.empty() ? 0 : *std::max_element(lengths.begin(), lengths.end());
+  }
+};
+
+// cuDNN before 9.25 fails, or gives NaN, where a sequence has no tokens.
+inline constexpr int64_t kTakesEmptySequences = 92500;
+
+// Those of the pack that have tokens; empty ones fill up to a size of RoundUp where they may.
+inline PackedSequences SequencesOf(std::span<const int32_t> cu_seqlens, bool may_be_empty) {
+  PackedSequences of;
+  for (size_t s = 0; s + 1 < cu_seqlens.size(); ++s) {
+    if (cu_seqlens[s + 1] == cu_seqlens[s]) continue;
+    of.lengths.push_back(cu_seqlens[s + 1] - cu_seqlens[s]);
+    of.begin.push_back(cu_seqlens[s]);
+  }
+  if (may_be_empty) of.lengths.resize(static_cast<size_t>(RoundUp(of.size(), 1)), 0);
+  of.begin.resize(of.lengths.size() + 1, cu_seqlens.back());
+  return of;
+}
+
+// The most that the deterministic backward on Hopper keeps of `sequences` sequences, before cuDNN
+// 9.25: a bf16 number for each head, query and key, each sequence as long as the longest
 // (NVIDIA/cudnn-frontend#398).
 inline int64_t ScoreBytes(int64_t sequences, int64_t longest, int64_t heads) {
   const int64_t length = PaddedLength(longest);

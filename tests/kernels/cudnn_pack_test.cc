@@ -26,5 +26,21 @@ TEST(CudnnPack, CutsAPackSoThatScoresFit) {
   EXPECT_EQ(CutPack(std::vector<int32_t>{0}, 5, 0), (std::vector<size_t>{0, 0}));
 }
 
+TEST(CudnnPack, EmptySequencesOnlyWhereCudnnTakesThem) {
+  const std::vector<int32_t> cu = {0, 0, 7, 7, 7, 9, 12, 20, 21, 21};
+  const PackedSequences none = SequencesOf(cu, false);
+  EXPECT_EQ(none.lengths, (std::vector<int32_t>{7, 2, 3, 8, 1}));
+  EXPECT_EQ(none.begin, (std::vector<int64_t>{0, 7, 9, 12, 20, 21}));
+  EXPECT_EQ(none.longest(), 8);
+  const PackedSequences filled = SequencesOf(cu, true);
+  EXPECT_EQ(filled.lengths, (std::vector<int32_t>{7, 2, 3, 8, 1, 0}));
+  EXPECT_EQ(filled.begin, (std::vector<int64_t>{0, 7, 9, 12, 20, 21, 21}));
+  EXPECT_EQ(SequencesOf(std::vector<int32_t>{3, 3}, false).size(), 0);
+  for (bool may_be_empty : {false, true}) {
+    const PackedSequences pack = SequencesOf(cu, may_be_empty);
+    EXPECT_GE(ScoreBytes(9, 8, 5), pack.size() * 5 * PaddedLength(8) * PaddedLength(8) * 2);
+  }
+}
+
 }  // namespace
 }  // namespace hone::kernels::cudnn
