@@ -87,7 +87,7 @@ void NcclWatcher::Run() {
     }
     lock.unlock();
     busy = false;
-    for (const auto& watched : alive) busy |= watched->Watch();
+    for (const auto& watched : alive) busy |= watched->Watch(alarm_);
     alive.clear();
     lock.lock();
   }
@@ -200,10 +200,11 @@ void NcclLane::Finish(const NcclOperationPtr& operation) {
   if (failure_.empty()) under_way_.push_back(operation);
 }
 
-bool NcclLane::Watch() {
+bool NcclLane::Watch(StallAlarm& alarm) {
   std::unique_lock lock(mutex_, std::try_to_lock);
   if (!lock) return true;
   if (under_way_.empty()) return false;
+  const StallAlarm::Attempt attempt(alarm, under_way_.front()->place, StallLimit(deadline_));
   try {
     while (!under_way_.empty() && under_way_.front()->done.Passed()) {
       under_way_.pop_front();

@@ -18,6 +18,7 @@
 #include <thread>
 
 #include "parallel/comm/process_group.h"
+#include "parallel/comm/stall_alarm.h"
 
 namespace hone::parallel {
 
@@ -49,15 +50,22 @@ struct NcclOperation {
 };
 using NcclOperationPtr = std::shared_ptr<NcclOperation>;
 
-// What the watching thread looks after. Watch returns whether something is under way.
+// What the watching thread looks after. Watch returns whether something is under way. It tells
+// `alarm` what it is about before it calls CUDA or NCCL: while the driver waits for the GPU with
+// its locks held, such a call does not return, and no deadline is seen to pass.
 class NcclWatched {
  public:
   virtual ~NcclWatched() = default;
-  virtual bool Watch() = 0;
+  virtual bool Watch(StallAlarm& alarm) = 0;
 };
 
+// How long an attempt of Watch may take: as long as the deadline, and time to abort.
+constexpr std::chrono::milliseconds StallLimit(std::chrono::milliseconds deadline) {
+  return deadline + std::chrono::seconds(15);
+}
+
 // One thread a process: calls Watch of all that is alive every 0.2 ms while one of them has
-// something under way, and sleeps otherwise.
+// something under way, and sleeps otherwise. One more ends the process where Watch hangs.
 class NcclWatcher {
  public:
   NcclWatcher();
@@ -72,6 +80,7 @@ class NcclWatcher {
   std::condition_variable wake_;
   std::list<std::weak_ptr<NcclWatched>> watched_;
   bool woken_ = false, stop_ = false;
+  StallAlarm alarm_;
   std::thread thread_;
 };
 
@@ -94,7 +103,7 @@ class NcclLane : public NcclWatched {
   cudaStream_t stream() const { return stream_; }
   // Throws the error that ended this lane, if one has.
   void CheckAlive(const std::string& place);
-  bool Watch() override;
+  bool Watch(StallAlarm& alarm) override;
 
  private:
   void Fail(const std::string& message, bool late);  // mutex_ is held

@@ -177,18 +177,30 @@ void NcclMessenger::Advance(int peer, Incoming& in) {
   }
 }
 
-bool NcclMessenger::Watch() {
+StallAlarm::Attempt NcclMessenger::Attempt(StallAlarm& alarm, std::string_view what) const {
+  return {alarm,
+          fmt::format("{}, group {}, rank {} of {}", what, control_->name(), control_->rank(),
+                      control_->size()),
+          StallLimit(deadline_)};
+}
+
+bool NcclMessenger::Watch(StallAlarm& alarm) {
   std::unique_lock lock(mutex_, std::try_to_lock);
   if (!lock) return true;
   if (!failure_.empty()) return false;
   try {
-    ReadHeaders();
+    if (!outbox_.empty()) {
+      const auto attempt = Attempt(alarm, "[send]");
+      ReadHeaders();
+    }
     bool busy = !outbox_.empty();
     for (auto& [peer, out] : outgoing_) {
+      const auto attempt = Attempt(alarm, fmt::format("[send] to rank {}", peer));
       Advance(peer, out);
       busy |= !out.letters.empty() || out.settling || !out.flying.empty();
     }
     for (auto& [peer, in] : incoming_) {
+      const auto attempt = Attempt(alarm, fmt::format("[receive] from rank {}", peer));
       Advance(peer, in);
       busy |= !in.receipts.empty();
     }

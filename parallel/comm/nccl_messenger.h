@@ -39,7 +39,7 @@ class NcclMessenger : public NcclWatched {
   // Waits until everything given to Send has gone, at most as long as the deadline.
   void Drain();
 
-  bool Watch() override;
+  bool Watch(StallAlarm& alarm) override;
 
  private:
   struct Letter {  // to be sent
@@ -65,6 +65,7 @@ class NcclMessenger : public NcclWatched {
     std::deque<ReceiptPtr> receipts;
   };
 
+  StallAlarm::Attempt Attempt(StallAlarm& alarm, std::string_view what) const;
   void ReadHeaders();
   void Advance(int peer, Outgoing& out);
   void Advance(int peer, Incoming& in);
