@@ -348,10 +348,11 @@ class Layout {
   std::map<int64_t, Tensor> offsets_;
 };
 
+bool IsAligned(const Tensor& t) { return reinterpret_cast<uintptr_t>(t.raw()) % 16 == 0; }
+
 bool Usable(const Tensor& q, const Tensor& k, const Tensor& v) {
   auto fits = [](const Tensor& t) {  // 16 bytes
-    return t.dim(t.ndim() - 1) % 8 == 0 && t.row_stride() % 8 == 0 &&
-           reinterpret_cast<uintptr_t>(t.raw()) % 16 == 0;
+    return t.dim(t.ndim() - 1) % 8 == 0 && t.row_stride() % 8 == 0 && IsAligned(t);
   };
   return q.dtype() == DType::kBF16 && q.size() > 0 && fits(q) && fits(k) && fits(v);
 }
@@ -405,6 +406,11 @@ struct BackwardPart {
     for (int64_t& token : sequences.begin) token -= begin;
   }
   Tensor Of(const Tensor& t) const { return t.Slice(begin, end); }
+  // Rows of a few numbers may begin anywhere, and cuDNN takes no address that is not aligned.
+  Tensor AlignedOf(Context& ctx, const Tensor& t) const {
+    Tensor part = Of(t);
+    return IsAligned(part) ? part : ctx.Clone(part);
+  }
 };
 
 bool IsDecode(const Tensor& q_THC, std::span<const int32_t> cu_seqlens) {
@@ -497,7 +503,8 @@ bool AttentionBackward(Context& ctx, const Tensor& dout_THV, const Tensor& q_THC
     };
     add(kOut, saved.out_THV, p.heads * p.dim_v);
     add(kDout, dout_THV, p.heads * p.dim_v);
-    add(kLse, saved.lse_TH, p.heads);
+    const Tensor lse = part.AlignedOf(ctx, saved.lse_TH);
+    layout.Add(&pack, kLse, lse.raw(), p.heads);
     add(kDq, gradients.dq_THC, p.heads * p.dim_c);
     add(kDk, gradients.dk_TGC, p.groups * p.dim_c);
     add(kDv, gradients.dv_TGV, p.groups * p.dim_v);
