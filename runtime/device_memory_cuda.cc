@@ -5,6 +5,7 @@
 #include "runtime/allocator.h"
 #include "runtime/cuda_check.h"
 #include "runtime/error.h"
+#include "runtime/library_memory.h"
 #include "runtime/memory_counter.h"
 #include "runtime/step_recorder.h"
 
@@ -114,6 +115,20 @@ class CudaAllocator : public Allocator {
 };
 
 }  // namespace
+
+void MakeRoomForLibraries(int device) {
+  constexpr size_t kLittle = size_t{1} << 30;
+  auto checked = [device](cudaError_t status, const char* call) {
+    CheckCuda(status, "allocator", call, device);
+  };
+  checked(cudaSetDevice(device), "cudaSetDevice");
+  size_t free = 0, total = 0;
+  checked(cudaMemGetInfo(&free, &total), "cudaMemGetInfo");
+  if (free >= kLittle) return;
+  cudaMemPool_t pool = nullptr;
+  checked(cudaDeviceGetDefaultMemPool(&pool, device), "cudaDeviceGetDefaultMemPool");
+  checked(cudaMemPoolTrimTo(pool, 0), "cudaMemPoolTrimTo");
+}
 
 std::shared_ptr<Allocator> MakeCudaAllocator(Device device) {
   return std::make_shared<CudaAllocator>(device);

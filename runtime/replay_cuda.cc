@@ -7,6 +7,7 @@
 
 #include "runtime/cuda_check.h"
 #include "runtime/error.h"
+#include "runtime/library_memory.h"
 #include "runtime/replay.h"
 #include "runtime/step_recorder.h"
 
@@ -71,6 +72,7 @@ class CudaReplay : public Replay {
   void Try(Step& step, const Work& work);
   void Capture(Step& step, const Work& work);
   void Repeat(Step& step, const Work& work);
+  void ReplaceArena(int64_t bytes);
   void MakeRoom(const Step& step);
   void MarkDone(Step& step);
   void Forget(Step& step);
@@ -107,13 +109,10 @@ void CudaReplay::Try(Step& step, const Work& work) {
 
 void CudaReplay::Capture(Step& step, const Work& work) {
   MakeRoom(step);
-  if (!arena_ || arena_->layout().capacity() < step.arena_bytes) {
-    // Graphs in the old block find other addresses and are recorded anew.
-    DeviceArena::Retire(std::move(arena_));
-    arena_ = DeviceArena::Make(allocator_, step.arena_bytes);
-  }
-  step.uploads = MakePinned(step.upload_bytes);
   try {
+    if (!arena_ || arena_->layout().capacity() < step.arena_bytes) ReplaceArena(step.arena_bytes);
+    MakeRoomForLibraries(device_);
+    step.uploads = MakePinned(step.upload_bytes);
     StepRecorder recorder(Mode::kCapture, *allocator_, step, arena_.get());
     work();
     recorder.Finish();
@@ -124,8 +123,7 @@ void CudaReplay::Capture(Step& step, const Work& work) {
     Forget(step);
     Try(step, work);
   } catch (const DeviceError& error) {
-    std::fprintf(stderr, "hone: a step is not replayed, the driver refuses to record it: %s\n",
-                 error.what());
+    std::fprintf(stderr, "hone: a step is not replayed, it cannot be recorded: %s\n", error.what());
     GiveUp(step);
     work();
   }
@@ -147,6 +145,15 @@ void CudaReplay::Repeat(Step& step, const Work& work) {
     Forget(step);
     Try(step, work);
   }
+}
+
+// Graphs in the old block would find other addresses, or none, and are recorded anew.
+void CudaReplay::ReplaceArena(int64_t bytes) {
+  for (auto& [key, step] : steps_) {
+    if (step.state == State::kRecorded) Forget(step);
+  }
+  DeviceArena::Retire(std::move(arena_));
+  arena_ = DeviceArena::Make(allocator_, bytes);
 }
 
 void CudaReplay::MakeRoom(const Step& step) {

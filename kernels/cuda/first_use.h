@@ -7,6 +7,7 @@
 
 #include "runtime/context.h"
 #include "runtime/cuda_check.h"
+#include "runtime/library_memory.h"
 #include "runtime/step_recorder.h"
 
 namespace hone::kernels::cuda {
@@ -25,6 +26,7 @@ inline void BeforeFirstUse(Context& ctx, std::string_view op) {
   if (capture != cudaStreamCaptureStatusNone) throw runtime::StepRecorder::Differs();
   // Not Stream::Synchronize: this is no cut of a step that is being measured.
   runtime::CheckCuda(cudaStreamSynchronize(stream), op, "cudaStreamSynchronize", device);
+  runtime::MakeRoomForLibraries(device);
 }
 
 }  // namespace hone::kernels::cuda

@@ -5,6 +5,7 @@
 #include "parallel/comm/nccl_library.h"
 #include "runtime/cuda_check.h"
 #include "runtime/error.h"
+#include "runtime/library_memory.h"
 
 namespace hone::parallel {
 namespace {
@@ -146,7 +147,7 @@ void NcclLane::CheckResult(ncclResult_t result, const std::string& place) {
 void NcclLane::BeginInit(const ncclUniqueId& id, int size, int rank, const std::string& place) {
   {
     std::lock_guard lock(mutex_);
-    Use(device_);
+    runtime::MakeRoomForLibraries(device_.index);
     ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
     config.blocking = 0;
     CheckResult(Nccl().ncclCommInitRankConfig(&comm_, size, id, rank, &config), place);
