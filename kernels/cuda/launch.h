@@ -52,6 +52,19 @@ inline int64_t ThreadsFor(int64_t elements, int64_t most = 256) {
   return (warps < limit ? warps : limit) * kWarpSize;
 }
 
+// Lets a block of `kernel` have all the dynamic shared memory that there is on `device`. Always as
+// much: between this call and the launch another thread may launch the kernel with less.
+inline void AllowSharedMemory(const void* kernel, std::string_view op, int device) {
+  int of_block = 0;
+  CheckCuda(cudaDeviceGetAttribute(&of_block, cudaDevAttrMaxSharedMemoryPerBlockOptin, device), op,
+            "cudaDeviceGetAttribute", device);
+  cudaFuncAttributes of_kernel = {};
+  CheckCuda(cudaFuncGetAttributes(&of_kernel, kernel), op, "cudaFuncGetAttributes", device);
+  CheckCuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                 of_block - static_cast<int>(of_kernel.sharedSizeBytes)),
+            op, "cudaFuncSetAttribute", device);
+}
+
 // Runs `kernel` on ctx's stream. Asynchronous. `op` begins the message of an error.
 template <class... Params, class... Args>
 void Launch(Context& ctx, std::string_view op, void (*kernel)(Params...), const Blocks& blocks,
@@ -67,10 +80,7 @@ void Launch(Context& ctx, std::string_view op, void (*kernel)(Params...), const 
   CheckCuda(cudaSetDevice(device), op, "cudaSetDevice", device);
   constexpr int64_t kSharedWithoutAsking = 48 * 1024;
   if (blocks.shared_bytes > kSharedWithoutAsking) {
-    CheckCuda(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
-                                   cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                   static_cast<int>(blocks.shared_bytes)),
-              op, "cudaFuncSetAttribute", device);
+    AllowSharedMemory(reinterpret_cast<const void*>(kernel), op, device);
   }
   cudaLaunchConfig_t config = {};
   config.gridDim = grid;

@@ -328,7 +328,12 @@ cudaError_t cudaMemcpy2DAsync(void* dst, size_t dst_pitch, const void* src, size
                               size_t width, size_t rows, cudaMemcpyKind kind, cudaStream_t stream);
 cudaError_t cudaMemsetAsync(void* dst, int value, size_t bytes, cudaStream_t stream);
 
-inline cudaError_t cudaFuncSetAttribute(const void*, cudaFuncAttribute, int) { return cudaSuccess; }
+struct cudaFuncAttributes {
+  size_t sharedSizeBytes;  // of `__shared__` arrays, which are ordinary ones here
+  int maxDynamicSharedSizeBytes;
+};
+cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, const void* kernel);
+cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute attribute, int value);
 
 namespace hone::cuda_emulation {
 // Device work that reads and writes the arena: a kernel's grid, or what stands for a library's
@@ -340,6 +345,11 @@ template <class... Params, class... Args>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Params...),
                                Args&&... args) {
   namespace emulation = hone::cuda_emulation;
+  cudaFuncAttributes attributes = {};
+  cudaFuncGetAttributes(&attributes, reinterpret_cast<const void*>(kernel));
+  if (config->dynamicSmemBytes > static_cast<size_t>(attributes.maxDynamicSharedSizeBytes)) {
+    return cudaErrorInvalidValue;
+  }
   dim3 grid = config->gridDim, block = config->blockDim;
   emulation::LaunchShape shape = {{grid.x, grid.y, grid.z},
                                   {block.x, block.y, block.z},

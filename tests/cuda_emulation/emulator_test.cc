@@ -221,6 +221,18 @@ TEST(Emulator, SaysWhatUsesMemoryWhenThereIsNoMore) {
   settings() = before;
 }
 
+// A launch takes nothing from one that another thread is about to make.
+TEST(Emulator, LaunchesLeaveEachOtherTheirSharedMemory) {
+  Context ctx(Device::Cuda(0));
+  Tensor x = ctx.Zeros({1}, DType::kF32);
+  for (int64_t kib : {200, 60}) {
+    Launch(ctx, "write_one", WriteOne, {1, 32, kib * 1024}, x.data<float>());
+  }
+  cudaFuncAttributes attributes = {};
+  cudaFuncGetAttributes(&attributes, reinterpret_cast<const void*>(WriteOne));
+  EXPECT_GE(attributes.maxDynamicSharedSizeBytes, 200 * 1024);
+}
+
 // A stream runs behind the host: what it has not come to is not there yet, and what it waits for
 // is.
 TEST(Emulator, StreamsRunInTheirOwnTime) {

@@ -45,6 +45,7 @@ struct Machine {
   EmulatedStream legacy;
   EmulatedPool pool;
   std::unordered_map<void*, size_t> pinned;
+  std::unordered_map<const void*, int> shared_bytes;  // that a kernel was allowed
   std::string failure;
   cudaError_t sticky = cudaSuccess;  // of work that failed: every later call reports it
 };
@@ -409,6 +410,17 @@ cudaError_t cudaMemcpy2DAsync(void* dst, size_t dst_pitch, const void* src, size
     return true;
   });
   return ordinary && status == cudaSuccess ? Drain(stream) : status;
+}
+cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, const void* kernel) {
+  Locked lock;
+  const auto allowed = machine().shared_bytes.find(kernel);
+  *attributes = {0, allowed == machine().shared_bytes.end() ? 48 * 1024 : allowed->second};
+  return cudaSuccess;
+}
+cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute, int value) {
+  Locked lock;
+  machine().shared_bytes[kernel] = value;
+  return cudaSuccess;
 }
 cudaError_t cudaMemcpyAsync(void* dst, const void* src, size_t bytes, cudaMemcpyKind kind,
                             cudaStream_t stream) {
