@@ -10,6 +10,7 @@
 
 #include "parallel/comm/mpi_version.h"
 #include "runtime/device.h"
+#include "runtime/nvidia_library.h"
 
 namespace hone::launcher {
 namespace {
@@ -70,8 +71,13 @@ std::string MachineReport::ToText() const {
                         static_cast<double>(g.memory_bytes) / kGiB, g.capability,
                         g.nvlinks > 0 ? fmt::format("{} NVLinks", g.nvlinks) : "no NVLink");
   }
-  text += fmt::format("cuda     driver {}, cuBLAS {}, cuDNN {}, NCCL {}\n", or_none(gpu.driver),
-                      or_none(gpu.cublas), or_none(gpu.cudnn), or_none(gpu.nccl));
+  text += fmt::format("cuda     driver {}, cuBLAS {}, cuDNN {}, NCCL {}, NVRTC {}\n",
+                      or_none(gpu.driver), or_none(gpu.cublas), or_none(gpu.cudnn),
+                      or_none(gpu.nccl), or_none(gpu.nvrtc));
+  if (!gpu.cudnn.empty() && gpu.nvrtc.empty()) {
+    text += fmt::format("         without {} attention is not cuDNN's but by our own kernels\n",
+                        runtime::kNvrtc.file);
+  }
   std::string why = WhyNoGpu();
   text += why.empty() ? fmt::format("GPUs     {} can be used\n", usable_gpus)
                       : fmt::format("GPUs     none can be used: {}\n", why);
@@ -93,9 +99,9 @@ std::string MachineReport::ToJson() const {
                             {"capability", g.capability},
                             {"nvlinks", g.nvlinks}});
   }
-  json["cuda"] = {{"built", cuda_built},   {"driver", gpu.driver}, {"cublas", gpu.cublas},
-                  {"cudnn", gpu.cudnn},    {"nccl", gpu.nccl},     {"usable_gpus", usable_gpus},
-                  {"obstacle", WhyNoGpu()}};
+  json["cuda"] = {{"built", cuda_built},        {"driver", gpu.driver},  {"cublas", gpu.cublas},
+                  {"cudnn", gpu.cudnn},         {"nccl", gpu.nccl},      {"nvrtc", gpu.nvrtc},
+                  {"usable_gpus", usable_gpus}, {"obstacle", WhyNoGpu()}};
   return json.dump(2) + "\n";
 }
 

@@ -125,6 +125,8 @@ GpuReport InspectGpus() {
   report.cublas = VersionOf(kCublasLt, "cublasLtGetVersion");
   report.cudnn = VersionOf(kCudnn, "cudnnGetVersion");
   report.nccl = NcclVersion();
+  const Nvrtc nvrtc = LoadNvrtc();
+  if (nvrtc.missing.empty()) report.nvrtc = VersionText(nvrtc.version);
   return report;
 }
 

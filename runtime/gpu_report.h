@@ -18,6 +18,7 @@ struct GpuReport {
   std::vector<Gpu> gpus;
   std::string driver;               // "580.65.06"; "" when there is no driver
   std::string cublas, cudnn, nccl;  // "13.1.0"; "" when the library is not found
+  std::string nvrtc;  // the same; without it cuDNN has no attention, which is no obstacle
 
   // "" when hone's CUDA backend can run here, else what is in the way: no driver, one older than
   // CUDA 13 wants, no GPU, or libraries that are missing or too old. Where CUDA offers `usable`

@@ -44,6 +44,10 @@ void* LoadedLibrary::Address(const char* function) const {
   return handle_ ? dlsym(handle_, function) : nullptr;
 }
 
+std::string LoadedLibrary::Missing() const {
+  return handle_ ? "" : fmt::format("{} is not there: {}", wanted_.file, tried_);
+}
+
 void* LoadedLibrary::NeededAddress(const char* function) const {
   Check<DeviceError>(handle_ != nullptr,
                      "[{}] {} is not there for {}: {}. Install {}, or name its folder in "
@@ -61,6 +65,16 @@ void LoadedLibrary::CheckVersion(int64_t version) const {
                      "[{}] {} is version {} and too old: install {}, version {} or later",
                      wanted_.name, wanted_.file, VersionText(version), wanted_.package,
                      VersionText(wanted_.least));
+}
+
+Nvrtc LoadNvrtc() {
+  const LoadedLibrary compiler(kNvrtc);
+  auto* version_of = compiler.Find<int(int*, int*)>("nvrtcVersion");
+  int major = 0, minor = 0;
+  if (!version_of || version_of(&major, &minor) != 0) return {0, compiler.Missing()};
+  const std::string part = fmt::format("libnvrtc-builtins.so.{}.{}", major, minor);
+  const LoadedLibrary builtins({kNvrtc.name, part.c_str(), kNvrtc.least, kNvrtc.package});
+  return {int64_t{major} * 10000 + minor * 100, builtins.Missing()};
 }
 
 }  // namespace hone::runtime

@@ -19,6 +19,7 @@ inline constexpr NvidiaLibrary kCublasLt{"cuBLASLt", "libcublasLt.so.13", 130000
                                          "cuBLAS of CUDA 13"};
 inline constexpr NvidiaLibrary kCudnn{"cuDNN", "libcudnn.so.9", 91200, "cuDNN 9 for CUDA 13"};
 inline constexpr NvidiaLibrary kNccl{"NCCL", "libnccl.so.2", 22700, "NCCL 2 for CUDA 13"};
+inline constexpr NvidiaLibrary kNvrtc{"NVRTC", "libnvrtc.so.13", 130000, "NVRTC of CUDA 13"};
 inline constexpr NvidiaLibrary kNvml{"NVML", "libnvidia-ml.so.1", 0, "NVIDIA's driver"};
 
 std::string VersionText(int64_t version);  // "9.1.0" of 90100; "" of 0
@@ -46,6 +47,8 @@ class LoadedLibrary {
   Function* Need(const char* function) const {
     return reinterpret_cast<Function*>(NeededAddress(function));
   }
+  // "" where the library is there, else its name and where it was looked for.
+  std::string Missing() const;
   // DeviceError where `version`, the library's own, is older than the least.
   void CheckVersion(int64_t version) const;
 
@@ -57,6 +60,14 @@ class LoadedLibrary {
   void* handle_ = nullptr;
   std::string tried_;  // each name, and why it could not be opened
 };
+
+// With NVRTC cuDNN compiles its attention while the program runs. It asks the loader for it by name
+// alone, and NVRTC for a part of its own: what is loaded already is found, wherever it was.
+struct Nvrtc {
+  int64_t version = 0;  // 0 where it is not there
+  std::string missing;  // "" where all of it is there
+};
+Nvrtc LoadNvrtc();
 
 }  // namespace hone::runtime
 

@@ -3,11 +3,14 @@
 // finding its own. (The frontend can load cuDNN itself, but then loads another CUDA runtime too.)
 #include <cudnn.h>
 
+#include <cstdio>
+
 #include "runtime/nvidia_library.h"
 
 namespace {
 
 struct CudnnFunctions {
+  hone::runtime::Nvrtc nvrtc = hone::runtime::LoadNvrtc();  // before cuDNN looks for it
   hone::runtime::LoadedLibrary library{hone::runtime::kCudnn};
   HONE_LIBRARY_FUNCTION(cudnnBackendCreateDescriptor);
   HONE_LIBRARY_FUNCTION(cudnnBackendDestroyDescriptor);
@@ -23,7 +26,15 @@ struct CudnnFunctions {
   HONE_LIBRARY_FUNCTION(cudnnGetVersion);
   HONE_LIBRARY_FUNCTION(cudnnSetStream);
 
-  CudnnFunctions() { library.CheckVersion(static_cast<int64_t>(cudnnGetVersion())); }
+  CudnnFunctions() {
+    library.CheckVersion(static_cast<int64_t>(cudnnGetVersion()));
+    if (nvrtc.missing.empty()) return;
+    std::fprintf(
+        stderr,
+        "hone: cuDNN will hardly have any attention, and our own kernels serve: %s. Install "
+        "%s, or name its folder in LD_LIBRARY_PATH\n",
+        nvrtc.missing.c_str(), hone::runtime::kNvrtc.package);
+  }
 };
 
 // DeviceError where cuDNN cannot be used. Thread safe.

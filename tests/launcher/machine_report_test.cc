@@ -13,6 +13,7 @@ namespace hone::launcher {
 namespace {
 
 using testing::HasSubstr;
+using testing::Not;
 
 MachineReport WithGpus() {
   MachineReport m;
@@ -27,6 +28,7 @@ MachineReport WithGpus() {
   m.gpu.cublas = "13.1.0";
   m.gpu.cudnn = "9.19.0";
   m.gpu.nccl = "2.28.9";
+  m.gpu.nvrtc = "13.0.0";
   for (const char* uuid : {"GPU-a", "GPU-b"}) {
     m.gpu.gpus.push_back({"NVIDIA H200", uuid, int64_t{139} << 30, 90, 18});
   }
@@ -36,7 +38,10 @@ MachineReport WithGpus() {
 TEST(MachineReport, NamesGpusAndVersions) {
   std::string text = WithGpus().ToText();
   EXPECT_THAT(text, HasSubstr("NVIDIA H200, 139.0 GiB, sm_90, 18 NVLinks"));
-  EXPECT_THAT(text, HasSubstr("driver 580.65.06, cuBLAS 13.1.0, cuDNN 9.19.0, NCCL 2.28.9"));
+  EXPECT_THAT(
+      text,
+      HasSubstr("driver 580.65.06, cuBLAS 13.1.0, cuDNN 9.19.0, NCCL 2.28.9, NVRTC 13.0.0\n"));
+  EXPECT_THAT(text, Not(HasSubstr("our own kernels")));
   EXPECT_THAT(text, HasSubstr("2 can be used"));
   auto json = ParseJson(WithGpus().ToJson());
   EXPECT_EQ(json["gpus"].size(), 2u);
@@ -66,6 +71,14 @@ TEST(MachineReport, SaysWhatIsInTheWay) {
   m.gpu.driver = "";
   EXPECT_EQ(m.WhyNoGpu(), "no NVIDIA driver on this machine");
   EXPECT_THAT(m.ToText(), HasSubstr("none can be used: no NVIDIA driver on this machine"));
+}
+
+TEST(MachineReport, WithoutNvrtcCudnnHasNoAttention) {
+  MachineReport m = WithGpus();
+  m.gpu.nvrtc = "";
+  EXPECT_EQ(m.WhyNoGpu(), "");
+  EXPECT_THAT(m.ToText(), HasSubstr("without libnvrtc.so.13 attention is not cuDNN's"));
+  EXPECT_EQ(ParseJson(m.ToJson())["cuda"]["nvrtc"], "");
 }
 
 TEST(MachineReport, WhatCudaOffersCanBeUsed) {

@@ -1,6 +1,7 @@
 // Libraries that are loaded at their first use. glibc's libm stands for one that is there.
 #include "runtime/nvidia_library.h"
 
+#include <dlfcn.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -63,6 +64,20 @@ TEST(NvidiaLibrary, AbsentFunctionAndOldVersionAskForANewerOne) {
             "[Present] libm.so.6 is version 2.13.99 and too old: install the present package, "
             "version 2.14.0 or later");
   library.CheckVersion(21400);
+}
+
+// cuDNN and NVRTC itself look by name alone, so by these names all of it must be found.
+TEST(Nvrtc, IsFoundByNameOnceItIsLoaded) {
+  const Nvrtc nvrtc = LoadNvrtc();
+  if (nvrtc.version == 0) {
+    EXPECT_THAT(nvrtc.missing, HasSubstr("/usr/local/cuda/lib64/libnvrtc.so.13"));
+    GTEST_SKIP() << nvrtc.missing;
+  }
+  EXPECT_EQ(nvrtc.missing, "");
+  EXPECT_GE(nvrtc.version, kNvrtc.least);
+  EXPECT_NE(dlopen("libnvrtc.so.13", RTLD_NOW | RTLD_NOLOAD), nullptr);
+  const std::string part = "libnvrtc-builtins.so.13." + std::to_string(nvrtc.version / 100 % 100);
+  EXPECT_NE(dlopen(part.c_str(), RTLD_NOW | RTLD_NOLOAD), nullptr) << part;
 }
 
 TEST(CudaDefaults, KeepWhatTheUserSet) {
