@@ -26,6 +26,15 @@ struct Fp8Product {
   bool accumulate;
 };
 
+// The same numbers with zeros behind each row up to a multiple of a tile: the scales are there.
+inline Fp8Matrix WithWholeTiles(Context& ctx, const Fp8Matrix& m) {
+  const int64_t cols = (m.cols + kFp8Tile - 1) / kFp8Tile * kFp8Tile, given = m.values.dim(1);
+  Fp8Matrix whole = {ctx.Zeros({m.values.dim(0), cols}, m.values.dtype()), m.scale, m.rows, cols,
+                     m.blocks};
+  CopyTo(m.values, whole.values.Columns(0, given), &ctx.stream());
+  return whole;
+}
+
 // As kernels::Fp8Multiply, whose checks have been made. Asynchronous. DeviceError where the GPU has
 // no such product: it is Hopper's.
 void MultiplyFp8(Context& ctx, const Fp8Matrix& a_MK, const Fp8Matrix& b_NK, const Tensor& out_MN,

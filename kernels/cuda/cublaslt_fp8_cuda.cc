@@ -75,8 +75,14 @@ class Description {
   const Fp8Matrix& b_;
 };
 
+struct Choice {
+  cublasLtHandle_t handle;
+  cublasStatus_t status;  // whether there is an algorithm
+  cublasLtMatmulAlgo_t algorithm;
+};
+
 // Deterministic: no algorithm that splits the sum by atomics or a second pass.
-cublasLtMatmulAlgo_t Choose(cublasLtHandle_t handle, Description& d) {
+Choice Choose(cublasLtHandle_t handle, Description& d) {
   cublasLtMatmulPreferenceOpaque_t preference;
   d.Checked(Lt().cublasLtMatmulPreferenceInit_internal(&preference, sizeof preference),
             "MatmulPreferenceInit");
@@ -96,14 +102,8 @@ cublasLtMatmulAlgo_t Choose(cublasLtHandle_t handle, Description& d) {
       handle, &d.matmul, &d.first, &d.second, &d.result, &d.result, &preference, 1, &found, &count);
   if (status == CUBLAS_STATUS_SUCCESS)
     status = count > 0 ? found.state : CUBLAS_STATUS_NOT_SUPPORTED;
-  d.Checked(status, "MatmulAlgoGetHeuristic");
-  return found.algo;
+  return {handle, status, found.algo};
 }
-
-struct Choice {
-  cublasLtHandle_t handle;
-  cublasLtMatmulAlgo_t algorithm;
-};
 
 // One a process: a handle a device, and what was chosen. The handles are safe to use without the
 // mutex.
@@ -132,7 +132,7 @@ Choice ChoiceFor(Context& ctx, const Key& key, Description& d) {
   if (handle == nullptr) d.Checked(Lt().cublasLtCreate(&handle), "Create");
   auto known = library.choices.find(key);  // another thread may have made it by now
   if (known == library.choices.end()) {
-    known = library.choices.emplace(key, Choice{handle, Choose(handle, d)}).first;
+    known = library.choices.emplace(key, Choose(handle, d)).first;
   }
   return known->second;
 }
@@ -140,11 +140,6 @@ Choice ChoiceFor(Context& ctx, const Key& key, Description& d) {
 // out's rows are those of a, padding included, and its columns those of b.
 void Issue(Context& ctx, const Fp8Matrix& a, const Fp8Matrix& b, const Tensor& out,
            bool accumulate) {
-  if (auto* recorder = runtime::StepRecorder::Of(ctx.stream());
-      recorder &&
-      !recorder->Issue(runtime::Piece::kFp8Product, Fp8Product(a, b, out, accumulate))) {
-    return;
-  }
   runtime::CheckCuda(cudaSetDevice(ctx.device().index), "fp8_multiply", "cudaSetDevice",
                      ctx.device().index);
   const bool wide = out.dtype() == DType::kF32;
@@ -157,7 +152,17 @@ void Issue(Context& ctx, const Fp8Matrix& a, const Fp8Matrix& b, const Tensor& o
                 b.blocks,
                 wide,
                 accumulate};
-  const auto [handle, algorithm] = ChoiceFor(ctx, key, d);
+  const auto [handle, status, algorithm] = ChoiceFor(ctx, key, d);
+  // The last tile is a part of one, which cuBLASLt documents and a version may lack.
+  if (status != CUBLAS_STATUS_SUCCESS && key.k % kFp8Tile != 0) {
+    return Issue(ctx, WithWholeTiles(ctx, a), WithWholeTiles(ctx, b), out, accumulate);
+  }
+  d.Checked(status, "MatmulAlgoGetHeuristic");
+  if (auto* recorder = runtime::StepRecorder::Of(ctx.stream());
+      recorder &&
+      !recorder->Issue(runtime::Piece::kFp8Product, Fp8Product(a, b, out, accumulate))) {
+    return;
+  }
   Tensor workspace = ctx.Empty({static_cast<int64_t>(kWorkspaceBytes)}, DType::kU8);
   const float one = 1, beta = accumulate ? 1.f : 0.f;
   d.Checked(Lt().cublasLtMatmul(handle, &d.matmul, &one, b.values.raw(), &d.first, a.values.raw(),

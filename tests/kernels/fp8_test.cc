@@ -8,6 +8,7 @@
 #include <cmath>
 #include <vector>
 
+#include "kernels/cuda/cublaslt_fp8.h"
 #include "kernels/fp8/e4m3.h"
 #include "runtime/philox.h"
 #include "tests/device.h"
@@ -256,6 +257,21 @@ TEST(Fp8, LinearAndItsGradients) {
     EXPECT_LE(RelativeError(added, Product(coarse(QuantizeColumns(ctx, dy)),
                                            coarse(QuantizeColumns(ctx, x)), s.tokens)),
               std::max(arithmetic, 1e-5));
+  }
+}
+
+// What a GPU without products of a part of a tile is given.
+TEST(Fp8, ZerosUpToWholeTilesLeaveTheProduct) {
+  Context ctx(TestDevice());
+  for (int64_t inner : {48, 130, 256, 576}) {
+    const Fp8Matrix a = QuantizeRows(ctx, Random(ctx, 5, inner, DType::kF32, 1));
+    const Fp8Matrix b = QuantizeBlocks(ctx, Random(ctx, 130, inner, DType::kF32, 2));
+    const Fp8Matrix whole_a = cuda::WithWholeTiles(ctx, a), whole_b = cuda::WithWholeTiles(ctx, b);
+    EXPECT_EQ(whole_a.values.dim(1), (inner + 127) / 128 * 128);
+    Tensor y = ctx.Empty({5, 130}, DType::kF32), whole_y = ctx.Empty({5, 130}, DType::kF32);
+    Fp8Multiply(ctx, a, b, y);
+    Fp8Multiply(ctx, whole_a, whole_b, whole_y);
+    EXPECT_EQ(runtime::ToDoubles(whole_y), runtime::ToDoubles(y)) << inner;
   }
 }
 
