@@ -97,19 +97,25 @@ struct Journal::Impl {
   std::string pending;  // records since the last commit
   std::vector<Sample> recovered;
 
-  // Takes over an existing file if it is of the same weights; false to begin anew.
-  bool Recover(const JournalHeader& header) {
+  // Takes over an existing file if it is of the same weights and plan; false to begin anew.
+  bool Recover(const JournalHeader& header, Otherwise otherwise) {
     if (!fs.Exists(path)) return false;
     std::string bytes = fs.ReadAll(path);
     Parsed parsed = Parse(bytes, path);
     if (parsed.records.empty()) return false;
     JournalHeader old = ParseHeader(parsed.records[0], path);
     // Without a digest nothing on disk can be known to be of these weights.
-    bool same = !header.weight_digest.empty() && old.weight_digest == header.weight_digest &&
-                old.plan_digest == header.plan_digest && old.stage == header.stage &&
-                old.rollout == header.rollout;
-    if (!same) {
-      fs.Rename(path, path + ".stale");
+    bool drawn_by_them = !header.weight_digest.empty() &&
+                         old.weight_digest == header.weight_digest && old.stage == header.stage &&
+                         old.rollout == header.rollout;
+    if (!drawn_by_them || old.plan_digest != header.plan_digest) {
+      Check<DataError>(otherwise == Otherwise::kBeginAnew || !drawn_by_them,
+                       "[journal] {} holds samples of another plan, and the weights {} that drew "
+                       "them are no more: undo the change of '{}' (its prompts, their number, "
+                       "sampling, max_new_tokens or the seed) until this rollout is learned from, "
+                       "or go back to an earlier checkpoint",
+                       path, header.weight_digest, header.stage);
+      if (otherwise == Otherwise::kBeginAnew && parsed.records.size() > 1) SetAside();
       return false;
     }
     for (size_t i = 1; i < parsed.records.size(); ++i) {
@@ -119,6 +125,12 @@ struct Journal::Impl {
     if (parsed.intact < bytes.size()) file->Truncate(static_cast<int64_t>(parsed.intact));
     end = static_cast<int64_t>(parsed.intact);
     return true;
+  }
+
+  void SetAside() {
+    std::string aside = path + ".stale";
+    for (int n = 2; fs.Exists(aside); ++n) aside = fmt::format("{}.stale-{}", path, n);
+    fs.Rename(path, aside);
   }
 
   void Begin(const JournalHeader& header) {
@@ -142,10 +154,15 @@ struct Journal::Impl {
   }
 };
 
-Journal::Journal(FileSystem& fs, const std::string& path, const JournalHeader& header)
+Journal::Journal(FileSystem& fs, const std::string& path, const JournalHeader& header,
+                 Otherwise otherwise)
     : impl_(new Impl{fs, path, nullptr, 0, {}, {}}) {
   fs.MakeDirs(path.substr(0, path.rfind('/')));
-  if (impl_->Recover(header)) return;
+  if (impl_->Recover(header, otherwise)) return;
+  Check<DataError>(otherwise == Otherwise::kBeginAnew,
+                   "[journal] {} does not hold the samples that the weights {} drew, and these "
+                   "are no more; go back to an earlier checkpoint",
+                   path, header.weight_digest);
   impl_->Begin(header);
 }
 Journal::~Journal() = default;

@@ -24,10 +24,13 @@ struct JournalHeader {
 
 class Journal {
  public:
-  // Opens or creates; an existing file whose header has another weight or plan digest, or that is
-  // opened without a weight digest, is set aside (renamed with the suffix .stale) and begun anew:
-  // its samples were drawn by weights that are no more, or from another plan.
-  Journal(FileSystem& fs, const std::string& path, const JournalHeader& header);
+  // What is done where no file, or one of another weight or plan digest, or no weight digest is
+  // given: begin anew, with a file that holds samples set aside (renamed with the suffix .stale, or
+  // .stale-2, …); or leave everything as it is and throw DataError, since what the file is to hold
+  // cannot be drawn again.
+  enum class Otherwise { kBeginAnew, kRefuse };
+  Journal(FileSystem& fs, const std::string& path, const JournalHeader& header,
+          Otherwise otherwise = Otherwise::kBeginAnew);
   ~Journal();
   const std::vector<Sample>& recovered() const;  // intact records found at opening
   void Append(const Sample& sample);             // durable only after Commit

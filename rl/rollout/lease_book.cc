@@ -50,10 +50,26 @@ std::string LeaseBook::JournalPath(const RolloutPlan& plan) const {
   return fmt::format("{}/{}/rollout-{:06d}.bin", journal_dir_, plan.stage, plan.rollout);
 }
 
-void LeaseBook::Open(const RolloutPlan& plan) {
+void LeaseBook::Recover(OpenPlan* open, bool drawable) const {
+  const RolloutPlan& plan = open->plan;
+  open->journal_path = JournalPath(plan);
+  open->journal = std::make_unique<Journal>(
+      fs_, open->journal_path,
+      JournalHeader{plan.stage, plan.rollout, plan.weight_version, plan.weight_digest,
+                    PlanDigest(plan)},
+      drawable ? Journal::Otherwise::kBeginAnew : Journal::Otherwise::kRefuse);
+  for (const Sample& sample : open->journal->recovered()) {
+    auto key = std::make_pair(sample.key.prompt, sample.key.sample);
+    if (!open->waiting.erase(key)) continue;
+    open->tokens += sample.completion_tokens();
+    open->done[key] = sample;
+  }
+}
+
+void LeaseBook::Open(const RolloutPlan& plan, bool drawable) {
   Check(Find(plan.stage, plan.rollout) == nullptr, "[rollout] {} {} is already under way",
         plan.stage, plan.rollout);
-  OpenPlan& open = plans_.emplace_back();
+  OpenPlan open;
   open.plan = plan;
   open.last_sample = Clock::now();
   for (size_t p = 0; p < plan.prompts.size(); ++p) {
@@ -67,18 +83,14 @@ void LeaseBook::Open(const RolloutPlan& plan) {
     open.waiting.insert(place);
   }
   open.total = static_cast<int64_t>(open.waiting.size());
-  if (journal_dir_.empty()) return;
-  open.journal_path = JournalPath(plan);
-  open.journal =
-      std::make_unique<Journal>(fs_, open.journal_path,
-                                JournalHeader{plan.stage, plan.rollout, plan.weight_version,
-                                              plan.weight_digest, PlanDigest(plan)});
-  for (const Sample& sample : open.journal->recovered()) {
-    auto key = std::make_pair(sample.key.prompt, sample.key.sample);
-    if (!open.waiting.erase(key)) continue;
-    open.tokens += sample.completion_tokens();
-    open.done[key] = sample;
-  }
+  if (!journal_dir_.empty()) Recover(&open, drawable);
+  Check<DataError>(drawable || open.complete(),
+                   "[rollout] {} holds {} of the {} samples of '{}' rollout {}, and the weights {} "
+                   "that drew them are no more; undo a change of group_size, or go back to an "
+                   "earlier checkpoint",
+                   open.journal_path, open.done.size(), open.total, plan.stage, plan.rollout,
+                   plan.weight_digest);
+  plans_.push_back(std::move(open));
 }
 
 OpenPlan* LeaseBook::Find(const std::string& stage, int64_t rollout) {

@@ -53,8 +53,9 @@ class LeaseBook {
             int64_t vocab_size = 0)
       : fs_(fs), journal_dir_(std::move(journal_dir)), lease_(lease), vocab_size_(vocab_size) {}
 
-  // Recovers what the journal holds.
-  void Open(const RolloutPlan& plan);
+  // Recovers what the journal holds. Of a plan that cannot be drawn that must be all of it:
+  // DataError otherwise, with journal and book as they were.
+  void Open(const RolloutPlan& plan, bool drawable = true);
   OpenPlan* Find(const std::string& stage, int64_t rollout);
   // Journal closed, derived JSONL written for training rollouts; samples in (prompt, sample) order.
   std::vector<Sample> Close(OpenPlan* plan);
@@ -79,6 +80,7 @@ class LeaseBook {
 
  private:
   std::string JournalPath(const RolloutPlan& plan) const;
+  void Recover(OpenPlan* plan, bool drawable) const;
   void WriteJsonl(const OpenPlan& plan) const;
   // Why a sample cannot be one of the plan's; "" when it can.
   std::string Misfit(const OpenPlan& plan, const Sample& sample) const;

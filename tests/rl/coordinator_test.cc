@@ -232,6 +232,10 @@ TEST_F(CoordinatorTest, WeightsThatAreNoMoreDrawNothing) {
   }
   auto coordinator = std::make_unique<Coordinator>(runtime::LocalFileSystem(), Options());
   coordinator->Publish({1, "d2", {}});
+  RolloutPlan changed = plan;  // is refused, and costs nothing
+  changed.max_new_tokens += 1;
+  EXPECT_THAT(runtime::MessageOf([&] { coordinator->Begin(changed); }),
+              HasSubstr("undo the change of 'rl'"));
   coordinator->Begin(plan);
   EXPECT_EQ(coordinator->Finish("rl", 0, milliseconds(50), GoOn).size(), 2u);
 }

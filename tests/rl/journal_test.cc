@@ -128,6 +128,35 @@ TEST_F(JournalTest, AnotherDigestSetsTheFileAside) {
   }
 }
 
+// Config changed, tried, changed back and so on: whatever was drawn is still somewhere.
+TEST_F(JournalTest, NoFileWithSamplesIsOverwritten) {
+  Write(1);
+  const std::string first = Bytes();
+  ExpectRecovered(0, Header("w1", "p2"));
+  ExpectRecovered(0, Header());  // that one held nothing: not kept
+  EXPECT_FALSE(LocalFileSystem().Exists(path_ + ".stale-2"));
+  Write(2);
+  const std::string second = Bytes();
+  ExpectRecovered(0, Header("w2"));
+  EXPECT_EQ(LocalFileSystem().ReadAll(path_ + ".stale"), first);
+  EXPECT_EQ(LocalFileSystem().ReadAll(path_ + ".stale-2"), second);
+}
+
+TEST_F(JournalTest, WhatCannotBeDrawnAgainIsLeftWhereItIs) {
+  constexpr auto kRefuse = Journal::Otherwise::kRefuse;
+  auto refusal = [&](const JournalHeader& header) {
+    return runtime::MessageOf([&] { Journal(LocalFileSystem(), path_, header, kRefuse); });
+  };
+  EXPECT_THAT(refusal(Header()), HasSubstr(path_ + " does not hold"));
+  Write(2);
+  const std::string whole = Bytes();
+  EXPECT_THAT(refusal(Header("w1", "p2")), HasSubstr("undo the change"));
+  EXPECT_THAT(refusal(Header("w2")), HasSubstr("weights w2"));
+  EXPECT_EQ(Bytes(), whole);
+  EXPECT_FALSE(LocalFileSystem().Exists(path_ + ".stale"));
+  EXPECT_EQ(Journal(LocalFileSystem(), path_, Header(), kRefuse).recovered().size(), 4u);
+}
+
 TEST_F(JournalTest, WithoutAWeightDigestNothingIsTakenOver) {
   {
     Journal journal(LocalFileSystem(), path_, Header(""));
