@@ -383,13 +383,14 @@ void Coordinator::Begin(const RolloutPlan& plan) {
 std::vector<Sample> Coordinator::Finish(const std::string& stage, int64_t rollout,
                                         std::chrono::milliseconds stall,
                                         const std::function<bool(const Progress&)>& poll) {
+  const auto begun = Clock::now();
   std::unique_lock lock(impl_->mutex);
   OpenPlan* plan = impl_->book.Find(stage, rollout);
   Check(plan != nullptr, "[rollout] {} rollout {} was not begun", stage, rollout);
   while (!plan->complete()) {
     Check<IoError>(impl_->failure.empty(), "{}", impl_->failure);
     Check<TimeoutError>(
-        Clock::now() - plan->last_sample < stall,
+        Clock::now() - std::max(begun, impl_->book.last_sample()) < stall,
         "[rollout] no sample of '{}' rollout {} arrived for {} s ({} of {} are here, {} "
         "workers are registered); look at the workers' logs",
         stage, rollout, stall.count() / 1000, plan->done.size(), plan->total,

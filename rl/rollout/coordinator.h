@@ -112,7 +112,8 @@ class Coordinator {
   };
   // Waits for all samples of a plan and returns them in (prompt, sample) order. `poll` is called a
   // few times a second with progress and ends the wait by returning false (StoppedEarly).
-  // TimeoutError naming the stage when no sample arrives for `stall`.
+  // TimeoutError naming the stage when no sample arrives for `stall`, counted from the call on, of
+  // this plan or of one that workers are busy with before it.
   std::vector<Sample> Finish(const std::string& stage, int64_t rollout,
                              std::chrono::milliseconds stall,
                              const std::function<bool(const Progress&)>& poll);

@@ -71,7 +71,6 @@ void LeaseBook::Open(const RolloutPlan& plan, bool drawable) {
         plan.stage, plan.rollout);
   OpenPlan open;
   open.plan = plan;
-  open.last_sample = Clock::now();
   for (size_t p = 0; p < plan.prompts.size(); ++p) {
     open.prompt_at[plan.prompts[p].index] = p;
     for (int64_t s = 0; s < plan.group_size; ++s) open.waiting.insert({plan.prompts[p].index, s});
@@ -270,7 +269,7 @@ std::string LeaseBook::Accept(const Sample& sample, bool* repeat) {
   plan->partial.erase(key);
   plan->tokens += sample.completion_tokens();
   plan->done[key] = sample;
-  plan->last_sample = Clock::now();
+  last_sample_ = Clock::now();
   for (auto it = leases_.begin(); it != leases_.end();) {
     OpenLease& lease = it->second;
     bool owes = lease.plan == plan && lease.prompt == sample.key.prompt;

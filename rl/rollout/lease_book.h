@@ -30,7 +30,6 @@ struct OpenPlan {
   std::unique_ptr<Journal> journal;
   std::string journal_path;
   int64_t total = 0, tokens = 0;
-  Clock::time_point last_sample;
 
   bool complete() const { return static_cast<int64_t>(done.size()) == total; }
   bool reads() const { return plan.kind != LeaseKind::kGenerate; }
@@ -77,6 +76,8 @@ class LeaseBook {
   // Leases of this worker that nobody needs any more.
   std::vector<int64_t> TakeCancelled(int64_t worker);
   int64_t open_leases() const { return static_cast<int64_t>(leases_.size()); }
+  // When the newest sample came, of whichever plan.
+  Clock::time_point last_sample() const { return last_sample_; }
 
  private:
   std::string JournalPath(const RolloutPlan& plan) const;
@@ -97,6 +98,7 @@ class LeaseBook {
   std::map<int64_t, std::vector<int64_t>> cancelled_;
   std::set<SampleKey> closed_;  // keys of the plan closed last: late repeats are harmless
   int64_t next_lease_ = 1;
+  Clock::time_point last_sample_;
 };
 
 }  // namespace hone::rl

@@ -210,6 +210,27 @@ TEST_F(CoordinatorTest, AWaitEndsWhenStuckOrStopped) {
   EXPECT_THROW(coordinator->Finish("rl", 7, std::chrono::seconds(9), GoOn), Error);
 }
 
+// Of plans that are begun together, workers draw the later ones after the earlier.
+TEST_F(CoordinatorTest, APlanIsNotStuckForItsAge) {
+  RolloutPlan earlier = TinyPlan(1, 3), later = TinyPlan(1, 1);
+  later.rollout = 1;
+  auto coordinator = Begin(Options(), earlier);
+  coordinator->Begin(later);
+  Client client = Registered(*coordinator);
+  std::this_thread::sleep_for(milliseconds(1100));
+  int64_t drawn = 0;
+  auto draw = [&](const Coordinator::Progress&) {
+    std::this_thread::sleep_for(milliseconds(400));
+    const bool busy = drawn < earlier.group_size;
+    EXPECT_TRUE(
+        client.Submit({busy ? FinishedSample(earlier, 0, drawn++) : FinishedSample(later, 0, 0)})
+            .ok());
+    return true;
+  };
+  EXPECT_EQ(coordinator->Finish("rl", 1, std::chrono::seconds(1), draw).size(), 1u);
+  EXPECT_EQ(drawn, 3);
+}
+
 // One rollout behind, a resumed run publishes today's weights, but its rollout was drawn by others.
 TEST_F(CoordinatorTest, WeightsThatAreNoMoreDrawNothing) {
   RolloutPlan plan = TinyPlan(1, 2);
