@@ -120,7 +120,10 @@ struct Coordinator::Impl final : proto::RolloutPool::Service {
     grpc::Status status = Identify(context, request->worker());
     if (!status.ok()) return status;
     WorkerState& worker = workers.at(request->worker());
-    if (request->progress() != worker.progress) book.Renew(request->worker());
+    if (request->progress() != worker.progress) {
+      book.Renew(request->worker());
+      last_progress = Clock::now();
+    }
     worker.progress = request->progress();
     counts.weight_host_bytes += request->weight_host_bytes() - worker.weight_host_bytes;
     worker.weight_host_bytes = request->weight_host_bytes();
@@ -345,6 +348,7 @@ struct Coordinator::Impl final : proto::RolloutPool::Service {
   int64_t next_worker = 1;
   int waiting_calls = 0;  // TakeLeases that wait for work
   PoolStats counts;
+  Clock::time_point last_progress;  // of any worker
 };
 
 Coordinator::Coordinator(FileSystem& fs, Options options)
@@ -396,7 +400,7 @@ std::vector<Sample> Coordinator::Finish(const std::string& stage, int64_t rollou
         stage, rollout, stall.count() / 1000, plan->done.size(), plan->total,
         impl_->workers.size());
     Progress progress{static_cast<int64_t>(plan->done.size()), plan->total, plan->tokens,
-                      impl_->counts};
+                      impl_->counts, std::max(impl_->last_progress, impl_->book.last_sample())};
     progress.pool.workers = static_cast<int>(impl_->workers.size());
     lock.unlock();
     bool go_on = poll(progress);

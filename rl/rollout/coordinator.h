@@ -109,6 +109,8 @@ class Coordinator {
   struct Progress {
     int64_t done = 0, total = 0, tokens = 0;
     PoolStats pool;
+    // When a sample came last, or a worker's word that it had got on with one.
+    std::chrono::steady_clock::time_point last_progress;
   };
   // Waits for all samples of a plan and returns them in (prompt, sample) order. `poll` is called a
   // few times a second with progress and ends the wait by returning false (StoppedEarly).

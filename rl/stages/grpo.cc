@@ -213,7 +213,7 @@ class GrpoStage {
     std::vector<Sample> samples;
     try {
       // One rollout behind, what is being sampled could not be finished after a stop: its weights
-      // would be gone. So a stop then waits for the rollout's end, as long as samples arrive.
+      // would be gone. So a stop then waits for the rollout's end, as long as workers get on.
       samples =
           env_.pool->Finish(RoundName(round), rollout_,
                             OneBehind() ? SamplePool::Stop::kWhenStuck : SamplePool::Stop::kAtOnce);

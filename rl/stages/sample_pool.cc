@@ -174,10 +174,9 @@ std::vector<Sample> SamplePool::Read(const Reading& reading, const std::vector<S
 
 bool SamplePool::GoOn(const Coordinator::Progress& progress, bool stopping, Stop when) {
   auto now = std::chrono::steady_clock::now();
-  if (progress.done != arrived_ || !stopping) last_arrival_ = now;
-  arrived_ = progress.done;
-  if (!stopping) return true;
-  return when == Stop::kWhenStuck && now - last_arrival_ < kStuck;
+  if (!stopping) unstopped_ = now;
+  return !stopping ||
+         (when == Stop::kWhenStuck && now - std::max(unstopped_, progress.last_progress) < kStuck);
 }
 
 std::vector<Sample> SamplePool::Finish(const std::string& stage, int64_t rollout, Stop when) {
@@ -197,7 +196,7 @@ std::vector<Sample> SamplePool::Finish(const std::string& stage, int64_t rollout
   std::vector<Sample> samples;
   auto tell = [&](const std::string& bytes) { return world.AllGatherBytes(bytes); };
   auto last = std::chrono::steady_clock::now();
-  arrived_ = -1;
+  unstopped_ = last;
   bool stopping = false;
   try {
     samples = coordinator_->Finish(stage, rollout,

@@ -36,13 +36,13 @@ class SamplePool {
   int64_t WeightHostBytes() const;
   // ConfigError for a prompt that no worker's cache can hold.
   void Begin(RolloutPlan plan);
-  // What a signal does to a wait: ends it, or does so once no sample has come for a few seconds.
+  // What a signal does to a wait: ends it, or does so once no worker has got on for a few seconds.
   enum class Stop { kAtOnce, kWhenStuck };
   // Samples in (prompt, sample) order. Throws StoppedEarly on every rank when a signal ends the
   // wait.
   std::vector<Sample> Finish(const std::string& stage, int64_t rollout, Stop when = Stop::kAtOnce);
   // Has workers read samples with pinned weights; see LeaseKind. The same samples, in
-  // (prompt, sample) order; a signal ends the wait once nothing has come for a few seconds.
+  // (prompt, sample) order; a signal ends the wait once no worker has got on for a few seconds.
   struct Reading {
     LeaseKind kind = LeaseKind::kLogprob;
     std::string stage;  // "reasoning_rl/reference": names the journal
@@ -64,8 +64,7 @@ class SamplePool {
   std::unique_ptr<Coordinator> coordinator_;  // rank 0
   std::unique_ptr<WeightPublisher> publisher_;
   int64_t versions_ = 0;
-  int64_t arrived_ = 0;  // samples, when last looked at
-  std::chrono::steady_clock::time_point last_arrival_;
+  std::chrono::steady_clock::time_point unstopped_;  // when a wait was last seen without a signal
 };
 
 }  // namespace hone::rl

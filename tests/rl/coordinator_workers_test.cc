@@ -46,6 +46,31 @@ TEST_F(CoordinatorTest, LeasesOfTheSilentAreReissuedThoseOfTheBusyAreNot) {
   EXPECT_GE(coordinator->stats().reissued, 1);
 }
 
+// What a wait that is to end when nobody gets on looks at.
+TEST_F(CoordinatorTest, AWaitSeesWhenAWorkerGotOnLast) {
+  auto coordinator = Begin(Options(), TinyPlan(1, 1));
+  Client worker = Registered(*coordinator);
+  proto::HeartbeatReply beat;
+  auto last_progress = [&] {
+    Coordinator::Progress seen;
+    auto look = [&](const Coordinator::Progress& progress) {
+      seen = progress;
+      return false;
+    };
+    EXPECT_THROW(coordinator->Finish("rl", 0, std::chrono::seconds(60), look), StoppedEarly);
+    return seen.last_progress;
+  };
+  auto before = std::chrono::steady_clock::now();
+  ASSERT_TRUE(worker.Heartbeat(1, &beat).ok());
+  const auto first = last_progress();
+  EXPECT_GE(first, before);
+  ASSERT_TRUE(worker.Heartbeat(1, &beat).ok());
+  EXPECT_EQ(last_progress(), first) << "it lives, and does not get on";
+  before = std::chrono::steady_clock::now();
+  ASSERT_TRUE(worker.Heartbeat(2, &beat).ok());
+  EXPECT_GE(last_progress(), before);
+}
+
 // Workers tell sums; what they told stays when they are gone.
 TEST_F(CoordinatorTest, WeightsThatPassedHostsAreCountedOnce) {
   Coordinator::Options options = Options();
