@@ -7,6 +7,7 @@
 #include <set>
 
 #include "data/families/story.h"
+#include "data/utf8.h"
 #include "rl/stages/sample_pool.h"
 #include "rl/stages/stages.h"
 
@@ -16,19 +17,6 @@ namespace {
 using nlohmann::json;
 
 constexpr int64_t kProblemsPerRollout = 256;
-
-bool IsValidUtf8(const std::string& text) {
-  for (size_t i = 0; i < text.size();) {
-    unsigned char c = static_cast<unsigned char>(text[i]);
-    size_t length = c < 0x80 ? 1 : (c >> 5) == 6 ? 2 : (c >> 4) == 14 ? 3 : (c >> 3) == 30 ? 4 : 0;
-    if (length == 0 || i + length > text.size()) return false;
-    for (size_t k = 1; k < length; ++k) {
-      if ((static_cast<unsigned char>(text[i + k]) >> 6) != 2) return false;
-    }
-    i += length;
-  }
-  return true;
-}
 
 size_t LongestParagraph(const std::string& text) {
   size_t longest = 0, begin = 0;
@@ -50,7 +38,7 @@ std::string ReasonToDrop(const Sample& sample, const RejectionConfig& config) {
   if (sample.finish != FinishReason::kStop && !config.keep_unfinished) return "unfinished";
   if (sample.outcome != Outcome::kCorrect) return std::string(OutcomeName(sample.outcome));
   if (Part(sample, "format") < 1) return "format";
-  if (!IsValidUtf8(sample.text)) return "invalid_utf8";
+  if (!data::IsValidUtf8(sample.text)) return "invalid_utf8";
   if (config.drop_mixed_language && Part(sample, "language") < 1) return "mixed_language";
   if (config.drop_code_blocks && sample.text.find("```") != std::string::npos) return "code_block";
   if (static_cast<int64_t>(LongestParagraph(sample.text)) > config.max_paragraph) {
