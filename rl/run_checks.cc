@@ -47,9 +47,10 @@ void CheckLayout(const RunConfig& c) {
   ShapeOf(c, 1).ValidateLayout();
 }
 
+// `learned_from`: the packs that the samples are to fit; null where nothing is learned from them.
 void CheckProblems(const RunConfig& c, const data::ProblemSource& source,
                    const data::Tokenizer& tokenizer, int64_t max_new_tokens,
-                   const std::string& where) {
+                   const std::string& where, const BatchConfig* learned_from = nullptr) {
   int64_t context = c.model.max_position_embeddings;
   int64_t count = source.size() < 0 ? kProblemsLookedAt : source.size();
   for (int64_t i = 0; i < count; ++i) {
@@ -64,8 +65,9 @@ void CheckProblems(const RunConfig& c, const data::ProblemSource& source,
         "{}: problem {}: a prompt of {} tokens and max_new_tokens = {} do not fit the "
         "model's context of {}",
         where, problem.id, tokens, max_new_tokens, context);
-    c.rollout.CheckCache(tokens + max_new_tokens, context,
-                         fmt::format("{}: problem {}", where, problem.id));
+    const std::string which = fmt::format("{}: problem {}", where, problem.id);
+    c.rollout.CheckCache(tokens + max_new_tokens, context, which);
+    if (learned_from) learned_from->CheckPack(tokens, max_new_tokens, which);
   }
 }
 
@@ -130,9 +132,9 @@ void CheckStage(const RunConfig& c, const StageConfig& s,
     At(where, [&] { CheckPreferences(s, tokenizer); });
   }
   if (s.kind == StageKind::kGrpo) {
-    CheckProblems(c, *s.grpo.prompts, tokenizer, s.grpo.sampling.max_new_tokens, where);
-    if (s.grpo.general_prompts) {
-      CheckProblems(c, *s.grpo.general_prompts, tokenizer, s.grpo.sampling.max_new_tokens, where);
+    for (const auto& prompts : {s.grpo.prompts, s.grpo.general_prompts}) {
+      if (!prompts) continue;
+      CheckProblems(c, *prompts, tokenizer, s.grpo.sampling.max_new_tokens, where, &s.batch);
     }
     Check<ConfigError>(!s.grpo.replay_routing || c.model.is_moe(),
                        "{}: replay_routing, but the model has no experts", where);

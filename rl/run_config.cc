@@ -59,6 +59,15 @@ void BatchConfig::Read(ConfigReader& r) {
   if (max_length > pack_tokens) r.Fail("max_length", "is longer than pack_tokens");
 }
 
+void BatchConfig::CheckPack(int64_t prompt_tokens, int64_t max_new_tokens,
+                            const std::string& where) const {
+  int64_t longest = prompt_tokens + max_new_tokens - 1;  // the last token is only predicted
+  Check<ConfigError>(longest <= pack_tokens,
+                     "{}: a prompt of {} tokens and max_new_tokens = {} make a sequence of up to "
+                     "{}, and batch.pack_tokens is {}; set it to at least {}",
+                     where, prompt_tokens, max_new_tokens, longest, pack_tokens, longest);
+}
+
 void SamplingConfig::Read(ConfigReader& r) {
   r.Optional("max_new_tokens", &max_new_tokens);
   r.Optional("temperature", &sampling.temperature);

@@ -53,6 +53,8 @@ struct BatchConfig {
   int64_t pack_tokens = 1024;
   int64_t max_length = 0;  // of one sequence; 0: as long as pack and context allow
   void Read(ConfigReader& reader);
+  // ConfigError, beginning with `where`, when what is drawn after a prompt cannot be learned from.
+  void CheckPack(int64_t prompt_tokens, int64_t max_new_tokens, const std::string& where) const;
 };
 
 // A stage may end on a metric of an evaluation suite instead of a number of steps.

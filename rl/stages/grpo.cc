@@ -157,6 +157,9 @@ class GrpoStage {
       prompt.index = round * config_.prompts_per_rollout + i;
       prompt.problem = ProblemAt(rollout, prompt.index);
       prompt.tokens = env_.tokenizer->Encode(prompt.problem.prompt);
+      stage_.batch.CheckPack(
+          static_cast<int64_t>(prompt.tokens.size()), plan.max_new_tokens,
+          fmt::format("{}: stage '{}': problem {}", stage_.where, stage_.name, prompt.problem.id));
       plan.prompts.push_back(std::move(prompt));
     }
     return plan;

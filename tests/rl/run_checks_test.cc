@@ -123,6 +123,26 @@ TEST(RunChecks, PromptsThatDoNotFit) {
               AllOf(HasSubstr("long.jsonl:2"), HasSubstr("150 tokens")));
 }
 
+TEST(RunChecks, PacksThatAreTooSmallNameTheNumber) {
+  runtime::TemporaryFolder folder;
+  const std::string path = folder / "one.jsonl";
+  std::ofstream(path) << R"({"prompt": "0123456789", "answer": "1"})"
+                      << "\n";
+  const std::string prompts = "={jsonl: " + path + "}";
+  // Ten tokens and 40 drawn, the last of which is no input.
+  const std::string small = "stages.rl.batch={pack_tokens: 48}";
+  EXPECT_THAT(ErrorOf({"stages.rl.prompts" + prompts, small}),
+              AllOf(HasSubstr("stage 'rl'"), HasSubstr("one.jsonl:1"),
+                    HasSubstr("batch.pack_tokens is 48; set it to at least 49")));
+  EXPECT_EQ(ErrorOf({"stages.rl.prompts" + prompts, "stages.rl.batch={pack_tokens: 49}"}), "");
+  EXPECT_THAT(ErrorOf({"stages.rl.prompts" + prompts, "stages.rl.batch={pack_tokens: 49}",
+                       "stages.rl.general_prompts={family: chain}"}),
+              HasSubstr("set it to at least 5"));
+  EXPECT_EQ(
+      ErrorOf({"stages.samples.prompts" + prompts, "stages.samples.sampling.max_new_tokens=90"}),
+      "");
+}
+
 TEST(RunChecks, CachesThatAreTooSmallNameTheNumber) {
   // Prompts of up to 15 tokens and 40 drawn: within 64, so 4 pages of 16 and one for a copy.
   std::string error = ErrorOf({"rollout.page_size=16", "rollout.cache_pages=3"});
