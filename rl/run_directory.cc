@@ -20,6 +20,8 @@ namespace {
 
 using nlohmann::json;
 
+constexpr size_t kSecretBytes = 32;
+
 json ToJson(const StageRecord& s) {
   json evaluations = json::object();
   for (const auto& [suite, scores] : s.evaluations) evaluations[suite] = scores;
@@ -60,6 +62,23 @@ std::string ReadLine(int fd) {
   char buffer[128] = {};
   ssize_t n = pread(fd, buffer, sizeof buffer - 1, 0);
   return n > 0 ? std::string(buffer, strcspn(buffer, "\n")) : "";
+}
+
+bool IsSecret(const std::string& text) {
+  return text.size() == 2 * kSecretBytes &&
+         text.find_first_not_of("0123456789abcdef") == std::string::npos;
+}
+
+// Synced, and for nobody else to read.
+void WritePrivately(const std::string& path, const std::string& text) {
+  unlink(path.c_str());
+  int fd = open(path.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+  Check<IoError>(fd >= 0, "[run] cannot create {}: {}", path, std::strerror(errno));
+  bool ok =
+      write(fd, text.data(), text.size()) == static_cast<ssize_t>(text.size()) && fsync(fd) == 0;
+  int error = errno;
+  close(fd);
+  Check<IoError>(ok, "[run] cannot write {}: {}", path, std::strerror(error));
 }
 
 }  // namespace
@@ -132,23 +151,16 @@ void RunDirectory::WriteState(const RunState& state) const {
 }
 
 std::string RunDirectory::Secret() const {
-  std::string path = secret();
-  if (!fs_.Exists(path)) {
-    unsigned char bytes[32];
-    Check<IoError>(getrandom(bytes, sizeof bytes, 0) == sizeof bytes, "[run] no randomness: {}",
-                   std::strerror(errno));
-    std::string hex;
-    for (unsigned char b : bytes) hex += fmt::format("{:02x}", b);
-    int fd = open(path.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
-    if (fd >= 0) {
-      bool ok = write(fd, hex.data(), hex.size()) == static_cast<ssize_t>(hex.size());
-      close(fd);
-      Check<IoError>(ok, "[run] cannot write {}: {}", path, std::strerror(errno));
-    } else {
-      Check<IoError>(errno == EEXIST, "[run] cannot create {}: {}", path, std::strerror(errno));
-    }
-  }
-  return fs_.ReadAll(path);
+  std::string hex = fs_.Exists(secret()) ? fs_.ReadAll(secret()) : "";
+  if (IsSecret(hex)) return hex;
+  unsigned char bytes[kSecretBytes];
+  Check<IoError>(getrandom(bytes, sizeof bytes, 0) == sizeof bytes, "[run] no randomness: {}",
+                 std::strerror(errno));
+  hex.clear();
+  for (unsigned char b : bytes) hex += fmt::format("{:02x}", b);
+  WritePrivately(secret() + ".tmp", hex);
+  fs_.Rename(secret() + ".tmp", secret());
+  return hex;
 }
 
 }  // namespace hone::rl

@@ -59,7 +59,8 @@ class RunDirectory {
 
   RunState ReadState() const;                    // empty when there is none yet
   void WriteState(const RunState& state) const;  // state.json and summary.json, fenced
-  // The per-run secret, made at first use with mode 0600.
+  // The per-run secret, made with mode 0600 at first use, or anew where the file holds no whole
+  // one. The writer's alone to call.
   std::string Secret() const;
 
   ~RunDirectory();

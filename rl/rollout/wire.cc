@@ -98,6 +98,9 @@ EnvironmentConfig FromProto(const proto::Environment& m) {
 
 std::shared_ptr<grpc::ServerCredentials> ServerCredentials(const Security& security,
                                                            const std::string& listen) {
+  Check<ConfigError>(!security.secret.empty(),
+                     "[rollout] refusing to listen on {} without a secret: anybody could call",
+                     listen);
   if (!security.tls()) {
     Check<ConfigError>(
         IsLoopback(listen),

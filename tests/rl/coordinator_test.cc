@@ -293,6 +293,12 @@ TEST_F(CoordinatorTest, ListensBeyondLoopbackOnlyWithTls) {
   }
 }
 
+TEST_F(CoordinatorTest, ListensWithASecretOnly) {
+  Coordinator::Options options = Options();
+  options.secret = "";
+  EXPECT_THROW(Start(options), ConfigError);
+}
+
 TEST_F(CoordinatorTest, MutualTls) {
   auto file = [&](const std::string& name) { return folder_ / name; };
   auto openssl = [](const std::string& words) {

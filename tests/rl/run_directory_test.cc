@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <filesystem>
 #include <limits>
 
 #include "runtime/file_system.h"
@@ -28,6 +29,27 @@ TEST(RunDirectory, KeepsAStateWithScoresThatAreNoNumbers) {
   EXPECT_EQ(evaluations["heldout"].at("tokens"), 12);
   EXPECT_FALSE(std::isfinite(evaluations["other"].at("loss")));
   EXPECT_TRUE(evaluations.contains("empty"));
+}
+
+TEST(RunDirectory, ASecretIsPrivateKeptAndWhole) {
+  namespace files = std::filesystem;
+  runtime::TemporaryFolder folder;
+  RunDirectory directory(runtime::LocalFileSystem(), folder.path());
+  const std::string secret = directory.Secret();
+  EXPECT_EQ(secret.size(), 64u);
+  EXPECT_EQ(files::status(directory.secret()).permissions(),
+            files::perms::owner_read | files::perms::owner_write);
+  EXPECT_EQ(directory.Secret(), secret);
+  // What a power cut or a full disk may leave.
+  for (const std::string& torn : {std::string(), secret.substr(0, 20), std::string(64, '\0')}) {
+    runtime::LocalFileSystem().WriteAtomically(directory.secret(), torn);
+    const std::string anew = directory.Secret();
+    EXPECT_EQ(anew.size(), 64u);
+    EXPECT_NE(anew, torn);
+    EXPECT_EQ(runtime::LocalFileSystem().ReadAll(directory.secret()), anew);
+    EXPECT_EQ(files::status(directory.secret()).permissions(),
+              files::perms::owner_read | files::perms::owner_write);
+  }
 }
 
 }  // namespace
