@@ -111,6 +111,18 @@ void RolloutConfig::Read(ConfigReader& r) {
   r.Optional("tls_key", &tls_key);
   r.Optional("tls_ca", &tls_ca);
   r.Optional("absorb", &absorb);
+  const std::pair<const char*, int64_t> from_1[] = {{"threads", threads},
+                                                    {"verifier_helpers", verifier_helpers},
+                                                    {"max_batch", max_batch},
+                                                    {"prefill_chunk", prefill_chunk},
+                                                    {"prompts_per_lease", prompts_per_lease},
+                                                    {"lease_seconds", lease_seconds},
+                                                    {"stall_seconds", stall_seconds}};
+  for (const auto& [key, value] : from_1) {
+    if (value < 1) r.Fail(key, "must be at least 1");
+  }
+  if (workers < 0) r.Fail("workers", "must not be negative");
+  if (max_staleness < 0) r.Fail("max_staleness", "must not be negative");
   if (cache_pages < 0) r.Fail("cache_pages", "must not be negative; 0: enough for max_batch");
   if (lag != 0 && lag != 1) r.Fail("lag", "is 0 (synchronous) or 1 (one rollout behind)");
   if (page_size < 1 || (64 % page_size != 0 && page_size % 64 != 0)) {

@@ -172,6 +172,19 @@ TEST(RunChecks, CountsThatAreZero) {
               AllOf(HasSubstr("count"), HasSubstr("at least 1")));
 }
 
+TEST(RunChecks, PoolsThatWouldDoNothing) {
+  for (const std::string key : {"threads", "verifier_helpers", "max_batch", "prefill_chunk",
+                                "prompts_per_lease", "lease_seconds", "stall_seconds"}) {
+    EXPECT_THAT(ErrorOf({"rollout." + key + "=0"}),
+                AllOf(HasSubstr("rollout." + key), HasSubstr("at least 1")));
+    EXPECT_EQ(ErrorOf({"rollout." + key + "=1"}), "");
+  }
+  for (const std::string key : {"workers", "max_staleness"}) {
+    EXPECT_THAT(ErrorOf({"rollout." + key + "=-1"}),
+                AllOf(HasSubstr("rollout." + key), HasSubstr("must not be negative")));
+  }
+}
+
 TEST(RunChecks, TasksWithoutAVerifierAndRewardsWithoutARule) {
   runtime::TemporaryFolder folder;
   const std::string path = folder / "tasks.jsonl";
