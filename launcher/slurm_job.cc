@@ -78,7 +78,7 @@ std::string WorkersFunction(const SlurmJob& job) {
 }
 
 constexpr char kBody[] = R"(
-learner='' workers='' requeue=0 stopping=0
+learner='' workers='' requeue=0 stopping=0 code=75
 # mpirun and srun hand SIGUSR1 to the ranks: they write a checkpoint and end with 75.
 stop() {
   stopping=1 trapped=1
@@ -89,7 +89,9 @@ trap stop TERM                # somebody, or a preemption, which SLURM requeues 
 
 start_workers
 for attempt in $(seq 0 $restarts); do
+  [ "$stopping" = 1 ] && break   # the signal met no learners
   start_learner
+  [ "$stopping" = 1 ] && kill -USR1 "$learner"   # or they were just being started
   trapped=1
   while [ -n "$trapped" ]; do
     trapped=''
@@ -103,7 +105,8 @@ for attempt in $(seq 0 $restarts); do
   sleep $((attempt + 1))
 done
 [ -n "$workers" ] && kill "$workers" 2>/dev/null
-if [ "$code" = 75 ] && [ "$requeue" = 1 ]; then
+# Whatever the learners ended with near the time limit: theirs may have met a crash, or a start.
+if [ "$requeue" = 1 ] && [ "$code" != 0 ] && [ "$code" != 2 ]; then
   echo "hone: job $SLURM_JOB_ID goes on when it is its turn again"
   scontrol requeue "$SLURM_JOB_ID"
 fi

@@ -151,6 +151,7 @@ parallel::GroupPtr MakeWorld(const TrainOptions& options, parallel::GroupOptions
 }  // namespace
 
 int TrainCommand(const Arguments& args) {
+  StopFlag();  // a signal while the ranks still start is a stop, too
   TrainOptions options;
   CLI::App app("One learner rank: what mpirun and srun start", "hone train");
   app.add_option("config", options.config, "the run's config (YAML)")->required();

@@ -4,6 +4,9 @@
 #include <fmt/core.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <netinet/in.h>
+#include <poll.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 
 #include <nlohmann/json.hpp>
@@ -122,6 +125,76 @@ TEST(SlurmScript, NearTheTimeLimitTheJobIsStoppedAndRequeued) {
   EXPECT_EQ(program->Wait(std::chrono::seconds(30)), 75) << program->output();
   EXPECT_EQ(Count(slurm.calls(), "mpirun"), 1);
   EXPECT_THAT(slurm.calls(), HasSubstr("scontrol requeue 7"));
+}
+
+// The notice comes while a crash is waited out, before the learners could have heard of it.
+TEST(SlurmScript, ANoticeBetweenTwoStartsIsNotLost) {
+  StandIns slurm("[ $calls = 1 ] && exit 137\nexec sleep 20\n");
+  auto program = slurm.Start(slurm.Job());
+  const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(20);
+  while (program->output().find("ended with 137") == std::string::npos) {
+    ASSERT_LT(std::chrono::steady_clock::now(), deadline) << program->output();
+    std::this_thread::sleep_for(std::chrono::milliseconds(5));
+  }
+  program->Signal(SIGUSR1);
+  EXPECT_EQ(program->Wait(std::chrono::seconds(15)), 137) << program->output();
+  EXPECT_EQ(Count(slurm.calls(), "mpirun"), 1);
+  EXPECT_THAT(slurm.calls(), HasSubstr("scontrol requeue 7"));
+}
+
+// The same notice ends learners that have no ear for it yet.
+TEST(SlurmScript, ANoticeThatKillsTheLearnersRequeuesTheJob) {
+  StandIns slurm("exec sleep 20\n");
+  auto program = slurm.Start(slurm.Job());
+  WaitForRanks(slurm);
+  program->Signal(SIGUSR1);
+  EXPECT_EQ(program->Wait(std::chrono::seconds(15)), 128 + SIGUSR1) << program->output();
+  EXPECT_EQ(Count(slurm.calls(), "mpirun"), 1);
+  EXPECT_THAT(slurm.calls(), HasSubstr("scontrol requeue 7"));
+}
+
+TEST(SlurmScript, WhatIsDoneOrCannotBeDoneIsNotRequeued) {
+  for (int code : {0, 2}) {
+    StandIns slurm(fmt::format("trap 'exit {}' USR1\nsleep 20 & wait $!\n", code));
+    auto program = slurm.Start(slurm.Job());
+    WaitForRanks(slurm);
+    program->Signal(SIGUSR1);
+    EXPECT_EQ(program->Wait(std::chrono::seconds(15)), code) << program->output();
+    EXPECT_THAT(slurm.calls(), Not(HasSubstr("scontrol")));
+  }
+}
+
+// A rank that meets the others, as it does before it trains, takes the notice for a stop.
+TEST(SlurmScript, RanksHaveAnEarForTheNoticeBeforeTheyMeet) {
+  runtime::TemporaryFolder folder;
+  std::ofstream(folder / "run.yaml") << R"(run: {name: ranks}
+tokenizer: byte
+model: {family: llama, hidden_size: 16, intermediate_size: 20, num_hidden_layers: 1,
+  num_attention_heads: 2, vocab_size: 263, max_position_embeddings: 64}
+train: {deadline_seconds: 2}
+mesh: {dp: 2}
+stages:
+  - {name: base, kind: pretrain, steps: 1, lr: {peak: 0.001}, batch: {packs: 2, pack_tokens: 64},
+     data: {family: chain, text: answer}}
+)";
+  const int listener = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  sockaddr_in address{};
+  address.sin_family = AF_INET;
+  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  socklen_t size = sizeof address;
+  ASSERT_EQ(bind(listener, reinterpret_cast<sockaddr*>(&address), size), 0);
+  ASSERT_EQ(listen(listener, 4), 0);
+  ASSERT_EQ(getsockname(listener, reinterpret_cast<sockaddr*>(&address), &size), 0);
+  Program rank(Words{"env", fmt::format("HONE_MASTER=127.0.0.1:{}", ntohs(address.sin_port)),
+                     "HONE_RANK=1", "HONE_SIZE=2", HoneProgram(), "train", folder / "run.yaml",
+                     "--run-dir", folder / "run", "--tcp"},
+               folder / "output");
+  pollfd waiting{listener, POLLIN, 0};
+  ASSERT_EQ(poll(&waiting, 1, 30'000), 1) << rank.output();
+  rank.Signal(SIGUSR1);
+  close(listener);  // nobody else comes
+  EXPECT_EQ(rank.Wait(std::chrono::seconds(30)), 1) << rank.output();
+  EXPECT_THAT(rank.output(), HasSubstr("hone: ["));  // why it could not meet them
 }
 
 TEST(SlurmScript, AStoppedJobIsNotRequeued) {
