@@ -20,8 +20,9 @@
 // the greatest numbers of row and column, of whose product each k adds at most 2^-21 and, of either
 // sign, about 2^-25: for numbers of one size that is f32's own precision (of normal ones a result
 // errs by 3e-7 of its standard deviation; a chain by 2e-7 with 128 k, by 1e-6 with 4,096), but a
-// number far below the greatest of its line keeps only what it has above the unit. Splitting k keeps
-// the bits at multiples of 512. What is below 2^-127 is lost; a line with NaN or infinity gives NaN.
+// number far below the greatest of its line keeps only what it has above the unit. Splitting k
+// keeps the bits at multiples of 512. What is below 2^-127 is lost; a line with NaN or infinity
+// gives NaN.
 #pragma once
 
 #include <cstdint>

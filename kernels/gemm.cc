@@ -239,12 +239,12 @@ RightOperand<Acc<T>> PackRight(int64_t M, int64_t K, int64_t N, MatrixView<T> b_
   constexpr int64_t kP = kTileCols<A>;
   if constexpr (std::is_same_v<T, A>) {
     bool in_place = M <= kTileRows && !b_KN.transposed && N % Simd<A>::kWidth == 0;
-    if (in_place) return {b_KN.data, b_KN.stride, false};
+    if (in_place) return {b_KN.data, b_KN.stride, 0};
   }
   for (int64_t n = 0; n < N; n += kP) {
     PackPanel(From(b_KN, 0, n), K, std::min(kP, N - n), to + n * K);
   }
-  return {to, kP, true};
+  return {to, kP, K};
 }
 
 // The tiles of a packed panel's rows [k0, k0 + kc) share the work of asking for the rows that come
@@ -255,11 +255,11 @@ void GemmPacked(int64_t M, int64_t N, int64_t K, LeftOperand<A> left_MK, RightOp
                 A* c_MN, int64_t c_stride, bool accumulate) {
   constexpr int64_t kP = kTileCols<A>, kWide = kWideTileCols<A>;
   if (K == 0 && !accumulate) FillRows(M, N, c_MN, c_stride);
-  const bool few = M <= kFewRows && !right_KN.packed;
+  const bool packed = right_KN.panel_k > 0, few = M <= kFewRows && !packed;
   // Tiles of about the same height: a low last one would cost more than its share.
   const int64_t tiles = (M + kTileRows - 1) / kTileRows;
   const int64_t height = tiles == 0 ? 1 : (M + tiles - 1) / tiles;
-  const int64_t next_k = right_KN.step, next_n = right_KN.packed ? K : 1;
+  const int64_t next_k = right_KN.step, next_n = packed ? right_KN.panel_k : 1;
   for (int64_t n = 0, cols; n < N; n += cols) {
     cols = few && N - n >= kWide ? kWide : std::min(kP, N - n);
     for (int64_t k0 = 0; k0 < K; k0 += kPackedK) {
@@ -272,8 +272,8 @@ void GemmPacked(int64_t M, int64_t N, int64_t K, LeftOperand<A> left_MK, RightOp
                             reinterpret_cast<const char*>(panel));
         continue;
       }
-      const char* ahead = reinterpret_cast<const char*>(right_KN.packed ? panel + kc * kP : panel);
-      for (int64_t m = 0; m < M; m += height, ahead += right_KN.packed ? kc * kLineBytes : 0) {
+      const char* ahead = reinterpret_cast<const char*>(packed ? panel + kc * kP : panel);
+      for (int64_t m = 0; m < M; m += height, ahead += packed ? kc * kLineBytes : 0) {
         MultiplyTile<A>(std::min(height, M - m), cols, kc, left + m * kPackedStride, 0, panel,
                         right_KN.step, c_MN + m * c_stride + n, c_stride, load, ahead);
       }
@@ -291,8 +291,7 @@ void GemmWithPacked(ThreadPool& pool, int64_t M, int64_t N, int64_t K, MatrixVie
       A* a_packed = Scratch<A, 0>(PackedLeftSize(M, K));
       PackLeft(M, K, a_MK, a_packed);
       return GemmPacked<A>(M, n_end - n_begin, K, {a_packed, M * kPackedStride},
-                           {packed_KN + n_begin * K, kP, true}, c_MN + n_begin, c_stride,
-                           accumulate);
+                           {packed_KN + n_begin * K, kP, K}, c_MN + n_begin, c_stride, accumulate);
     }
     ForEachTile<T>(M, n_end - n_begin, K, a_MK, c_MN + n_begin, c_stride, accumulate,
                    [&](int64_t, int64_t, int64_t k0, int64_t n, int64_t, int64_t) {

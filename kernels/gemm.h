@@ -74,8 +74,8 @@ struct LeftOperand {
 template <class A>
 struct RightOperand {
   const A* data;
-  int64_t step;  // elements from k to k + 1
-  bool packed;
+  int64_t step;     // elements from k to k + 1
+  int64_t panel_k;  // of a packed panel, of which a product may take the first; 0: not packed
 };
 template <class A>
 int64_t PackedRightSize(int64_t K, int64_t N);

@@ -14,7 +14,7 @@
 namespace hone::kernels::cpu {
 namespace {
 
-constexpr int64_t kQueryTile = 32;  // half of kKeyTile: the earlier queries see few of the keys
+constexpr int64_t kQueryTile = kHalfTile;  // the earlier queries see few of the keys
 
 // One head's rows of a [tokens, heads, dim] tensor, from the first token of a sequence on.
 template <class A>
@@ -104,22 +104,23 @@ struct SequenceBackward {
   void TilePair(const QueryHead& head, int64_t t0, int64_t u0, int64_t keys) {
     const int64_t rows = std::min(kQueryTile, length - t0), seen = std::min(keys, t0 + rows - u0);
     A *weight = buffers.weight.data(), *slope = buffers.slope.data();
+    const A scale = this->scale;
     Scores(rows, seen, head.q, t0, buffers.packed.k_columns, weight);
     Scores(rows, seen, head.dout, t0, buffers.packed.v_columns, slope);
     for (int64_t r = 0; r < rows; ++r) {
       A *p = weight + r * kPackedStride, *ds = slope + r * kPackedStride;
       A lse = head.lse[(t0 + r) * head.lse_stride], shift = head.delta[t0 + r];
-      for (int u = 0; u < kKeyTile; ++u) p[u] = Exp(p[u] * scale - lse);
-      for (int u = 0; u < kKeyTile; ++u) ds[u] = p[u] * (ds[u] - shift) * scale;
-      int64_t visible = std::min(keys, t0 + r + 1 - u0);
-      std::fill(p + visible, p + kKeyTile, A(0));
-      std::fill(ds + visible, ds + kKeyTile, A(0));
+      ForKeys(InHalves(seen), [=](int64_t u) { p[u] = Exp(p[u] * scale - lse); });
+      ForKeys(InHalves(seen), [=](int64_t u) { ds[u] = p[u] * (ds[u] - shift) * scale; });
+      const int64_t visible = std::min(seen, t0 + r + 1 - u0);
+      std::fill(p + visible, p + seen, A(0));
+      std::fill(ds + visible, ds + seen, A(0));
     }
     GemmSerial<A>(seen, v.dim, rows, {weight, kPackedStride, true}, head.dout.From(t0), dv[u0],
                   dv.stride, true);
     GemmSerial<A>(seen, k.dim, rows, {slope, kPackedStride, true}, head.q.From(t0), dk[u0],
                   dk.stride, true);
-    GemmPacked<A>(rows, k.dim, keys, {slope, 0}, buffers.packed.k_rows, head.dq[t0], head.dq.stride,
+    GemmPacked<A>(rows, k.dim, seen, {slope, 0}, buffers.packed.k_rows, head.dq[t0], head.dq.stride,
                   u0 > 0);
   }
 };

@@ -69,16 +69,17 @@ struct Workspace {
   }
 };
 
-// Turns rows [first, rows) of kKeyTile scores into weights; visible(r) of the scores of row r
-// count. All rows take a step together, so that the processor overlaps their short chains.
+// Turns rows [first, rows) of scores into weights of `keys` keys, in whole halves of a tile;
+// visible(r) of the scores of row r count. All rows take a step together, so that the processor
+// overlaps their short chains.
 template <class A, class Visible>
-void SoftmaxTile(const Workspace<A>& work, int64_t first, int64_t rows, int64_t dim_v, A scale,
-                 Visible visible) {
+void SoftmaxTile(const Workspace<A>& work, int64_t first, int64_t rows, int64_t keys, int64_t dim_v,
+                 A scale, Visible visible) {
   for (int64_t r = first; r < rows; ++r) {
     A* score = work.score + r * kPackedStride;
-    for (int u = 0; u < kKeyTile; ++u) score[u] *= scale;
-    std::fill(score + visible(r), score + kKeyTile, -std::numeric_limits<A>::infinity());
-    work.greatest[r] = std::max(work.max[r], MaxLanes(score, kKeyTile));
+    ForKeys(keys, [=](int64_t u) { score[u] *= scale; });
+    std::fill(score + visible(r), score + keys, -std::numeric_limits<A>::infinity());
+    work.greatest[r] = std::max(work.max[r], MaxLanes(score, keys));
   }
   for (int64_t r = first; r < rows; ++r) work.shrink[r] = Exp(work.max[r] - work.greatest[r]);
   for (int64_t r = first; r < rows; ++r) {
@@ -90,8 +91,8 @@ void SoftmaxTile(const Workspace<A>& work, int64_t first, int64_t rows, int64_t 
   }
   for (int64_t r = first; r < rows; ++r) {
     A *score = work.score + r * kPackedStride, max = work.max[r];
-    for (int u = 0; u < kKeyTile; ++u) score[u] = Exp(score[u] - max);
-    work.sum[r] += SumLanes(score, kKeyTile);
+    ForKeys(keys, [=](int64_t u) { score[u] = Exp(score[u] - max); });
+    work.sum[r] += SumLanes(score, keys);
   }
 }
 
@@ -135,19 +136,28 @@ struct ForwardPass {
     std::fill_n(work.sum, rows, A(0));
     std::fill_n(work.max, rows, -std::numeric_limits<A>::infinity());
     for (int64_t u0 = 0; u0 < end; u0 += kKeyTile) {
-      int64_t keys = std::min(kKeyTile, end - u0);
-      int64_t first =
-          std::max<int64_t>(0, u0 - position) * share;  // rows before see none of the tile
-      int64_t count = rows - first;
-      A* score = work.score + first * kPackedStride;
-      KeyTile<T> at = tile(u0, keys);
-      GemmPacked<A>(
-          count, at.columns, dim_c, {work.q + first * kPackedStride, rows * kPackedStride},
-          PackRight(count, dim_c, at.columns, at.k_CU, work.k), score, kPackedStride, false);
-      SoftmaxTile(work, first, rows, dim_v, scale,
-                  [&](int64_t r) { return std::min(keys, position - u0 + r / share + 1); });
-      GemmPacked<A>(count, dim_v, keys, {score, 0}, PackRight(count, keys, dim_v, at.v_UV, work.v),
-                    work.out + first * dim_v, dim_v, true);
+      const int64_t keys = std::min(kKeyTile, end - u0);
+      // The first row that sees key u of the tile.
+      auto seeing = [&](int64_t u) {
+        return std::clamp<int64_t>((u0 + u - position) * share, 0, rows);
+      };
+      const int64_t first = seeing(0), count = rows - first;
+      const int64_t middle = keys > kHalfTile ? seeing(kHalfTile) : first;
+      const KeyTile<T> at = tile(u0, keys);
+      const RightOperand<A> k = PackRight(count, dim_c, at.columns, at.k_CU, work.k),
+                            v = PackRight(count, keys, dim_v, at.v_UV, work.v);
+      auto take = [&](int64_t begin, int64_t stop, int64_t seen, int64_t columns) {
+        A* score = work.score + begin * kPackedStride;
+        GemmPacked<A>(stop - begin, columns, dim_c,
+                      {work.q + begin * kPackedStride, rows * kPackedStride}, k, score,
+                      kPackedStride, false);
+        SoftmaxTile(work, begin, stop, InHalves(seen), dim_v, scale,
+                    [&](int64_t r) { return std::min(seen, position - u0 + r / share + 1); });
+        GemmPacked<A>(stop - begin, dim_v, seen, {score, 0}, v, work.out + begin * dim_v, dim_v,
+                      true);
+      };
+      if (middle > first) take(first, middle, kHalfTile, kHalfTile);
+      if (rows > middle) take(middle, rows, keys, at.columns);
     }
     Finish(block, work);
   }

@@ -6,6 +6,17 @@
 
 namespace hone::kernels::cpu {
 
+// Of the tile on the diagonal the earlier queries see no more than its first half.
+inline constexpr int64_t kHalfTile = kKeyTile / 2;
+// `keys` of a tile's keys in whole halves, and fn(u) for each of these.
+inline int64_t InHalves(int64_t keys) { return keys <= kHalfTile ? kHalfTile : kKeyTile; }
+template <class Fn>
+void ForKeys(int64_t in_halves, Fn fn) {
+  for (int64_t half = 0; half < in_halves; half += kHalfTile) {
+    for (int64_t u = half; u < half + kHalfTile; ++u) fn(u);
+  }
+}
+
 template <class T>
 void Attention(Context& ctx, const Tensor& q_THC, const Tensor& k_TGC, const Tensor& v_TGV,
                std::span<const int32_t> cu_seqlens, double scale, const AttentionResult& result);
