@@ -8,7 +8,11 @@
 namespace hone::kernels {
 
 Tensor RmsNorm(Context& ctx, const Tensor& x_RD, const Tensor& w_D, double eps);
+// The same of x += more, in one pass where the device has one.
+Tensor RmsNormOfSum(Context& ctx, const Tensor& x_RD, const Tensor& more_RD, const Tensor& w_D,
+                    double eps);
+// With `more`, dx + more.
 Tensor RmsNormBackward(Context& ctx, const Tensor& dy_RD, const Tensor& x_RD, const Tensor& w_D,
-                       const Tensor& dw_D, double eps);
+                       const Tensor& dw_D, double eps, const Tensor* more_RD = nullptr);
 
 }  // namespace hone::kernels

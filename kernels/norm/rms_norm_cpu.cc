@@ -33,6 +33,11 @@ Acc<T> InverseRms(const T* x, int64_t cols, double eps) {
   return A(1) / std::sqrt(squares / static_cast<A>(cols) + static_cast<A>(eps));
 }
 
+template <class T>
+void AddRow(const T* more, int64_t cols, T* x) {
+  for (int64_t i = 0; i < cols; ++i) x[i] = Store<T>(Load(x[i]) + Load(more[i]));
+}
+
 // With r = 1/rms and n = x·r:  dx = r · (w·dy − n · mean(n · w·dy)),  dw += dy · n.
 template <class T>
 void BackwardRow(const T* dy, const T* x, const T* w, double eps, int64_t cols, T* dx, Acc<T>* dw) {
@@ -51,12 +56,14 @@ void BackwardRow(const T* dy, const T* x, const T* w, double eps, int64_t cols, 
 }  // namespace
 
 template <class T>
-void RmsNorm(Context& ctx, const Tensor& x_RD, const Tensor& w_D, double eps, const Tensor& y_RD) {
-  Rows<T> x(x_RD), y(y_RD);
+void RmsNorm(Context& ctx, const Tensor& x_RD, const Tensor* more_RD, const Tensor& w_D, double eps,
+             const Tensor& y_RD) {
+  Rows<T> x(x_RD), y(y_RD), more(more_RD ? *more_RD : x_RD);
   const T* w = w_D.data<T>();
   int64_t cols = x_RD.cols();
   ctx.pool().ParallelFor(x_RD.rows(), RowGrain(cols), [&](int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; ++r) {
+      if (more_RD) AddRow(more[r], cols, x[r]);
       Acc<T> inverse = InverseRms(x[r], cols, eps);
       const T* from = x[r];
       T* to = y[r];
@@ -69,9 +76,9 @@ void RmsNorm(Context& ctx, const Tensor& x_RD, const Tensor& w_D, double eps, co
 
 template <class T>
 void RmsNormBackward(Context& ctx, const Tensor& dy_RD, const Tensor& x_RD, const Tensor& w_D,
-                     const Tensor& dw_D, double eps, const Tensor& dx_RD) {
+                     const Tensor& dw_D, double eps, const Tensor* more_RD, const Tensor& dx_RD) {
   using A = Acc<T>;
-  Rows<T> dy(dy_RD), x(x_RD), dx(dx_RD);
+  Rows<T> dy(dy_RD), x(x_RD), dx(dx_RD), more(more_RD ? *more_RD : x_RD);
   const T* w = w_D.data<T>();
   int64_t rows = x_RD.rows(), cols = x_RD.cols();
   int64_t blocks = (rows + kBlockRows - 1) / kBlockRows;
@@ -80,6 +87,7 @@ void RmsNormBackward(Context& ctx, const Tensor& dy_RD, const Tensor& x_RD, cons
     for (int64_t b = begin; b < end; ++b) {
       for (int64_t r = b * kBlockRows; r < std::min(rows, (b + 1) * kBlockRows); ++r) {
         BackwardRow<T>(dy[r], x[r], w, eps, cols, dx[r], partial.data() + b * cols);
+        if (more_RD) AddRow(more[r], cols, dx[r]);
       }
     }
   });
@@ -89,10 +97,11 @@ void RmsNormBackward(Context& ctx, const Tensor& dy_RD, const Tensor& x_RD, cons
   }
 }
 
-#define HONE_INSTANTIATE(T)                                                                \
-  template void RmsNorm<T>(Context&, const Tensor&, const Tensor&, double, const Tensor&); \
-  template void RmsNormBackward<T>(Context&, const Tensor&, const Tensor&, const Tensor&,  \
-                                   const Tensor&, double, const Tensor&);
+#define HONE_INSTANTIATE(T)                                                               \
+  template void RmsNorm<T>(Context&, const Tensor&, const Tensor*, const Tensor&, double, \
+                           const Tensor&);                                                \
+  template void RmsNormBackward<T>(Context&, const Tensor&, const Tensor&, const Tensor&, \
+                                   const Tensor&, double, const Tensor*, const Tensor&);
 HONE_INSTANTIATE(float)
 HONE_INSTANTIATE(double)
 HONE_INSTANTIATE(BF16)

@@ -5,10 +5,12 @@
 
 namespace hone::kernels::cpu {
 
+// `more` may be null.
 template <class T>
-void RmsNorm(Context& ctx, const Tensor& x_RD, const Tensor& w_D, double eps, const Tensor& y_RD);
+void RmsNorm(Context& ctx, const Tensor& x_RD, const Tensor* more_RD, const Tensor& w_D, double eps,
+             const Tensor& y_RD);
 template <class T>
 void RmsNormBackward(Context& ctx, const Tensor& dy_RD, const Tensor& x_RD, const Tensor& w_D,
-                     const Tensor& dw_D, double eps, const Tensor& dx_RD);
+                     const Tensor& dw_D, double eps, const Tensor* more_RD, const Tensor& dx_RD);
 
 }  // namespace hone::kernels::cpu

@@ -154,9 +154,14 @@ Tensor RmsNorm::Forward(Context& ctx, const Tensor& x_TD) const {
   return kernels::RmsNorm(ctx, x_TD, weight_->value, eps_);
 }
 
-Tensor RmsNorm::Backward(Context& ctx, const Tensor& dy_TD, const Tensor& x_TD) const {
+Tensor RmsNorm::ForwardSum(Context& ctx, const Tensor& x_TD, const Tensor& more_TD) const {
+  return kernels::RmsNormOfSum(ctx, x_TD, more_TD, weight_->value, eps_);
+}
+
+Tensor RmsNorm::Backward(Context& ctx, const Tensor& dy_TD, const Tensor& x_TD,
+                         const Tensor* more_TD) const {
   return kernels::RmsNormBackward(ctx, dy_TD, x_TD, weight_->value,
-                                  GradientOrScratch(ctx, *weight_), eps_);
+                                  GradientOrScratch(ctx, *weight_), eps_, more_TD);
 }
 
 }  // namespace hone::model

@@ -109,7 +109,11 @@ class RmsNorm {
  public:
   RmsNorm(ParameterBuilder& builder, const std::string& name, int64_t dim, double eps);
   Tensor Forward(Context& ctx, const Tensor& x_TD) const;
-  Tensor Backward(Context& ctx, const Tensor& dy_TD, const Tensor& x_TD) const;
+  // Of x += more: a residual stream's next layer.
+  Tensor ForwardSum(Context& ctx, const Tensor& x_TD, const Tensor& more_TD) const;
+  // With `more`, the gradient that reaches x past the norm, their sum.
+  Tensor Backward(Context& ctx, const Tensor& dy_TD, const Tensor& x_TD,
+                  const Tensor* more_TD = nullptr) const;
 
  private:
   Parameter* weight_;

@@ -66,9 +66,8 @@ Block::StatePtr TransformerBlock::ForwardDispatch(Context& ctx, const Tensor& x_
   auto state = std::make_unique<ForwardState>();
   state->h_TD = attention_->Forward(ctx, input_norm_.Forward(ctx, x_TD), input.pack,
                                     saved ? &record->attention : nullptr);
-  kernels::AddInPlace(ctx, state->h_TD, x_TD);
   state->feed_forward =
-      feed_forward_->ForwardDispatch(ctx, post_norm_.Forward(ctx, state->h_TD), input.moe,
+      feed_forward_->ForwardDispatch(ctx, post_norm_.ForwardSum(ctx, state->h_TD, x_TD), input.moe,
                                      saved ? &record->feed_forward : nullptr);
   if (saved) {
     record->x_TD = x_TD;
@@ -100,20 +99,16 @@ Tensor TransformerBlock::BackwardCombine(Context& ctx, StatePtr base) {
   auto& state = static_cast<BackwardState&>(*base);
   Saved& saved = *state.saved;
   Tensor dn_TD = feed_forward_->BackwardCombine(ctx, std::move(state.feed_forward));
-  Tensor dh_TD = post_norm_.Backward(ctx, dn_TD, saved.h_TD);
-  kernels::AddInPlace(ctx, dh_TD, state.dy_TD);
+  Tensor dh_TD = post_norm_.Backward(ctx, dn_TD, saved.h_TD, &state.dy_TD);
   saved.h_TD = Tensor();
   dn_TD = attention_->Backward(ctx, dh_TD, state.pack, std::move(saved.attention));
-  Tensor dx_TD = input_norm_.Backward(ctx, dn_TD, saved.x_TD);
-  kernels::AddInPlace(ctx, dx_TD, dh_TD);
-  return dx_TD;
+  return input_norm_.Backward(ctx, dn_TD, saved.x_TD, &dh_TD);
 }
 
 Tensor TransformerBlock::Decode(Context& ctx, const Tensor& x_TD, const DecodeView& decode,
                                 const FeedForward::MoeInput& moe) {
   Tensor h_TD = attention_->Decode(ctx, input_norm_.Forward(ctx, x_TD), decode);
-  kernels::AddInPlace(ctx, h_TD, x_TD);
-  Tensor y_TD = feed_forward_->Forward(ctx, post_norm_.Forward(ctx, h_TD), moe, nullptr);
+  Tensor y_TD = feed_forward_->Forward(ctx, post_norm_.ForwardSum(ctx, h_TD, x_TD), moe, nullptr);
   kernels::AddInPlace(ctx, y_TD, h_TD);
   return y_TD;
 }

@@ -142,6 +142,30 @@ TEST(RmsNorm, BackwardOfManyAndOfLongRowsMatchesTheFormula) {
   }
 }
 
+// With a residual stream: the bits of the sum and of the norm by themselves.
+TEST(RmsNorm, OfASumAndBackwardPlusMore) {
+  Context ctx(TestDevice(), 2);
+  for (DType dtype : {DType::kF64, DType::kF32, DType::kBF16}) {
+    for (Shape shape : {Shape{50, 64}, Shape{700, 131}}) {
+      const Tensor x = Random(ctx, shape, dtype, 1), more = Random(ctx, shape, dtype, 2);
+      const Tensor w = Random(ctx, {shape[1]}, dtype, 3), dy = Random(ctx, shape, dtype, 4);
+      const Tensor sum = ctx.Clone(x), want_sum = ctx.Clone(x);
+      AddInPlace(ctx, want_sum, more);
+      const Tensor y = RmsNormOfSum(ctx, sum, more, w, kEps);
+      ExpectSameBits(sum, want_sum, "sum");
+      ExpectSameBits(y, RmsNorm(ctx, want_sum, w, kEps), "y");
+
+      const DType wide = dtype == DType::kF64 ? dtype : DType::kF32;
+      Tensor dw = ctx.Zeros({shape[1]}, wide), want_dw = ctx.Zeros({shape[1]}, wide);
+      const Tensor dx = RmsNormBackward(ctx, dy, x, w, dw, kEps, &more);
+      Tensor want_dx = RmsNormBackward(ctx, dy, x, w, want_dw, kEps);
+      AddInPlace(ctx, want_dx, more);
+      ExpectSameBits(dx, want_dx, "dx");
+      ExpectSameBits(dw, want_dw, "dw");
+    }
+  }
+}
+
 TEST(RmsNorm, ARowsBitsAreItsOwn) {
   Context one(TestDevice()), two(TestDevice(), 2, one.allocator());
   Tensor x = Random(one, {3000, 77}, DType::kF32, 1), w = Random(one, {77}, DType::kF32, 2);
