@@ -343,6 +343,15 @@ TEST_F(FixedPointTest, ExtremeNumbersSpoilTheirOwnLinesOnly) {
   }
 }
 
+// No unit is below 2^-127, but down to there nothing is lost.
+TEST_F(FixedPointTest, SmallNumbersKeepWhatIsAboveTheSmallestUnit) {
+  const Case s{33, 40, 70};
+  Sample p(ctx_, s);
+  for (int64_t i = 0; i < p.a.size(); ++i) p.a.data<float>()[i] *= 0x1p-114f;
+  Multiply<float>(ctx_, s, p);
+  EXPECT_LE(Error(s, p, p.c), 1e-3);
+}
+
 TEST_F(FixedPointTest, MayBeSplitOverKAtMultiplesOf512) {
   const Case s{40, 50, 1300};
   Sample whole(ctx_, s), parts(ctx_, s);
