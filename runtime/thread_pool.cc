@@ -44,7 +44,7 @@ struct ThreadPool::Impl {
   // core to its other hardware thread.
   template <class Condition>
   static void Spin(Condition&& holds) {
-    auto until = std::chrono::steady_clock::now() + std::chrono::microseconds(20);
+    auto until = std::chrono::steady_clock::now() + std::chrono::microseconds(100);
     while (!holds() && std::chrono::steady_clock::now() < until) Pause();
   }
 
