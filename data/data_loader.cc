@@ -15,11 +15,6 @@ int64_t Inputs(const TokenSequence& sequence) {
   return static_cast<int64_t>(sequence.tokens.size()) - 1;
 }
 
-TokenBatch WeightlessBatch(int32_t token) {
-  TokenSequence one{{token, token}, {0.0f, 0.0f}};
-  return MakeBatch({&one});
-}
-
 // Halves the packs with most sequences until there are `count`, or every pack holds one.
 void SplitUpTo(size_t count, std::vector<std::vector<int64_t>>* packs) {
   while (packs->size() < count) {
@@ -128,7 +123,7 @@ struct DataLoader::Impl {
   }
 
   TokenBatch Batch(const Draw& draw, int64_t pack) const {
-    if (pack < 0) return WeightlessBatch(tokenizer->eos_id());
+    if (pack < 0) return WeightlessBatch(*tokenizer);
     std::vector<const TokenSequence*> members;
     for (int64_t i : draw.packs[static_cast<size_t>(pack)]) {
       members.push_back(&draw.sequences[static_cast<size_t>(i)]);

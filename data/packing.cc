@@ -88,6 +88,12 @@ TokenBatch MakeBatch(const std::vector<const TokenSequence*>& sequences) {
   return batch;
 }
 
+TokenBatch WeightlessBatch(const Tokenizer& tokenizer) {
+  const int32_t token = std::max(0, tokenizer.eos_id());  // some have no end of text
+  TokenSequence one{{token, token}, {0.0f, 0.0f}};
+  return MakeBatch({&one});
+}
+
 std::vector<std::vector<int64_t>> BalancePacks(const std::vector<int64_t>& pack_tokens, int ranks) {
   Check<ConfigError>(ranks >= 1, "[balance_packs] {} ranks", ranks);
   size_t count = static_cast<size_t>(ranks);

@@ -30,6 +30,8 @@ std::vector<std::vector<int64_t>> BestFitPack(const std::vector<int64_t>& length
                                               int64_t pack_tokens);
 // Lays sequences end to end. Weights are copied and not normalised.
 TokenBatch MakeBatch(const std::vector<const TokenSequence*>& sequences);
+// One token of weight 0: for a rank or a schedule that wants a batch where there is no sequence.
+TokenBatch WeightlessBatch(const Tokenizer& tokenizer);
 // Packs split over `ranks` so that each has the same number and nearly the same tokens; a pure
 // function of the lengths. Entry [rank][microbatch] is a pack, or −1 where the packs do not split
 // evenly.

@@ -147,6 +147,11 @@ void RunSupervised(Environment& env, const StageConfig& stage) {
   while (!reached() && loop.step() < total) {
     auto data = loader.Next();
     if (data.end) break;
+    // A last step of few sequences may have fewer packs than the schedule wants.
+    const auto packs = static_cast<int64_t>(data.microbatches.size());
+    data.microbatches.resize(
+        static_cast<size_t>(env.learner.pipeline_shape().FittingMicrobatches(packs)),
+        data::WeightlessBatch(*env.tokenizer));
     auto result = env.learner.engine().Step(data.microbatches, loss, loop.lr());
     json extra = json::object();
     for (const auto& [name, value] : result.metrics) extra[name] = value;
