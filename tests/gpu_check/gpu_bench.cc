@@ -1,8 +1,11 @@
 // The speed of one GPU at what hone does with it, for tests/gpu_check/gpu_check: one JSON object a
 // line,
-// {"name", "value", "unit", "wanted"}. `--device cpu --small` runs the same code where there is no
-// GPU; its figures mean nothing.
+//   {"name", "value", "unit", "wanted"}, and "outcome" where it is not "measured".
+// It has parts, each of which may be a process of its own (`--only`, `--list`), since an error of
+// CUDA fails every call behind it. `--device cpu --small` runs the same code where there is no GPU;
+// its figures mean nothing.
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <fstream>
@@ -40,11 +43,15 @@ struct Setup {
   DType dtype() const { return small ? DType::kF32 : DType::kBF16; }
 };
 
-// `wanted`: what issue and README promise; "" where nothing is.
+// `wanted`: what issue and README promise; "" where nothing is. Values of a rate that is not known
+// are no numbers.
 void Report(const std::string& name, double value, const std::string& unit,
             const std::string& wanted = "") {
-  std::cout << Json({{"name", name}, {"value", value}, {"unit", unit}, {"wanted", wanted}}).dump()
-            << std::endl;
+  Json row = {{"name", name}, {"value", value}, {"unit", unit}, {"wanted", wanted}};
+  if (!std::isfinite(value)) {
+    row.update({{"outcome", "not run"}, {"value", ""}, {"unit", "nothing to compare with"}});
+  }
+  std::cout << row.dump() << std::endl;
 }
 
 // The fastest of some rounds, the device's work included.
@@ -109,6 +116,27 @@ Tensor Random(Context& ctx, Shape shape, DType dtype) {
   return tensor;
 }
 
+// What later parts are compared with; not a number where nobody has measured it.
+struct Rates {
+  double memory = std::nan("");  // bytes/s
+  double gemm = std::nan("");    // FLOP/s
+};
+constexpr char kMemoryRate[] = "memory.copy", kGemmRate[] = "gemm.bf16.fast";
+
+// From what an earlier gpu_bench printed.
+Rates ReadRates(const std::string& path) {
+  std::ifstream in(path);
+  Check<IoError>(in.good(), "[gpu_bench] cannot read {}", path);
+  Rates rates;
+  for (std::string line; std::getline(in, line);) {
+    const Json row = Json::parse(line, nullptr, /*allow_exceptions=*/false);
+    if (!row.is_object() || !row.contains("value") || !row.at("value").is_number()) continue;
+    if (row.value("name", "") == kMemoryRate) rates.memory = 1e9 * row.at("value").get<double>();
+    if (row.value("name", "") == kGemmRate) rates.gemm = 1e12 * row.at("value").get<double>();
+  }
+  return rates;
+}
+
 // Bytes read and written a second by a copy within the device.
 double MemoryRate(const Setup& setup) {
   Context ctx(setup.device);
@@ -116,7 +144,7 @@ double MemoryRate(const Setup& setup) {
   Tensor from = ctx.Zeros({bytes}, DType::kU8), to = ctx.Zeros({bytes}, DType::kU8);
   double seconds = Time(ctx, setup.rounds, [&] { CopyTo(from, to, &ctx.stream()); });
   double rate = 2.0 * static_cast<double>(bytes) / seconds;
-  Report("memory.copy", rate / 1e9, "GB/s");
+  Report(kMemoryRate, rate / 1e9, "GB/s");
   return rate;
 }
 
@@ -129,7 +157,7 @@ double GemmRate(const Setup& setup) {
   double fast = flops / Time(ctx, setup.rounds, [&] { kernels::Linear(ctx, x, w); });
   ctx.numerics = Numerics::kBatchInvariant;
   double invariant = flops / Time(ctx, setup.rounds, [&] { kernels::Linear(ctx, x, w); });
-  Report("gemm.bf16.fast", fast / 1e12, "TFLOP/s");
+  Report(kGemmRate, fast / 1e12, "TFLOP/s");
   Report("gemm.bf16.batch_invariant", invariant / 1e12, "TFLOP/s");
   return fast;
 }
@@ -330,56 +358,80 @@ void WriteShapes(const Setup& setup, const std::string& path) {
   Check<IoError>(file.good(), "[gpu_bench] cannot write {}", path);
 }
 
-// False when it fails, which a row says: the rest goes on.
-bool Attempt(const std::string& name, const std::function<void()>& measure) {
+struct Part {
+  std::string name;
+  std::function<void(Rates&)> measure;
+};
+
+std::vector<Part> Parts(const Setup& setup) {
+  std::vector<Part> parts = {
+      {"memory", [=](Rates& rates) { rates.memory = MemoryRate(setup); }},
+      {"gemm", [=](Rates& rates) { rates.gemm = GemmRate(setup); }},
+      {"fp8", [=](Rates&) { Fp8Speed(setup); }},
+      {"attention", [=](Rates&) { AttentionSpeed(setup); }},
+  };
+  auto train = [&](const std::string& name, const model::ModelConfig& config, bool fp8,
+                   const std::string& wanted, Numerics numerics = Numerics::kFast) {
+    parts.push_back({name, [=](Rates& rates) {
+                       TrainSpeed(setup, name, config, rates.gemm, fp8, wanted, numerics);
+                     }});
+  };
+  auto decode = [&](const std::string& name, Numerics numerics) {
+    parts.push_back({name, [=](Rates& rates) { DecodeSpeed(setup, numerics, rates.memory); }});
+  };
+  train("qwen2_1.5b.bf16", Qwen2(setup), false, ">= 65");
+  decode("decode.fast", Numerics::kFast);
+  decode("decode.batch_invariant", Numerics::kBatchInvariant);
+  train("deepseek_moe.bf16", DeepSeek(setup), false, ">= 45");
+  train("deepseek_moe.fp8", DeepSeek(setup), true, "");
+  train("qwen2_1.5b.bf16.batch_invariant", Qwen2(setup), false, "", Numerics::kBatchInvariant);
+  return parts;
+}
+
+// False when it fails, which is said: the rest goes on.
+bool Attempt(const Part& part, Rates& rates) {
   try {
-    measure();
+    part.measure(rates);
     return true;
   } catch (const std::exception& error) {
-    std::cerr << "gpu_bench: " << name << ": " << error.what() << "\n";
-    const Json row = {{"name", name},
-                      {"outcome", "FAILED"},
-                      {"value", ""},
-                      {"unit", "see gpu_bench.log"},
-                      {"wanted", ""}};
-    std::cout << row.dump() << std::endl;
+    std::cerr << "gpu_bench: " << part.name << ": " << error.what() << "\n";
     return false;
   }
 }
 
-bool MeasureAll(const Setup& setup) {
-  double memory_rate = std::nan(""), gemm_rate = std::nan("");
-  bool passed = Attempt("memory", [&] { memory_rate = MemoryRate(setup); });
-  passed &= Attempt("gemm", [&] { gemm_rate = GemmRate(setup); });
-  passed &= Attempt("fp8", [&] { Fp8Speed(setup); });
-  passed &= Attempt("attention", [&] { AttentionSpeed(setup); });
-  auto train = [&](const std::string& name, const model::ModelConfig& config, bool fp8,
-                   const std::string& wanted, Numerics numerics = Numerics::kFast) {
-    passed &=
-        Attempt(name, [&] { TrainSpeed(setup, name, config, gemm_rate, fp8, wanted, numerics); });
-  };
-  train("qwen2_1.5b.bf16", Qwen2(setup), false, ">= 65");
-  for (Numerics numerics : {Numerics::kFast, Numerics::kBatchInvariant}) {
-    passed &= Attempt("decode", [&] { DecodeSpeed(setup, numerics, memory_rate); });
-  }
-  train("deepseek_moe.bf16", DeepSeek(setup), false, ">= 45");
-  train("deepseek_moe.fp8", DeepSeek(setup), true, "");
-  train("qwen2_1.5b.bf16.batch_invariant", Qwen2(setup), false, "", Numerics::kBatchInvariant);
-  return passed;
-}
-
 int Main(int argc, char** argv) {
   Setup setup;
-  std::string device = "cuda", shapes;
+  std::string device = "cuda", shapes, rates_file;
+  std::vector<std::string> only;
+  bool list = false;
   CLI::App app("The speed of one GPU at what hone does with it", "gpu_bench");
   app.add_option("--device", device)->check(CLI::IsMember({"cpu", "cuda"}));
   app.add_option("--rounds", setup.rounds);
   app.add_flag("--small", setup.small, "tiny sizes: a test of this program");
   app.add_option("--shapes", shapes, "write what torch_gpu.py is to do beside it to this file");
+  app.add_flag("--list", list, "print the names of the parts, and measure nothing");
+  app.add_option("--only", only, "these parts, by name")->delimiter(',');
+  app.add_option("--rates", rates_file,
+                 "what the parts memory and gemm printed: others are compared with it");
   CLI11_PARSE(app, argc, argv);
   if (!shapes.empty()) WriteShapes(setup, shapes);
   if (device == "cpu") setup.device = Device::Cpu();
-  return MeasureAll(setup) ? 0 : 1;
+  Rates rates = rates_file.empty() ? Rates() : ReadRates(rates_file);
+  const std::vector<Part> parts = Parts(setup);
+  for (const std::string& name : only) {
+    Check<ConfigError>(std::ranges::count(parts, name, &Part::name) > 0,
+                       "[gpu_bench] there is no part '{}': see --list", name);
+  }
+  bool passed = true;
+  for (const Part& part : parts) {
+    if (!only.empty() && std::ranges::count(only, part.name) == 0) continue;
+    if (list) {
+      std::cout << part.name << "\n";
+    } else {
+      passed &= Attempt(part, rates);
+    }
+  }
+  return passed ? 0 : 1;
 }
 
 }  // namespace

@@ -35,13 +35,17 @@ class GpuCheckTest : public testing::Test {
     return "echo '" +
            json({{"name", name}, {"value", value}, {"unit", "GB/s"}, {"wanted", ""}}).dump() + "'";
   }
+  // What gpu_bench does when it is asked for its parts.
+  static std::string Lists(const std::string& parts) {
+    return "[ $1 = --list ] && { echo " + parts + "; exit; }\n";
+  }
   void AllStandIns(const std::string& bin = "programs",
                    const std::string& tests = "programs/tests") {
     StandIn(bin + "/hone", R"(echo '{"cpu": "some", "cuda": {
       "usable_gpus": 1,
       "obstacle": ""}}')");
     StandIn(tests + "/kernels_a_test", "[ $HONE_TEST_DEVICE = cuda ]");
-    StandIn(tests + "/gpu_bench", Prints("memory.copy", 4000.5));
+    StandIn(tests + "/gpu_bench", Lists("memory") + Prints("memory.copy", 4000.5));
     StandIn(tests + "/gpu_runs", "[ -x $2 ] && [ -f $4 ] && " + Prints("r1_tiny.f32", 433));
     StandIn("python", "[ $1 = -c ] || { [ -f $1 ] && " + Prints("torch.train", 2.5) + "; }");
   }
@@ -134,19 +138,61 @@ TEST_F(GpuCheckTest, FindsItsPartsInTheBundle) {
 TEST_F(GpuCheckTest, WhatFailsOrHangsIsNamedAndStopsNothing) {
   AllStandIns();
   StandIn("programs/tests/kernels_a_test", "exit 3");
-  StandIn("programs/tests/kernels_b_hangs_test", "exec sleep 100");
+  for (const char* name : {"kernels_b_hangs", "kernels_c_hangs"}) {
+    StandIn(fmt::format("programs/tests/{}_test", name), "exec sleep 100");
+  }
+  StandIn("programs/tests/kernels_d_test", "");
   StandIn("programs/tests/gpu_bench",
-          Prints("memory.copy", 1) + "\n" +
-              R"(echo '{"name":"fp8","outcome":"FAILED","value":"","unit":"see","wanted":""}'
-                 exit 1)");
+          Lists("memory fp8 attention decode") +
+              fmt::format(R"(
+      memory() {{ {}; }}
+      fp8() {{ exec sleep 100; }}
+      attention() {{ {}; kill -ABRT $$; }}
+      decode() {{ grep -q memory.copy $1 && {}; }}
+      $2 $4)",
+                          Prints("memory.copy", 1), Prints("forward", 2), Prints("tokens", 3)));
   EXPECT_EQ(Check(30, R"(no "such\ python)"), 1);
   EXPECT_EQ(Outcome("kernels_a_test"), "FAILED");
-  EXPECT_EQ(Outcome("kernels_b_hangs_test"), "FAILED");
-  EXPECT_EQ(Outcome("memory.copy"), "measured");
-  EXPECT_EQ(Outcome("fp8"), "FAILED");
-  EXPECT_EQ(Outcome("gpu_bench"), "FAILED");
-  EXPECT_EQ(Outcome("r1_tiny.f32"), "measured");
+  for (const char* name : {"kernels_b_hangs_test", "kernels_c_hangs_test", "gpu_bench.fp8"}) {
+    EXPECT_EQ(Outcome(name), "FAILED");
+    EXPECT_THAT(rows_[name]["unit"], HasSubstr("no answer for ")) << name;
+  }
+  EXPECT_EQ(Outcome("kernels_d_test"), "passed");
+  for (const char* name : {"memory.copy", "forward", "tokens", "r1_tiny.f32"}) {
+    EXPECT_EQ(Outcome(name), "measured") << name;
+  }
+  EXPECT_EQ(Outcome("gpu_bench.attention"), "FAILED");
+  EXPECT_EQ(rows_["gpu_bench.attention"]["unit"], "see gpu_bench.attention.log");
   EXPECT_EQ(Outcome("PyTorch side by side"), "not run");
+}
+
+// Each part of gpu_bench is a process of its own; what it is compared with comes from a file.
+TEST_F(GpuCheckTest, PartsOfTheBenchmark) {
+  auto bench = [&](const Words& more) {
+    Words command = {std::string(HONE_BINARY_DIR) + "/tests/gpu_bench", "--device", "cpu"};
+    command.insert(command.end(), {"--small", "--rounds", "1"});
+    command.insert(command.end(), more.begin(), more.end());
+    Program program(command, Path("output"));
+    const int code = program.Wait(std::chrono::seconds(60));
+    return std::pair(code, program.output());
+  };
+  EXPECT_THAT(bench({"--list"}).second, HasSubstr("memory\ngemm\nfp8\n"));
+  EXPECT_EQ(bench({"--list", "--only", "decode.fast"}).second, "decode.fast\n");
+  auto of_roofline = [&](Words words) {
+    words.insert(words.end(), {"--only", "decode.fast"});
+    auto [code, lines] = bench(words);
+    EXPECT_EQ(code, 0) << lines;
+    EXPECT_THAT(lines, HasSubstr("decode.tokens.fast"));
+    const json row = ParseJson(lines.substr(lines.rfind('\n', lines.size() - 2) + 1));
+    EXPECT_EQ(row.at("name"), "decode.of_roofline.fast");
+    return row;
+  };
+  EXPECT_EQ(of_roofline({}).at("outcome"), "not run");
+  std::ofstream(Path("rates")) << bench({"--only", "memory"}).second << R"({"name": "gemm.bf16)";
+  EXPECT_GT(of_roofline({"--rates", Path("rates")}).at("value"), 0);
+  auto [code, error] = bench({"--only", "fp9"});
+  EXPECT_EQ(code, 1);
+  EXPECT_THAT(error, HasSubstr("there is no part 'fp9'"));
 }
 
 TEST_F(GpuCheckTest, PyTorchOutOfTimeIsNoFailure) {
@@ -178,11 +224,14 @@ TEST_F(GpuCheckTest, RunsThatEndEarlyCountAsFarAsTheyCame) {
     printf '{"stage": "sk' >> $4/metrics.jsonl
     )";
   StandIn("hone", one_step + "exec sleep 100");
-  EXPECT_EQ(Runs(Path("hone"), {"--only", "f32", "--seconds", "1"}), 0);
-  EXPECT_THAT(rows_["r1_tiny.f32"].at("unit"), HasSubstr("out of time"));
+  EXPECT_EQ(Runs(Path("hone"), {"--only", "f32,bf16", "--seconds", "1"}), 0);
+  EXPECT_THAT(rows_["r1_tiny.f32"].at("unit"),
+              testing::ContainsRegex("out of time after 0\\.[123] s"))
+      << "a third: bf16 gets two";
+  EXPECT_THAT(rows_["r1_tiny.bf16"].at("unit"), HasSubstr("out of time"));
   EXPECT_EQ(Value("r1_tiny.f32"), 1);
   EXPECT_EQ(Value("r1_tiny.f32.loss"), 2.5);
-  EXPECT_EQ(Outcome("r1_tiny.bf16.loss"), "not run");
+  EXPECT_EQ(Outcome("r1_tiny.fp8.loss"), "not run");
   EXPECT_EQ(Outcome("r1_tiny.f32.skill.peak"), "not run");
   StandIn("hone", one_step + "exit 3");
   EXPECT_EQ(Runs(Path("hone"), {"--only", "f32"}), 1);
