@@ -160,7 +160,7 @@ std::optional<int64_t> RunIn(const Slab& piece, const Slab& region) {
 // The digest of a piece's bytes in the file, a little at a time; once for each piece.
 void CheckpointReader::Impl::CheckOnce(File& file, size_t row) {
   constexpr int64_t kChunk = 8 << 20;
-  if (!checked_pieces.insert(row).second) return;
+  if (checked_pieces.contains(row)) return;
   const CheckpointSlabInfo& info = table.slabs[row];
   std::vector<char> chunk(std::min(kChunk, info.bytes));
   DigestStream digest;
@@ -170,6 +170,7 @@ void CheckpointReader::Impl::CheckOnce(File& file, size_t row) {
     digest.Add(chunk.data(), n);
   }
   CheckDigest(info, digest.Finish());
+  checked_pieces.insert(row);
 }
 
 // Of a piece that is large, or wanted in part, reads only the runs that are wanted, so that it is

@@ -211,7 +211,8 @@ TEST(CheckpointTest, PartsOfALargePieceAreReadWithoutTheWhole) {
   const CheckpointSlabInfo& info = reader.slabs()[0];
   Flip(folder / "large/shard-00000.h5", info.position + 50'000'000, 0x10);
   SlabTensor got = EmptySlab(ctx, {"model/stack", shape, {0, 0, 0}, {1, 4, 1 << 21}}, DType::kU8);
-  EXPECT_THROW(CheckpointReader(LocalFileSystem(), folder / "large").Load({got}), CheckpointError);
+  const CheckpointReader again(LocalFileSystem(), folder / "large");
+  for (int time = 0; time < 2; ++time) EXPECT_THROW(again.Load({got}), CheckpointError) << time;
 }
 
 TEST(CheckpointTest, EmptyTensorsAndTensorsWithoutElementsOnARank) {
