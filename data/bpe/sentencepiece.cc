@@ -105,7 +105,7 @@ SentencePieceModel ParseModel(std::string_view bytes, const std::string& path) {
   SentencePieceModel model;
   ProtoReader reader(bytes, path);
   for (ProtoReader::Field field; reader.Next(&field);) {
-    if (field.number > 3) continue;
+    if (field.number < 1 || field.number > 3) continue;
     ProtoReader inner(field.bytes, path);
     if (field.number == 1) model.pieces.emplace_back();
     for (ProtoReader::Field f; inner.Next(&f);) {
