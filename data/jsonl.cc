@@ -2,11 +2,10 @@
 
 #include <fmt/format.h>
 
-#include <nlohmann/json.hpp>
-
 #include "data/text.h"
 #include "runtime/error.h"
 #include "runtime/file_system.h"
+#include "runtime/json.h"
 
 namespace hone::data {
 namespace {
@@ -29,12 +28,7 @@ JsonlRecord ParseLine(std::string_view line, std::string where) {
   Check<DataError>(!Trim(line).empty(), "{}: empty line; a JSON object was expected", where);
   JsonlRecord record;
   record.where = std::move(where);
-  nlohmann::json object;
-  try {
-    object = nlohmann::json::parse(line);
-  } catch (const nlohmann::json::exception& e) {
-    throw DataError(fmt::format("{}: not JSON: {}", record.where, e.what()));
-  }
+  const nlohmann::json object = runtime::ParseJson(line, record.where);
   Check<DataError>(object.is_object(), "{}: a JSON {} where an object was expected", record.where,
                    object.type_name());
   for (const auto& [name, value] : object.items()) {

@@ -4,13 +4,13 @@
 #include <filesystem>
 #include <iostream>
 #include <map>
-#include <nlohmann/json.hpp>
 #include <set>
 
 #include "launcher/command_line.h"
 #include "launcher/commands.h"
 #include "runtime/checkpoint/checkpoint.h"
 #include "runtime/error.h"
+#include "runtime/json.h"
 
 namespace hone::launcher {
 namespace {
@@ -58,7 +58,7 @@ std::string ReadableBytes(int64_t bytes) {
 
 // The metadata as JSON; as text when it is none.
 Json MetadataOf(const CheckpointReader& reader) {
-  Json metadata = Json::parse(reader.metadata(), nullptr, false);
+  Json metadata = runtime::TryParseJson<Json>(reader.metadata());
   return metadata.is_discarded() ? Json(reader.metadata()) : metadata;
 }
 

@@ -3,7 +3,6 @@
 #include <filesystem>
 #include <iostream>
 #include <map>
-#include <nlohmann/json.hpp>
 #include <optional>
 #include <set>
 
@@ -13,6 +12,7 @@
 #include "model/families/tensor_table.h"
 #include "rl/loaded_model.h"
 #include "runtime/checkpoint/checkpoint.h"
+#include "runtime/json.h"
 
 namespace hone::launcher {
 namespace {
@@ -67,7 +67,7 @@ struct ImportOptions {
 // config.json of what is imported: as it was, but for what importing changed.
 std::string ImportedConfig(const std::string& text, const ImportOptions& options,
                            std::optional<DType> converted_to) {
-  ordered_json config = ordered_json::parse(text, nullptr, false);
+  ordered_json config = runtime::TryParseJson<ordered_json>(text);
   if (!config.is_object() || (!options.without_mtp && !converted_to)) return text;
   if (options.without_mtp) config["num_nextn_predict_layers"] = 0;
   if (converted_to) {
@@ -157,7 +157,7 @@ class CheckpointTensors : public model::TensorProvider {
   }
   // What the folder that it was imported from repeated; nullopt when it was not imported.
   std::optional<std::set<std::string>> Repeats() const {
-    const ordered_json metadata = ordered_json::parse(reader_.metadata(), nullptr, false);
+    const ordered_json metadata = runtime::TryParseJson<ordered_json>(reader_.metadata());
     if (!metadata.is_object() || !metadata.contains("repeats")) return std::nullopt;
     return metadata["repeats"].get<std::set<std::string>>();
   }

@@ -3,7 +3,6 @@
 #include <chrono>
 #include <fstream>
 #include <iostream>
-#include <nlohmann/json.hpp>
 #include <thread>
 
 #include "launcher/command_line.h"
@@ -12,6 +11,7 @@
 #include "launcher/stage_table.h"
 #include "rl/run_directory.h"
 #include "runtime/error.h"
+#include "runtime/json.h"
 
 namespace hone::launcher {
 namespace {
@@ -44,7 +44,8 @@ int StatusCommand(const Arguments& args) {
     rl::RunDirectory directory(fs, run_dir);
     std::string last = LastMetrics(directory.metrics());
     if (json) {
-      auto summary = nlohmann::json::parse(fs.ReadAll(run_dir + "/summary.json"));
+      auto summary =
+          runtime::ParseJson(fs.ReadAll(run_dir + "/summary.json"), run_dir + "/summary.json");
       summary["last"] = last.empty() ? nlohmann::json() : nlohmann::json::parse(last);
       std::cout << summary.dump(1) << "\n";
     } else {

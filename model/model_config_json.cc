@@ -2,10 +2,10 @@
 // supported; and writing what transformers reads.
 #include <algorithm>
 #include <fstream>
-#include <nlohmann/json.hpp>
 #include <sstream>
 
 #include "model/model_config.h"
+#include "runtime/json.h"
 
 namespace hone::model {
 namespace {
@@ -232,12 +232,7 @@ void CheckExportable(const ModelConfig& c) {
 }  // namespace
 
 ModelConfig ModelConfig::FromHuggingFaceText(const std::string& text, const std::string& where) {
-  ordered_json json;
-  try {
-    json = ordered_json::parse(text);
-  } catch (const ordered_json::exception& e) {  // a number may be out of range, too
-    throw ConfigError(fmt::format("{}: not JSON: {}", where, e.what()));
-  }
+  const auto json = runtime::ParseJson<ConfigError, ordered_json>(text, where);
   Check<ConfigError>(json.is_object(), "{}: not a JSON object", where);
   const Fields f(json, where);
   std::string type;

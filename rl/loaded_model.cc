@@ -2,13 +2,13 @@
 
 #include <algorithm>
 #include <filesystem>
-#include <nlohmann/json.hpp>
 
 #include "model/families/hugging_face.h"
 #include "model/families/tensor_table.h"
 #include "rl/run_directory.h"
 #include "runtime/checkpoint/checkpoint.h"
 #include "runtime/config.h"
+#include "runtime/json.h"
 
 namespace hone::rl {
 namespace {
@@ -111,7 +111,7 @@ void ReadHuggingFace(const fs::path& folder, ModelFiles* files) {
 // One id or a list of them.
 void AddStopIds(const fs::path& file, std::vector<int32_t>* ids) {
   if (!fs::exists(file)) return;
-  json config = json::parse(runtime::LocalFileSystem().ReadAll(file.string()), nullptr, false);
+  json config = runtime::TryParseJson(runtime::LocalFileSystem().ReadAll(file.string()));
   if (!config.is_object() || !config.contains("eos_token_id")) return;
   json eos = config["eos_token_id"];
   if (!eos.is_array()) eos = json::array({eos});
@@ -138,8 +138,8 @@ std::optional<data::ChatTemplate> FindTemplate(const std::string& named,
   if (folder.empty()) return std::nullopt;
   bool has = fs::exists(folder + "/chat_template.jinja");
   if (!has && fs::exists(folder + "/tokenizer_config.json")) {
-    json config = json::parse(runtime::LocalFileSystem().ReadAll(folder + "/tokenizer_config.json"),
-                              nullptr, false);
+    json config = runtime::TryParseJson(
+        runtime::LocalFileSystem().ReadAll(folder + "/tokenizer_config.json"));
     has = config.is_object() && config.contains("chat_template");
   }
   if (!has) return std::nullopt;

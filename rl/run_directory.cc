@@ -10,10 +10,10 @@
 #include <chrono>
 #include <cmath>
 #include <cstring>
-#include <nlohmann/json.hpp>
 #include <thread>
 
 #include "runtime/error.h"
+#include "runtime/json.h"
 
 namespace hone::rl {
 namespace {
@@ -133,7 +133,7 @@ RunState RunDirectory::ReadState() const {
   std::string path = root_ + "/state.json";
   if (!fs_.Exists(path)) return state;
   try {
-    json recorded = json::parse(fs_.ReadAll(path));
+    json recorded = runtime::ParseJson(fs_.ReadAll(path), path);
     for (const json& s : recorded.at("stages")) state.stages.push_back(FromJson(s));
   } catch (const json::exception& e) {
     throw DataError(fmt::format("[run] {} is not a state file: {}", path, e.what()));

@@ -3,21 +3,15 @@
 
 #include <fmt/format.h>
 
-#include <nlohmann/json.hpp>
 #include <string>
 
 #include "runtime/error.h"
 #include "runtime/file_system.h"
+#include "runtime/json.h"
 
 namespace hone::data {
 
-inline nlohmann::json ParseJson(const std::string& text, const std::string& path) {
-  try {
-    return nlohmann::json::parse(text);
-  } catch (const nlohmann::json::exception& e) {
-    throw DataError(fmt::format("{}: not JSON: {}", path, e.what()));
-  }
-}
+using runtime::ParseJson;
 
 // The value as a T; `where` names it.
 template <class T>

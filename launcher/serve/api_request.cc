@@ -1,9 +1,9 @@
 #include <limits>
-#include <nlohmann/json.hpp>
 #include <random>
 
 #include "kernels/token_logprob/token_logprob.h"
 #include "launcher/serve/api.h"
+#include "runtime/json.h"
 
 namespace hone::launcher {
 namespace {
@@ -190,8 +190,10 @@ void CheckModel(const Fields& f, const ApiLimits& limits) {
 
 ApiRequest ParseApiRequest(bool chat, const std::string& body, const rl::LoadedModel& model,
                            const ApiLimits& limits) {
-  const json parsed = json::parse(body, nullptr, false);
-  if (!parsed.is_object()) throw ApiError{400, "the body is not a JSON object", ""};
+  const json parsed = runtime::TryParseJson(body);
+  if (!parsed.is_object()) {
+    throw ApiError{400, "the body is not a JSON object, or is nested too deeply", ""};
+  }
   const Fields f(parsed);
   CheckModel(f, limits);
   RefuseWhatIsMissing(f);

@@ -1,8 +1,7 @@
 #include "rl/rollout/worker_config.h"
 
-#include <nlohmann/json.hpp>
-
 #include "runtime/error.h"
+#include "runtime/json.h"
 #include "runtime/philox.h"
 
 namespace hone::rl {
@@ -29,7 +28,7 @@ std::string WriteWorkerConfig(const WorkerConfig& c) {
 WorkerConfig ReadWorkerConfig(const std::string& text) {
   WorkerConfig c;
   try {
-    json j = json::parse(text);
+    json j = runtime::ParseJson<CommError>(text, "[worker] the coordinator's config");
     c.model = model::ModelConfig::FromHuggingFaceText(j.at("model").dump(), "the run's model");
     j.at("tokenizer").get_to(c.tokenizer);
     j.at("special_tokens").get_to(c.special_tokens);

@@ -2,10 +2,10 @@
 
 #include <algorithm>
 #include <map>
-#include <nlohmann/json.hpp>
 
 #include "runtime/digest.h"
 #include "runtime/error.h"
+#include "runtime/json.h"
 
 namespace hone::runtime {
 
@@ -31,7 +31,7 @@ std::string SlabTable::ToText() const {
 SlabTable SlabTable::FromText(const std::string& text) {
   SlabTable table;
   try {
-    Json json = Json::parse(text);
+    const Json json = ParseJson<Error>(text, "the slab table cannot be read");
     Check(json.at("version") == 1, "version {} of the slab table is not known to this hone",
           json.at("version").dump());
     for (const Json& row : json.at("shards")) {

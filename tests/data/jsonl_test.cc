@@ -47,6 +47,11 @@ TEST(Jsonl, BadLinesAreNamed) {
   };
   EXPECT_THAT(message("{}\n\n{}\n"), HasSubstr("f.jsonl:2: empty line"));
   EXPECT_THAT(message("{}\n{\"a\": }\n"), HasSubstr("f.jsonl:2: not JSON"));
+  EXPECT_THAT(message("{}\n{\"a\": " + std::string(100, '[') + std::string(100, ']') + "}\n"),
+              HasSubstr("f.jsonl:2: JSON nested deeper than 100 levels"));
+  EXPECT_EQ(message(R"({"a": ")" + std::string(200, '[') + R"(\"", "b": )" + std::string(99, '[') +
+                    std::string(99, ']') + "}\n"),
+            "");
   EXPECT_THAT(message("[1]\n"), HasSubstr("f.jsonl:1: a JSON array where an object"));
   EXPECT_THAT(message("{\"a\": \"\xFF\"}\n"), HasSubstr("f.jsonl:1: not JSON"));
   EXPECT_THAT(message(""), HasSubstr("f.jsonl: the file is empty"));

@@ -169,6 +169,12 @@ TEST(TokenizerFixtures, FilesThatAreNoTokenizerAreExplained) {
   };
   EXPECT_THAT(MessageOf<DataError>([&] { LoadTokenizer(write("a.json", "{")); }),
               HasSubstr("a.json: not JSON"));
+  std::string deep;
+  for (int i = 0; i < 30'000; ++i) deep += R"({"type":"Sequence","pretokenizers":[)";
+  for (int i = 0; i < 30'000; ++i) deep += "]}";
+  EXPECT_THAT(MessageOf<DataError>(
+                  [&] { LoadTokenizer(write("a.json", R"({"pre_tokenizer":)" + deep + "}")); }),
+              HasSubstr("a.json: JSON nested deeper than 100 levels"));
   EXPECT_THAT(MessageOf<DataError>([&] { LoadTokenizer(write("a.bin", std::string(20, 'x'))); }),
               HasSubstr("a.bin: token 0 does not fit"));
   EXPECT_THAT(MessageOf<DataError>([&] { LoadTokenizer(write("a.model", "\x0A\xFF")); }),
@@ -257,6 +263,9 @@ TEST(TokenizerFixtures, SentencePieceModels) {
     } catch (const DataError&) {
     }
   }
+  // The format has no field 0: what is in one is of no piece.
+  std::ofstream(path, std::ios::binary) << Bytes(0, Number(101, 1));
+  EXPECT_THAT(MessageOf<DataError>([&] { LoadTokenizer(path); }), HasSubstr("it has no pieces"));
   std::filesystem::remove(path);
   EXPECT_EQ(tokenizer->Encode("ab aé"), (Ids{264, 262, 3 + 0xC3, 3 + 0xA9}));
   EXPECT_EQ(tokenizer->Decode({264, 262, 3 + 0xC3, 3 + 0xA9}), " ab aé");

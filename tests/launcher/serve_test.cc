@@ -401,10 +401,14 @@ TEST_F(ServeTest, WhatIsWrongIsSaid) {
   EXPECT_EQ(
       Post("/v1/completions", {{"prompt", std::string(kContext, 'x')}}).second["error"]["code"],
       "context_length_exceeded");
-  auto result = Client().Post("/v1/completions", "{not json", "application/json");
-  ASSERT_TRUE(result);
-  EXPECT_EQ(result->status, 400);
-  result = Client().Get("/v1/unknown");
+  const std::string deep = std::string(200'000, '[') + std::string(200'000, ']');
+  for (const std::string& body : {std::string("{not json"), R"({"prompt": )" + deep + "}",
+                                  R"({"prompt": "x", "model": )" + deep + "}"}) {
+    auto result = Client().Post("/v1/completions", body, "application/json");
+    ASSERT_TRUE(result);
+    EXPECT_EQ(result->status, 400);
+  }
+  auto result = Client().Get("/v1/unknown");
   ASSERT_TRUE(result);
   EXPECT_EQ(result->status, 404);
   EXPECT_THAT(result->body, HasSubstr("no such endpoint"));
