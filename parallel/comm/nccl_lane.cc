@@ -32,14 +32,17 @@ NcclEvent::~NcclEvent() {
   cudaSetDevice(device_.index);
   cudaEventDestroy(event_);
 }
+// The watching thread has no device, and would be given the first one.
 void NcclEvent::Record(cudaStream_t stream) {
+  Use(device_);
   CheckCuda(cudaEventRecord(event_, stream), "nccl", "cudaEventRecord", device_.index);
 }
 void NcclEvent::Hold(cudaStream_t stream) const {
+  Use(device_);
   CheckCuda(cudaStreamWaitEvent(stream, event_, 0), "nccl", "cudaStreamWaitEvent", device_.index);
 }
 bool NcclEvent::Passed() const {
-  Use(device_);  // the watching thread has none, and would be given the first device
+  Use(device_);
   cudaError_t status = cudaEventQuery(event_);
   if (status != cudaErrorNotReady) CheckCuda(status, "nccl", "cudaEventQuery", device_.index);
   return status == cudaSuccess;
