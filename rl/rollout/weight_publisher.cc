@@ -70,6 +70,29 @@ class Lender final : public grpc::ServerWriteReactor<proto::Loan> {
   proto::Loan loan_;
 };
 
+// Snapshots on a device that nobody refers to any more. To free their memory waits for all work of
+// the device with the driver's locks held, so a call that gives one back leaves it here for the
+// publishing thread, which frees it where no step is under way.
+class Retired {
+ public:
+  static std::shared_ptr<const WeightSnapshot> Guard(std::unique_ptr<const WeightSnapshot> snapshot,
+                                                     std::shared_ptr<Retired> retired) {
+    if (snapshot->place().is_cpu()) return snapshot;
+    return {snapshot.release(), [retired = std::move(retired)](const WeightSnapshot* s) {
+              std::lock_guard lock(retired->mutex_);
+              retired->snapshots_.emplace_back(s);
+            }};
+  }
+  void Free() {
+    std::lock_guard lock(mutex_);
+    snapshots_.clear();
+  }
+
+ private:
+  std::mutex mutex_;
+  std::vector<std::unique_ptr<const WeightSnapshot>> snapshots_;
+};
+
 }  // namespace
 
 // ---- Serving ------------------------------------------------------------------------------------
@@ -92,7 +115,7 @@ struct WeightPublisher::Impl final : Served {
   }
   ~Impl() override { server->Shutdown(std::chrono::system_clock::now() + std::chrono::seconds(2)); }
 
-  std::shared_ptr<WeightSnapshot> Find(int64_t version, grpc::Status* status) {
+  std::shared_ptr<const WeightSnapshot> Find(int64_t version, grpc::Status* status) {
     std::lock_guard lock(mutex);
     auto it = snapshots.find(version);
     if (it != snapshots.end()) return it->second;
@@ -194,15 +217,23 @@ struct WeightPublisher::Impl final : Served {
 
   // Forgets what the next snapshot takes the place of: a device should not hold one more.
   void MakeRoom(const std::string& pinned_as) {
-    std::lock_guard lock(mutex);
-    if (!pinned_as.empty()) {
-      pinned.erase(pinned_as);
-      return;
+    if (!pinned_as.empty()) return Release(pinned_as);
+    {
+      std::lock_guard lock(mutex);
+      while (snapshots.size() >= options.versions) snapshots.erase(snapshots.begin());
     }
-    while (snapshots.size() >= options.versions) snapshots.erase(snapshots.begin());
+    retired->Free();
   }
 
-  void Keep(int64_t version, std::shared_ptr<WeightSnapshot> snapshot,
+  void Release(const std::string& name) {
+    {
+      std::lock_guard lock(mutex);
+      pinned.erase(name);
+    }
+    retired->Free();
+  }
+
+  void Keep(int64_t version, std::shared_ptr<const WeightSnapshot> snapshot,
             const std::string& pinned_as) {
     std::lock_guard lock(mutex);
     if (pinned_as.empty()) {
@@ -214,14 +245,15 @@ struct WeightPublisher::Impl final : Served {
 
   struct Held {
     int64_t version = 0;
-    std::shared_ptr<WeightSnapshot> snapshot;
+    std::shared_ptr<const WeightSnapshot> snapshot;
   };
 
   Options options;
   std::string address;
   std::unique_ptr<grpc::Server> server;
   std::mutex mutex;
-  std::map<int64_t, std::shared_ptr<WeightSnapshot>> snapshots;
+  std::shared_ptr<Retired> retired = std::make_shared<Retired>();
+  std::map<int64_t, std::shared_ptr<const WeightSnapshot>> snapshots;
   std::map<std::string, Held> pinned;
   std::map<std::string, Ownership> ownership;  // by the name that is pinned; "": the policy's
   std::atomic<int64_t> host_bytes{0};
@@ -242,8 +274,11 @@ WeightVersion WeightPublisher::Publish(parallel::ProcessGroup& world, int64_t ve
   impl_->MakeRoom(pinned_as);
   const int64_t traffic = runtime::HostTraffic();
   WeightDigester digester;
-  auto snapshot = std::make_shared<WeightSnapshot>(
-      mine, impl_->options.place, [&digester](const SlabTensor& copied) { digester.Add(copied); });
+  auto snapshot =
+      Retired::Guard(std::make_unique<WeightSnapshot>(
+                         mine, impl_->options.place,
+                         [&digester](const SlabTensor& copied) { digester.Add(copied); }),
+                     impl_->retired);
   std::string partial = digester.Finish();
   impl_->host_bytes += runtime::HostTraffic() - traffic;
   impl_->Keep(version, std::move(snapshot), pinned_as);
@@ -264,10 +299,7 @@ SlabIndex WeightPublisher::Pinned(const std::string& name) const {
   return it == impl_->pinned.end() ? SlabIndex() : it->second.snapshot->slabs();
 }
 
-void WeightPublisher::Release(const std::string& name) {
-  std::lock_guard lock(impl_->mutex);
-  impl_->pinned.erase(name);
-}
+void WeightPublisher::Release(const std::string& name) { impl_->Release(name); }
 
 int64_t WeightPublisher::host_bytes() const { return impl_->host_bytes; }
 

@@ -7,6 +7,7 @@
 
 #include <csignal>
 #include <iostream>
+#include <thread>
 
 #include "rl/rollout/weight_publisher.h"
 #include "rl/rollout/wire.h"
@@ -140,6 +141,16 @@ class DevicePublicationTest : public testing::Test {
     for (const SlabTensor& s : model_->State()) bytes += s.tensor.bytes();
     return bytes;
   }
+  // Of the device, by what its allocator says when it is asked for too much.
+  double FreeMiB() {
+    try {
+      ctx_.Empty({int64_t{1} << 50}, DType::kU8);
+    } catch (const DeviceError& error) {
+      const std::string says = error.what();
+      return std::stod(says.substr(says.find(": ") + 2));
+    }
+    return -1;
+  }
   std::string Fetched(const WeightVersion& version) {
     return OtherProcess("fetch", version).Line();
   }
@@ -244,6 +255,29 @@ TEST_F(DevicePublicationTest, WhatIsLentStays) {
   EXPECT_EQ(dies->Line(), "borrowed");
   dies.reset();
   publisher.Publish(*alone_, 5, model_->State());
+}
+
+// To free device memory waits for all its work: no thread of a call does it.
+TEST_F(DevicePublicationTest, WhatIsGivenBackIsFreedByTheNextPublication) {
+  const std::string device = runtime::DescribeDevice(ctx_.device());
+  if (device.find("emulated") == std::string::npos) GTEST_SKIP() << "others use it: " << device;
+  options_.versions = 1;
+  WeightPublisher publisher(options_);
+  double free = 0;
+  {
+    OtherProcess borrower("borrow", publisher.Publish(*alone_, 1, model_->State()));
+    EXPECT_EQ(borrower.Line(), "borrowed");
+    publisher.Publish(*alone_, 2, model_->State());
+    free = FreeMiB();
+    borrower.Tell();
+    borrower.Line();
+  }
+  std::this_thread::sleep_for(std::chrono::milliseconds(100));  // the call ends meanwhile
+  EXPECT_EQ(FreeMiB(), free);
+  for (int64_t v = 3; v < 100 && FreeMiB() <= free; ++v) {  // or a little later
+    publisher.Publish(*alone_, v, model_->State());
+  }
+  EXPECT_GT(FreeMiB(), free);
 }
 
 }  // namespace
