@@ -148,6 +148,8 @@ void TransformerStage::BeginStep(bool keep_head_output) {
   impl_->outcomes.clear();
   impl_->auxiliary = Outcome{};
   impl_->routing_TLK.clear();
+  for (auto& block : impl_->blocks) block->feed_forward().BeginStep();
+  if (impl_->head && impl_->head->mtp()) impl_->head->mtp()->feed_forward().BeginStep();
 }
 
 void TransformerStage::EndStep(Context&, const std::function<void(std::vector<double>&)>& sum) {

@@ -44,6 +44,7 @@ Mesh::Mesh(const MeshConfig& config, GroupPtr world) : config_(config), world_(s
   pp_index_ = world_->rank() / config_.dp;
   dp_index_ = world_->rank() % config_.dp;
   pp_ = world_->Split(dp_index_, pp_index_, fmt::format("pp (dp {})", dp_index_));
+  tied_ = pp_->Split(0, pp_index_, pp_->name() + ".tied");
   dp_ = world_->Split(pp_index_, dp_index_, fmt::format("dp (pp {})", pp_index_));
   int block = dp_index_ / config_.ep;
   ep_ = dp_->Split(block, dp_index_, fmt::format("ep (pp {}, dp block {})", pp_index_, block));

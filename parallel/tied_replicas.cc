@@ -27,7 +27,7 @@ const std::string& SharedName(const ParamSpec& spec) {
 }
 
 TiedReplicas::TiedReplicas(const Mesh& mesh, const std::vector<Parameter*>& parameters)
-    : pp_(mesh.pp()->Split(0, mesh.pp_index(), mesh.pp()->name() + ".tied")) {
+    : pp_(mesh.tied()) {
   // Every rank sees every name, in the same (sorted) order: a name's place is its tag.
   std::map<std::string, std::vector<std::pair<int, std::string>>> everywhere;
   std::vector<std::string> all = pp_->AllGatherBytes(Describe(parameters));

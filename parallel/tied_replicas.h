@@ -42,7 +42,7 @@ class TiedReplicas {
   };
   void Add(Context& ctx, const Holders& holders);
 
-  GroupPtr pp_;  // its own group: tags are not the pipeline's
+  GroupPtr pp_;
   std::map<const Parameter*, Holders> holders_;
   std::vector<const Parameter*> in_order_;
 };

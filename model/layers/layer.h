@@ -200,6 +200,8 @@ class FeedForward {
     BackwardExperts(ctx, *state);
     return BackwardCombine(ctx, std::move(state));
   }
+  // Forgets what a step that was skipped has counted.
+  virtual void BeginStep() {}
   // The balance loss of forwards since the last call; 0 for dense.
   virtual double TakeAuxiliaryLoss() { return 0; }
   // V3's bias rule after a step; `sum` adds over replicas. Nothing for dense.

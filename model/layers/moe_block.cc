@@ -131,6 +131,7 @@ class MoeBlock : public FeedForward {
   void BackwardExperts(Context& ctx, State& state) override;
   Tensor BackwardCombine(Context& ctx, StatePtr state) override;
   double TakeAuxiliaryLoss() override { return std::exchange(auxiliary_loss_, 0.0); }
+  void BeginStep() override { std::fill(count_E_.begin(), count_E_.end(), 0.0); }
   void UpdateBalance(const std::function<void(std::vector<double>&)>& sum) override;
 
  private:
@@ -160,7 +161,7 @@ class MoeBlock : public FeedForward {
   Parameter* bias_E_ = nullptr;
   GroupedExperts experts_;
   std::unique_ptr<FeedForward> shared_;
-  std::vector<double> count_E_;  // of this rank's tokens since the last update
+  std::vector<double> count_E_;  // of this rank's tokens in this step
   double auxiliary_loss_ = 0;
 };
 

@@ -9,6 +9,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <bit>
 #include <deque>
 #include <future>
 #include <thread>
@@ -49,6 +50,15 @@ struct Active {
 
 }  // namespace
 
+// Payload has the 13 bits that tags promise as soon as six are left for groups, which are made once
+// in a run.
+TagBits ShareTagBits(int upper_bound) {
+  const int bits =
+      std::min(30, static_cast<int>(std::bit_width(static_cast<uint32_t>(upper_bound) + 1)) - 1);
+  const int group = std::clamp(bits - 13, 6, 14);
+  return {group, bits - group};
+}
+
 struct MpiEngine::Thread {
   std::thread thread;
   std::mutex mutex;
@@ -72,7 +82,7 @@ struct MpiEngine::Thread {
   void CollectFinished(Active& a);
   void StartRound(Active& a);
   void PostTransfer(Active& a, const Transfer& transfer);
-  void End(MpiOperation& operation, std::exception_ptr error);
+  void End(Active& a, std::exception_ptr error);
   void Rest();
   void Leave();
 };
@@ -92,10 +102,7 @@ void MpiEngine::Thread::Initialize(MpiEngine& engine) {
   int* upper_bound = nullptr;
   int found = 0;
   CheckMpi(MPI_Comm_get_attr(MPI_COMM_WORLD, MPI_TAG_UB, &upper_bound, &found), "[mpi] init");
-  int bits = 15;  // what the standard promises
-  while (found != 0 && bits < 30 && *upper_bound >> (bits + 1) != 0) ++bits;
-  engine.group_bits_ = bits / 2 - 1;
-  engine.payload_bits_ = bits - engine.group_bits_;
+  engine.bits_ = ShareTagBits(found != 0 ? *upper_bound : 32767);  // what the standard promises
 }
 
 void MpiEngine::Thread::Run() {
@@ -131,7 +138,7 @@ bool MpiEngine::Thread::TakeRequests() {
     try {
       StartRound(a);
     } catch (...) {
-      End(*operation, std::current_exception());
+      End(a, std::current_exception());
     }
   }
   return !taken.empty();
@@ -143,12 +150,16 @@ bool MpiEngine::Thread::Progress() {
     try {
       any = Advance(a) || any;
     } catch (...) {
-      End(*a.operation, std::current_exception());
+      End(a, std::current_exception());
       any = true;
     }
   }
   // A failed operation stays while MPI may still write into its buffers.
-  std::erase_if(active, [](const Active& a) { return a.operation->done && a.pending == 0; });
+  std::erase_if(active, [](const Active& a) {
+    if (!a.operation->done || a.pending > 0) return false;
+    a.operation->next_round = nullptr;
+    return true;
+  });
   return any;
 }
 
@@ -196,7 +207,7 @@ void MpiEngine::Thread::CollectFinished(Active& a) {
 void MpiEngine::Thread::StartRound(Active& a) {
   MpiOperation& operation = *a.operation;
   std::vector<Transfer> transfers;
-  if (!operation.next_round(a.round, &transfers)) return End(operation, nullptr);
+  if (!operation.next_round(a.round, &transfers)) return End(a, nullptr);
   a.requests.clear();
   a.pieces.clear();
   int64_t bytes = 0;
@@ -241,11 +252,12 @@ void MpiEngine::Thread::PostTransfer(Active& a, const Transfer& transfer) {
   } while (begin < transfer.bytes);
 }
 
-void MpiEngine::Thread::End(MpiOperation& operation, std::exception_ptr error) {
+void MpiEngine::Thread::End(Active& a, std::exception_ptr error) {
+  MpiOperation& operation = *a.operation;
   std::lock_guard lock(operation.mutex);
   operation.error = error;
   operation.done = true;
-  operation.next_round = nullptr;  // and with it the tensors
+  if (a.pending == 0) operation.next_round = nullptr;  // and with it the tensors
   operation.ended.notify_all();
 }
 
@@ -286,8 +298,8 @@ void MpiEngine::Thread::Leave() {
     static std::vector<Active>* kept = nullptr;
     kept = new std::vector<Active>(std::move(active));
     for (Active& a : *kept) {
-      End(*a.operation, std::make_exception_ptr(
-                            CommError(a.operation->place + ": abandoned, its group has ended")));
+      End(a, std::make_exception_ptr(
+                 CommError(a.operation->place + ": abandoned, its group has ended")));
     }
     return;
   }

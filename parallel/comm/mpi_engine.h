@@ -49,6 +49,13 @@ struct MpiOperation {
   std::vector<int> awaited;  // world ranks whose messages have not come, by transfer
 };
 
+// How the bits of MPI's tags are shared, of which `upper_bound` is the highest: a group's number,
+// and beside it a message's tag or a round's number.
+struct TagBits {
+  int group, payload;
+};
+TagBits ShareTagBits(int upper_bound);
+
 class MpiEngine {
  public:
   // Starts the thread and MPI with it; one at a time in a process, and once in its life.
@@ -60,23 +67,24 @@ class MpiEngine {
 
   int rank() const { return rank_; }
   int size() const { return size_; }
-  int payload_bits() const { return payload_bits_; }  // of a tag, beside the group's number
+  int payload_bits() const { return bits_.payload; }  // of a tag, beside the group's number
   std::chrono::milliseconds deadline() const { return options_.deadline; }
 
   void Submit(std::shared_ptr<MpiOperation> operation);
   // Blocks until it is done; rethrows its error; TimeoutError past the deadline.
   void Wait(MpiOperation& operation);
 
-  // Groups are numbered so that two groups with two ranks in common never share a number: see
+  // Groups are numbered so that two groups with a rank in common never share a number: see
   // MpiProcessGroup::Split.
   int next_group = 1;
-  int max_groups() const { return 1 << group_bits_; }
+  int max_groups() const { return 1 << bits_.group; }
 
  private:
   struct Thread;
 
   GroupOptions options_;
-  int rank_ = 0, size_ = 1, group_bits_ = 0, payload_bits_ = 0;
+  int rank_ = 0, size_ = 1;
+  TagBits bits_ = {};
   std::unique_ptr<Thread> thread_;
 };
 

@@ -12,7 +12,6 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <set>
 #include <utility>
 
 #include "parallel/comm/mpi_engine.h"
@@ -306,24 +305,20 @@ WorkPtr MpiProcessGroup::Receive(const Tensor& tensor, int peer, int tag) {
                       });
 }
 
-// Numbers: the highest that any member would give next, plus the color's place among the colors. A
-// member then counts on from behind all of them, so two groups that share two ranks differ in
-// number.
+// The number: the highest that any rank here would give next, from which all count on. So two
+// groups of one rank differ in number; those of one split, which share no rank, do not.
 GroupPtr MpiProcessGroup::Split(int color, int key, const std::string& name) {
   std::vector<std::string> all =
       AllGatherBytes(fmt::format("{} {} {}", color, key, engine_->next_group));
   std::vector<std::pair<int, int>> members;  // key, rank
-  std::set<int> colors;
   int first = 0;
   for (int r = 0; r < size(); ++r) {
     int their_color = 0, their_key = 0, their_next = 0;
     std::sscanf(all[r].c_str(), "%d %d %d", &their_color, &their_key, &their_next);
     first = std::max(first, their_next);
-    if (their_color < 0) continue;
-    colors.insert(their_color);
     if (their_color == color) members.emplace_back(their_key, r);
   }
-  engine_->next_group = first + static_cast<int>(colors.size());
+  engine_->next_group = first + 1;
   Check<CommError>(engine_->next_group <= engine_->max_groups(),
                    "[split] group {}: more than {} groups; keep groups rather than splitting anew",
                    name_, engine_->max_groups());
@@ -335,8 +330,7 @@ GroupPtr MpiProcessGroup::Split(int color, int key, const std::string& name) {
     if (r == rank()) new_rank = static_cast<int>(world_ranks.size());
     world_ranks.push_back(at_->world_ranks[r]);
   }
-  int place = static_cast<int>(std::distance(colors.begin(), colors.find(color)));
-  return std::make_shared<MpiProcessGroup>(engine_, name, first + place,
+  return std::make_shared<MpiProcessGroup>(engine_, name, first,
                                            Members{std::move(world_ranks), new_rank});
 }
 

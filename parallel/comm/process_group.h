@@ -48,8 +48,8 @@ class ProcessGroup {
                            const Tensor& recv, const std::vector<int64_t>& recv_rows) = 0;
   virtual WorkPtr Broadcast(const Tensor& tensor, int root) = 0;
   // Messages between two ranks are matched by tag, in order within a tag. Sending does not wait for
-  // the receiver, and the tensor is free when Send returns. Tags: [0, 8192) everywhere, [0, 65536)
-  // with threads and most MPIs.
+  // the receiver, and the tensor is free when Send returns. Tags: [0, 8192), but fewer with an MPI
+  // whose own tags end below 2^19; [0, 65536) with threads and most MPIs.
   virtual WorkPtr Send(const Tensor& tensor, int peer, int tag) = 0;
   virtual WorkPtr Receive(const Tensor& tensor, int peer, int tag) = 0;
 

@@ -155,13 +155,22 @@ void TrainingLoop::FinishStep(const parallel::TrainEngine::StepResult& result, i
     env_.metrics->Write(line.dump());
     PrintProgress(result, tokens, seconds, extra);
   }
+  skipped_ = result.skipped ? skipped_ + 1 : 0;
+  if (skipped_ >= std::clamp<int64_t>(total_ / 2, 1, kMostSkipped)) {
+    throw Error(fmt::format(
+        "[run] stage '{}': the gradients of steps {} to {} are not finite, so nothing is learnt; "
+        "its last checkpoint is of step {}. Go on from an earlier one with a lower learning rate",
+        stage_.name, step_ - skipped_ + 1, step_, saved_step_));
+  }
   if (!cursor) return;
   if (env_.AgreeToStop()) StopHere(cursor());
   if (SaveDue()) Save(cursor());
 }
 
+// What spoilt the weights may already be saved: no more of the checkpoints before it shall go.
 bool TrainingLoop::SaveDue() const {
-  return step_ / stage_.save_every > std::max<int64_t>(0, saved_step_) / stage_.save_every;
+  return skipped_ == 0 &&
+         step_ / stage_.save_every > std::max<int64_t>(0, saved_step_) / stage_.save_every;
 }
 
 void TrainingLoop::StopHere(const json& cursor) {
@@ -226,6 +235,7 @@ void TrainingLoop::PrintProgress(const parallel::TrainEngine::StepResult& result
   for (const char* key : {"reward", "accuracy", "completion_tokens", "heldout_loss"}) {
     if (extra.contains(key)) more += fmt::format("  {} {:.3f}", key, extra[key].get<double>());
   }
+  if (result.skipped) more += "  skipped";
   fmt::print(stderr, "{} {}/{}  loss {:.4f}{}  |g| {:.3f}  {:.0f} tokens/s  ETA {:.0f} s\n",
              stage_.name, step_, total_, result.loss, more, result.gradient_norm, rate, remaining);
 }

@@ -63,7 +63,8 @@ class TrainingLoop {
   // After each optimizer step: writes metrics, prints progress, saves when due. `extra` goes into
   // metrics.jsonl; `cursor` is what the stage needs to go on from here, null where it cannot
   // (between the minibatches of a rollout): then nothing is saved. Throws StoppedEarly after saving
-  // when a signal came.
+  // when a signal came, Error when kMostSkipped steps in a row were skipped, or half
+  // of the stage's.
   void FinishStep(const parallel::TrainEngine::StepResult& result, int64_t tokens,
                   const nlohmann::json& extra, const std::function<nlohmann::json()>& cursor);
   // Saves and throws StoppedEarly.
@@ -78,6 +79,8 @@ class TrainingLoop {
   void Complete(const nlohmann::json& cursor);
 
  private:
+  static constexpr int64_t kMostSkipped = 50;
+
   void BeginFrom(const std::string& from);
   void CutMetrics();
   void PrintProgress(const parallel::TrainEngine::StepResult& result, int64_t tokens,
@@ -89,6 +92,7 @@ class TrainingLoop {
   Environment& env_;
   const StageConfig& stage_;
   int64_t step_ = 0, total_ = 0, tokens_ = 0, saved_step_ = -1;
+  int64_t skipped_ = 0;  // steps, up to this one
   double seconds_ = 0;
   std::chrono::steady_clock::time_point last_;
   std::shared_ptr<nlohmann::json> resumed_;

@@ -229,6 +229,20 @@ TEST_P(StageTest, ABatchWithoutWeightIsNobodysLoad) {
   }
 }
 
+TEST_P(StageTest, ForgetsWhatASkippedStepCounted) {
+  const TokenBatch skipped = RandomBatch(config(), {9, 4}, 2),
+                   batch = RandomBatch(config(), {9}, 1);
+  std::vector<std::vector<double>> counts[2];
+  for (int i : {0, 1}) {
+    TransformerStage stage(ctx_, config(), WholeModel(config(), DType::kF32));
+    FillStage(ctx_, stage, 5);
+    if (i) StepGradients(ctx_, stage, {skipped}, loss_);
+    StepGradients(ctx_, stage, {batch}, loss_);
+    stage.EndStep(ctx_, [&](std::vector<double>& values) { counts[i].push_back(values); });
+  }
+  EXPECT_EQ(counts[1], counts[0]);
+}
+
 // Decodes all of `batch` in chunks of `chunk` new tokens a sequence; the greedy token and its
 // log-probability at each position.
 std::vector<kernels::SampledToken> DecodeInChunks(Context& ctx, TransformerStage& stage,

@@ -9,6 +9,7 @@
 #include <ctime>
 #include <thread>
 
+#include "parallel/comm/mpi_engine.h"
 #include "runtime/context.h"
 #include "runtime/error.h"
 #include "tests/parallel/ranks.h"
@@ -242,6 +243,19 @@ TEST(ProcessGroup, SplitsBySomeColorInOrderOfKey) {
     EXPECT_EQ(ToDoubles(a)[0], size * (size - 1) / 2.0);
     EXPECT_EQ(ToDoubles(b)[0], size * (size - 1) / 2.0);
   });
+}
+
+// What the standard promises; bounds of Intel MPI, of Open MPI over UCX and over its own
+// transports.
+TEST(MpiEngine, SharesTheBitsOfTagsAmongGroupsAndMessages) {
+  for (auto [bound, group, payload] :
+       {std::array{32767, 6, 9}, std::array{(1 << 20) - 1, 7, 13},
+        std::array{(1 << 23) - 1, 10, 13}, std::array{2147483647, 14, 16}}) {
+    const TagBits bits = ShareTagBits(bound);
+    EXPECT_EQ(bits.group, group) << bound;
+    EXPECT_EQ(bits.payload, payload) << bound;
+  }
+  EXPECT_EQ(ShareTagBits((1 << 23) - 2).payload + ShareTagBits((1 << 23) - 2).group, 22);
 }
 
 TEST(ProcessGroup, GroupsOfTheSameRanksDoNotMix) {

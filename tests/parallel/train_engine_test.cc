@@ -151,6 +151,34 @@ TEST(TrainEngine, GradientsMayGoBetweenSteps) {
   }
 }
 
+// Counts the groups made of it and of its parts.
+class CountingGroup : public ForwardingGroup {
+ public:
+  CountingGroup(GroupPtr real, int* splits) : ForwardingGroup(std::move(real)), splits_(splits) {}
+  GroupPtr Split(int color, int key, const std::string& name) override {
+    ++*splits_;
+    return std::make_shared<CountingGroup>(real()->Split(color, key, name), splits_);
+  }
+
+ private:
+  int* splits_;
+};
+
+// MPI has only so many.
+TEST(TrainEngine, MakesNoGroupsForGradientsThatComeBackNorForAnotherEngine) {
+  RunThreadRanks(2, [](const GroupPtr& world) {
+    int splits = 0;
+    Layout layout{.pp = 2, .tied = true};
+    Rank rank(layout, std::make_shared<CountingGroup>(world, &splits));
+    const int before = splits;
+    EXPECT_GT(before, 0);
+    rank.engine.ReleaseGradients();
+    rank.engine.RestoreGradients();
+    TrainEngine another(rank.ctx, rank.mesh, Pointers(rank.chunks), EngineOptions(layout));
+    EXPECT_EQ(splits, before);
+  });
+}
+
 RunResult TrainOnThreads(const Layout& layout) {
   RunResult result;
   RunThreadRanks(layout.ranks(), [&](GroupPtr world) {

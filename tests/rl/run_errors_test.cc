@@ -54,5 +54,31 @@ TEST(RunErrors, OfCommunicationNameStageAndStepAndKeepTheirType) {
 
 TEST(RunErrors, OthersStayAsTheyAre) { EXPECT_EQ(ErrorAfter<IoError>(1), kLost); }
 
+// A learning rate that spoils the weights at once: what was saved before stays, and the run does
+// not go on to its end as if it had learnt.
+TEST(RunErrors, StepsThatLearnNothingEndTheRun) {
+  runtime::TemporaryFolder folder;
+  WriteQuestions(folder / "questions.jsonl");
+  auto run = [&](const std::string& dir, const std::string& steps) -> std::string {
+    try {
+      Train(TinyRun(folder / "questions.jsonl"),
+            {"stages.base.lr={peak: 1e300}", "stages.base.save_every=1",
+             "stages.base.steps=" + steps},
+            folder / dir);
+    } catch (const Error& e) {
+      return e.what();
+    }
+    return "";
+  };
+  const std::string stage = "stage 'base': the gradients of steps ";
+  EXPECT_THAT(run("long", "200"),
+              testing::HasSubstr(stage + "2 to 51 are not finite, so nothing is learnt; its last "
+                                         "checkpoint is of step 1."));
+  EXPECT_THAT(run("short", "6"), testing::HasSubstr(stage + "2 to 4 are not finite"));
+  const auto left =
+      runtime::ListCheckpointSteps(runtime::LocalFileSystem(), folder / "long/checkpoints/base");
+  EXPECT_EQ(left, std::vector<int64_t>{1});
+}
+
 }  // namespace
 }  // namespace hone::rl
