@@ -240,9 +240,10 @@ int RunCommand(const Arguments& args) {
   rl::RunConfig config = rl::LoadRunConfig(options.config, options.overrides);
   rl::CheckRun(config);
   if (options.run_dir.empty()) options.run_dir = config.dir + "/" + config.name;
+  rl::RunDirectory directory(runtime::LocalFileSystem(), options.run_dir);
+  directory.Supervise();
   runtime::LocalFileSystem().MakeDirs(options.run_dir + "/logs");
   int code = Supervisor(options, config).Run(stop);
-  rl::RunDirectory directory(runtime::LocalFileSystem(), options.run_dir);
   if (code == 0) std::cout << StageTable(directory.ReadState());
   return code;
 }

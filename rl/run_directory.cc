@@ -64,6 +64,23 @@ std::string ReadLine(int fd) {
   return n > 0 ? std::string(buffer, strcspn(buffer, "\n")) : "";
 }
 
+int OpenLock(const std::string& path) {
+  const int fd = open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644);
+  Check<IoError>(fd >= 0, "[run] cannot open {}: {}", path, std::strerror(errno));
+  return fd;
+}
+
+// What a lock's file says to those who find it taken.
+void WriteHolder(int fd, const std::string& path, const std::string& before) {
+  char host[64] = {};
+  gethostname(host, sizeof host - 1);
+  const std::string text = fmt::format("{}pid {} on {}\n", before, getpid(), host);
+  const bool ok = ftruncate(fd, 0) == 0 &&
+                  pwrite(fd, text.data(), text.size(), 0) == static_cast<ssize_t>(text.size()) &&
+                  fsync(fd) == 0;
+  Check<IoError>(ok, "[run] cannot write {}: {}", path, std::strerror(errno));
+}
+
 bool IsSecret(const std::string& text) {
   return text.size() == 2 * kSecretBytes &&
          text.find_first_not_of("0123456789abcdef") == std::string::npos;
@@ -93,14 +110,15 @@ StageRecord* RunState::Find(const std::string& name) {
 RunDirectory::RunDirectory(FileSystem& fs, std::string root) : fs_(fs), root_(std::move(root)) {}
 
 RunDirectory::~RunDirectory() {
-  if (lock_ >= 0) close(lock_);
+  for (int fd : {lock_, supervisor_}) {
+    if (fd >= 0) close(fd);
+  }
 }
 
 void RunDirectory::Acquire(int seconds) {
   fs_.MakeDirs(root_);
   std::string path = root_ + "/lock";
-  lock_ = open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644);
-  Check<IoError>(lock_ >= 0, "[run] cannot open {}: {}", path, std::strerror(errno));
+  lock_ = OpenLock(path);
   auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(seconds);
   while (flock(lock_, LOCK_EX | LOCK_NB) != 0) {
     Check(std::chrono::steady_clock::now() < deadline,
@@ -110,13 +128,18 @@ void RunDirectory::Acquire(int seconds) {
   }
   std::string line = ReadLine(lock_);
   incarnation_ = (line.empty() ? 0 : std::strtoll(line.c_str(), nullptr, 10)) + 1;
-  char host[64] = {};
-  gethostname(host, sizeof host - 1);
-  std::string text = fmt::format("{} pid {} on {}\n", incarnation_, getpid(), host);
-  bool ok = ftruncate(lock_, 0) == 0 &&
-            pwrite(lock_, text.data(), text.size(), 0) == static_cast<ssize_t>(text.size()) &&
-            fsync(lock_) == 0;
-  Check<IoError>(ok, "[run] cannot write {}: {}", path, std::strerror(errno));
+  WriteHolder(lock_, path, fmt::format("{} ", incarnation_));
+}
+
+void RunDirectory::Supervise() {
+  fs_.MakeDirs(root_);
+  const std::string path = root_ + "/supervisor";
+  supervisor_ = OpenLock(path);
+  Check<ConfigError>(flock(supervisor_, LOCK_EX | LOCK_NB) == 0,
+                     "[run] {} is under way already ({}); stop that, or choose another run "
+                     "directory",
+                     root_, ReadLine(supervisor_));
+  WriteHolder(supervisor_, path, "");
 }
 
 void RunDirectory::CheckFence() const {

@@ -54,6 +54,9 @@ class RunDirectory {
   // predecessor, and a new incarnation number. Error naming who holds it otherwise.
   void Acquire(int seconds);
   int64_t incarnation() const { return incarnation_; }
+  // Makes this process the one that starts the run's processes, until it ends. ConfigError naming
+  // the one that does so already.
+  void Supervise();
   // Throws when another incarnation has taken over: a ghost must not write.
   void CheckFence() const;
 
@@ -70,7 +73,7 @@ class RunDirectory {
  private:
   FileSystem& fs_;
   std::string root_;
-  int lock_ = -1;
+  int lock_ = -1, supervisor_ = -1;
   int64_t incarnation_ = 0;
 };
 
