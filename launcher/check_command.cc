@@ -1,4 +1,5 @@
-// `hone check`: finds what is wrong with a config before anything starts, and what this machine has.
+// `hone check`: finds what is wrong with a config before anything starts, and what this machine
+// has.
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
@@ -18,6 +19,9 @@ int64_t MachineBytes() { return int64_t{sysconf(_SC_PHYS_PAGES)} * sysconf(_SC_P
 // A device that is surely too small is an error. The machine that this runs on may not be the one
 // that trains, so what does not fit into it is a warning.
 void CheckMemory(const rl::RunConfig& config, double gpu_memory) {
+  if (config.train.device == Device::Type::kCuda && gpu_memory == 0) {
+    std::cerr << "hone: memory is not looked at: the ranks are on GPUs; say --gpu-memory GB\n";
+  }
   const auto rank_bytes = static_cast<int64_t>(gpu_memory * 1e9);
   const rl::FitReport fit = CheckFit(config, rank_bytes, MachineBytes());
   Check<ConfigError>(rank_bytes == 0 || fit.verdict != rl::FitReport::Verdict::kDoesNotFit,

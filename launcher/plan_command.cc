@@ -49,9 +49,13 @@ struct MachineFlags {
   }
 };
 
+bool OnCpus(const PlanOptions& options, const rl::RunConfig& config) {
+  return options.gpus == 0 && config.train.device == Device::Type::kCpu;
+}
+
 // The config's layout, with as many replicas as there are ranks for; else the best there is.
 void ChooseLayout(const PlanOptions& options, PlanReport* report) {
-  rl::Layout layout = LayoutOf(report->config, options.gpus == 0);
+  rl::Layout layout = LayoutOf(report->config, OnCpus(options, report->config));
   const int ranks = options.gpus > 0 ? options.gpus : layout.mesh.ranks();
   report->suggestions =
       SuggestLayouts(report->config, layout, ranks, report->rank_bytes, report->machine);
@@ -88,7 +92,7 @@ int PlanCommand(const Arguments& args) {
                  "the run's config (YAML), or a Hugging Face folder or its config.json")
       ->required();
   app.add_option("--set", options.overrides, "key=value, e.g. mesh.pp=16");
-  app.add_option("--gpus", options.gpus, "ranks, a device each; without: the config's, on CPUs")
+  app.add_option("--gpus", options.gpus, "ranks, a device each; without: the config's")
       ->check(CLI::PositiveNumber);
   app.add_option("--gpu-memory", options.gpu_memory, "GB (10^9 bytes) of each rank")
       ->check(CLI::PositiveNumber);
@@ -98,7 +102,9 @@ int PlanCommand(const Arguments& args) {
   if (int code = 0; !ParseArguments(app, args, &code)) return code;
   PlanReport report;
   report.config = rl::LoadPlanConfig(options.config, options.overrides);
-  if (options.gpus == 0) report.machine = rl::MachineModel::Cpu(report.config.train.threads);
+  if (OnCpus(options, report.config)) {
+    report.machine = rl::MachineModel::Cpu(report.config.train.threads);
+  }
   flags.Apply(&report.machine);
   report.rank_bytes = static_cast<int64_t>(options.gpu_memory * 1e9);
   ChooseLayout(options, &report);

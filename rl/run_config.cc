@@ -121,6 +121,12 @@ void RolloutConfig::Read(ConfigReader& r) {
   for (const auto& [key, value] : from_1) {
     if (value < 1) r.Fail(key, "must be at least 1");
   }
+  if (lease_seconds >= stall_seconds) {
+    r.Fail("lease_seconds",
+           fmt::format("must be below stall_seconds ({}): a worker that hangs would end the run "
+                       "before another gets its work",
+                       stall_seconds));
+  }
   if (workers < 0) r.Fail("workers", "must not be negative");
   if (max_staleness < 0) r.Fail("max_staleness", "must not be negative");
   if (cache_pages < 0) r.Fail("cache_pages", "must not be negative; 0: enough for max_batch");

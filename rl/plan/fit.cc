@@ -64,16 +64,28 @@ FitReport CheckFit(const RunConfig& config, int64_t rank_bytes, int64_t machine_
   const RunPlan plan = PlanRun(config, LayoutOf(config, rank_bytes == 0), MachineModel());
   if (plan.stages.empty()) return report;
   const StagePlan& largest = Largest(plan);
+  const RankMemory worker = EstimateWorkerMemory(config);
   if (rank_bytes > 0) {
-    report.verdict = Judge(plan.PeakBytes(), rank_bytes);
+    // Ranks and workers both take devices in turn. Where memory has turns too the plan has them.
+    const RolloutConfig& r = config.rollout;
+    const bool shared = r.device == Device::Type::kCuda && !r.colocated;
+    const int64_t workers =
+        shared ? (r.workers + config.mesh.ranks() - 1) / config.mesh.ranks() : 0;
+    const int64_t beside = workers * worker.total;
+    report.verdict = Judge(plan.PeakBytes() + beside, rank_bytes);
     if (report.verdict == FitReport::Verdict::kFits) return report;
-    report.text = fmt::format("{}; a rank has {}. What helps: {}", OfStage(largest),
-                              GigaBytes(rank_bytes), WhatHelps(config, largest.Fullest()));
+    const RankMemory& fullest = largest.Fullest();
+    report.text = fmt::format(
+        "{}{}; a rank has {}. What helps: {}", OfStage(largest),
+        beside > 0 ? fmt::format(", and {} worker{} on its device {} ({} each)", workers,
+                                 workers == 1 ? "" : "s", GigaBytes(beside), Parts(worker))
+                   : "",
+        GigaBytes(rank_bytes), WhatHelps(config, beside > fullest.total ? worker : fullest));
     return report;
   }
+  if (config.train.device == Device::Type::kCuda) return report;  // this machine's is not asked for
   int64_t learners = 0;
   for (const RankMemory& rank : largest.ranks) learners += rank.total * config.mesh.dp;
-  const RankMemory worker = EstimateWorkerMemory(config);
   const int64_t beside = config.rollout.colocated ? 0 : config.rollout.workers;  // of the ranks
   const int64_t pool =
       config.rollout.workers > 0 ? beside * worker.total + EstimatePublishedBytes(config) : 0;

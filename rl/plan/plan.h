@@ -45,8 +45,9 @@ struct Suggestion {
 std::vector<Suggestion> SuggestLayouts(const RunConfig& config, const Layout& like, int ranks,
                                        int64_t bytes, const MachineModel& machine);
 
-// What a config needs of the machine that it is run on as a whole, by `hone run`, or of each rank's
-// device when `rank_bytes` is given.
+// What a config needs of the machine that it is run on as a whole, by `hone run`; or, when
+// `rank_bytes` is given, of each rank's device with its part of the workers, if they are on
+// devices. Ranks on devices of which nothing is said fit.
 struct FitReport {
   enum class Verdict { kFits, kTight, kDoesNotFit };  // kTight: within the estimate's error
   Verdict verdict = Verdict::kFits;

@@ -117,6 +117,8 @@ TEST(Configs, DistillationIsAsPublished) {
                                             {"model.hf=" + WriteModelFolder(student, folder / "")});
     const StageConfig& stage = *config.FindStage("distilled");
     EXPECT_EQ(stage.kind, StageKind::kDistill);
+    EXPECT_EQ(config.train.device, Device::Type::kCuda);
+    EXPECT_EQ(config.train.numerics, Numerics::kFast);
     EXPECT_DOUBLE_EQ(stage.lr.peak, student.rate);
     EXPECT_EQ(stage.lr.schedule, LearningRate::Schedule::kCosine);
     EXPECT_DOUBLE_EQ(stage.lr.final_ratio, 0.1);
@@ -130,6 +132,22 @@ TEST(Configs, DistillationIsAsPublished) {
     EXPECT_EQ(CheckFit(config, bytes, 0).verdict, FitReport::Verdict::kFits);
     EXPECT_THAT(text, testing::HasSubstr(fmt::format("{} GPUs of {} GB", config.mesh.ranks(),
                                                      student.device_gigabytes)));
+  }
+}
+
+// Whoever shares a GPU fits it: the learner rank, and a worker with its cache.
+TEST(Configs, ModelsOfRealSizeTrainOnTheGpusTheyName) {
+  for (const auto& [name, gigabytes] :
+       {std::pair{"r1_qwen2.5_1.5b", 80}, {"r1_deepseek_v3_671b", 141}}) {
+    SCOPED_TRACE(name);
+    const RunConfig config = LoadPlanConfig(kFolder + name + ".yaml", {});
+    EXPECT_EQ(config.train.device, Device::Type::kCuda);
+    EXPECT_EQ(config.train.numerics, Numerics::kFast);
+    EXPECT_GT(config.rollout.cache_pages, 0);
+    EXPECT_EQ(CheckFit(config, gigabytes * int64_t{1'000'000'000}, 0).verdict,
+              FitReport::Verdict::kFits);
+    const std::string text = runtime::LocalFileSystem().ReadAll(kFolder + name + ".yaml");
+    EXPECT_THAT(text, testing::HasSubstr(fmt::format("GPUs of {} GB", gigabytes)));
   }
 }
 

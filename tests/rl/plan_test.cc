@@ -215,7 +215,8 @@ TEST(PlanTest, TheReferenceIsCountedWhereItIs) {
 // The most of either turn: the learner's with a waiting worker's weights beside it, or the worker's
 // beside what the learner keeps.
 TEST(PlanTest, ColocatedRanksAndWorkersTakeTurns) {
-  const std::vector<std::string> one = {"mesh.dp=1", "rollout.workers=1", "rollout.max_batch=1"};
+  const std::vector<std::string> one = {"mesh.dp=1", "rollout.workers=1", "rollout.max_batch=1",
+                                        "rollout.cache_pages=0"};
   const RunConfig apart = LoadPlanConfig(ConfigPath("r1_qwen2.5_1.5b"), one);
   RunConfig turns = apart;
   turns.rollout.colocated = true;
@@ -242,15 +243,25 @@ TEST(PlanTest, ColocatedRanksAndWorkersTakeTurns) {
 TEST(PlanTest, FitIsJudgedAgainstTheDevice) {
   const RunConfig config = LoadPlanConfig(ConfigPath("r1_qwen2.5_1.5b"), {});
   const RunPlan plan = PlanRun(config, LayoutOf(config, false), MachineModel());
-  const int64_t peak = plan.PeakBytes();
+  const int64_t worker = EstimateWorkerMemory(config).total;
+  const int64_t peak = plan.PeakBytes() + worker;  // each rank shares its device with a worker
   EXPECT_EQ(CheckFit(config, peak, 0).verdict, FitReport::Verdict::kFits);
   const FitReport tight = CheckFit(config, peak - 1, 0);
   EXPECT_EQ(tight.verdict, FitReport::Verdict::kTight);
-  EXPECT_THAT(tight.text, HasSubstr(GigaBytes(peak)));
+  EXPECT_THAT(tight.text, HasSubstr(GigaBytes(plan.PeakBytes())));
+  EXPECT_THAT(tight.text, HasSubstr("1 worker on its device " + GigaBytes(worker)));
   EXPECT_THAT(tight.text, HasSubstr("What helps"));
   EXPECT_EQ(CheckFit(config, peak / 2, 0).verdict, FitReport::Verdict::kDoesNotFit);
+  RunConfig others = config;
+  others.rollout.workers = 17;
+  EXPECT_EQ(CheckFit(others, peak + 2 * worker, 0).verdict, FitReport::Verdict::kFits);
+  EXPECT_NE(CheckFit(others, peak + 2 * worker - 1, 0).verdict, FitReport::Verdict::kFits);
+  others.rollout.device = Device::Type::kCpu;
+  EXPECT_EQ(CheckFit(others, plan.PeakBytes(), 0).verdict, FitReport::Verdict::kFits);
   // As a whole, on one machine: 8 ranks and the workers.
-  EXPECT_EQ(CheckFit(config, 0, peak).verdict, FitReport::Verdict::kDoesNotFit);
+  EXPECT_EQ(CheckFit(config, 0, peak).verdict, FitReport::Verdict::kFits) << "they are on GPUs";
+  others.train.device = Device::Type::kCpu;
+  EXPECT_EQ(CheckFit(others, 0, peak).verdict, FitReport::Verdict::kDoesNotFit);
 }
 
 }  // namespace

@@ -174,11 +174,15 @@ TEST(RunChecks, CountsThatAreZero) {
 
 TEST(RunChecks, PoolsThatWouldDoNothing) {
   for (const std::string key : {"threads", "verifier_helpers", "max_batch", "prefill_chunk",
-                                "prompts_per_lease", "lease_seconds", "stall_seconds"}) {
+                                "prompts_per_lease", "lease_seconds"}) {
     EXPECT_THAT(ErrorOf({"rollout." + key + "=0"}),
                 AllOf(HasSubstr("rollout." + key), HasSubstr("at least 1")));
     EXPECT_EQ(ErrorOf({"rollout." + key + "=1"}), "");
   }
+  EXPECT_THAT(ErrorOf({"rollout.stall_seconds=0"}), HasSubstr("at least 1"));
+  EXPECT_THAT(ErrorOf({"rollout.stall_seconds=120"}),
+              AllOf(HasSubstr("rollout.lease_seconds"), HasSubstr("below stall_seconds (120)")));
+  EXPECT_EQ(ErrorOf({"rollout.stall_seconds=121"}), "");
   for (const std::string key : {"workers", "max_staleness"}) {
     EXPECT_THAT(ErrorOf({"rollout." + key + "=-1"}),
                 AllOf(HasSubstr("rollout." + key), HasSubstr("must not be negative")));
