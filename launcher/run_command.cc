@@ -14,6 +14,7 @@
 #include "launcher/commands.h"
 #include "launcher/signals.h"
 #include "launcher/stage_table.h"
+#include "launcher/worker_command.h"
 #include "rl/run_config.h"
 #include "rl/run_directory.h"
 
@@ -150,21 +151,15 @@ class Supervisor {
     return true;
   }
 
-  // Workers take this machine's GPUs in turn.
-  std::string WorkerDevice(int index) const {
-    if (config_.rollout.device == Device::Type::kCpu) return "cpu";
-    return Device::Cuda(index % std::max(1, runtime::CudaDeviceCount())).ToString();
-  }
-
   void StartWorker(int index) {
     std::string name = fmt::format("worker-{}", index);
+    std::vector<std::string> command = {ThisProgram(),    "worker", "--run-dir",
+                                        options_.run_dir, "--name", name};
+    for (const std::string& word : WorkerOptionsOf(config_.rollout)) command.push_back(word);
+    std::map<std::string, std::string> environment = Environment();
+    environment["HONE_LOCAL_RANK"] = std::to_string(index);
     workers_[index].process = std::make_unique<ChildProcess>(ChildProcess::Options{
-        {ThisProgram(), "worker", "--run-dir", options_.run_dir, "--name", name, "--threads",
-         std::to_string(config_.rollout.threads), "--device", WorkerDevice(index),
-         "--verifier-helpers", std::to_string(config_.rollout.verifier_helpers)},
-        Environment(),
-        options_.run_dir + "/logs/" + name + ".log",
-        false});
+        command, environment, options_.run_dir + "/logs/" + name + ".log", false});
   }
 
   void WatchWorkers() {

@@ -9,7 +9,7 @@ constexpr int kLearnerRestarts = 5, kWorkerRestarts = 20;
 
 std::string Header(const SlurmJob& job) {
   // Processors of a node over its learner tasks: the workers of a node take theirs too.
-  const int worker_nodes = job.workers_beside_rank_0 ? 1 : job.nodes;
+  const int worker_nodes = std::max(1, job.worker_nodes());
   const int workers = (job.workers + worker_nodes - 1) / worker_nodes * job.worker_threads;
   const int tasks = job.ranks_per_node();
   const int processors = tasks * job.threads + workers;
@@ -60,21 +60,18 @@ std::string LearnerCommand(const SlurmJob& job) {
 // A step of its own, whose tasks start their worker again when it dies.
 std::string WorkersFunction(const SlurmJob& job) {
   if (job.workers == 0) return "start_workers() { :; }\n";
-  const std::string where = job.workers_beside_rank_0 ? "--nodes=1 --nodelist=\"$SLURMD_NODENAME\" "
-                                                      : fmt::format("--nodes={} ", job.nodes);
-  const std::string worker = fmt::format(
-      "for try in $(seq {}); do {} worker --run-dir {} --name \"worker-$SLURM_PROCID\" --threads "
-      "{} "
-      "--verifier-helpers {} && exit 0; sleep 1; done",
-      kWorkerRestarts, ShellQuoted(job.program), ShellQuoted(job.run_dir), job.worker_threads,
-      job.verifier_helpers);
+  std::string worker = fmt::format("{} worker --run-dir {} --name \"worker-$SLURM_PROCID\"",
+                                   ShellQuoted(job.program), ShellQuoted(job.run_dir));
+  for (const std::string& option : job.worker_options) worker += " " + ShellQuoted(option);
+  const std::string again =
+      fmt::format("for try in $(seq {}); do {} && exit 0; sleep 1; done", kWorkerRestarts, worker);
   return fmt::format(
       R"(start_workers() {{
-  srun --mpi=none {}--ntasks={} --cpus-per-task={} bash -c {} &
+  srun --mpi=none --nodes={} --ntasks={} --cpus-per-task={} bash -c {} &
   workers=$!
 }}
 )",
-      where, job.workers, job.worker_threads, ShellQuoted(worker));
+      job.worker_nodes(), job.workers, job.worker_threads, ShellQuoted(again));
 }
 
 constexpr char kBody[] = R"(

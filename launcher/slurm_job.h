@@ -1,6 +1,7 @@
 // The batch script of a run under SLURM, as a pure function.
 #pragma once
 
+#include <algorithm>
 #include <string>
 #include <vector>
 
@@ -22,13 +23,14 @@ struct SlurmJob {
   SlurmLauncher launcher = SlurmLauncher::kMpirun;
   bool as_root = false;  // mpirun wants to be told
   int nodes = 1;
-  int ranks = 1, threads = 1;                                 // learners
-  int workers = 0, worker_threads = 1, verifier_helpers = 1;  // rollout
-  bool workers_beside_rank_0 = true;  // on its node alone; else spread over all
+  int ranks = 1, threads = 1;               // learners
+  int workers = 0, worker_threads = 1;      // rollout, over all nodes
+  std::vector<std::string> worker_options;  // of `hone worker`, beside the run's folder and a name
   std::string time = "24:00:00";
   int notice_seconds = 300;         // before the time limit: for a checkpoint
   std::vector<std::string> sbatch;  // more options, "--partition=gpu"
 
+  int worker_nodes() const { return std::min(nodes, workers); }
   int ranks_per_node() const { return (ranks + nodes - 1) / nodes; }
 };
 

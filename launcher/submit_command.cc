@@ -10,6 +10,8 @@
 #include "launcher/command_line.h"
 #include "launcher/commands.h"
 #include "launcher/slurm_job.h"
+#include "launcher/worker_command.h"
+#include "rl/rollout/own_certificate.h"
 #include "rl/run_config.h"
 #include "runtime/file_system.h"
 
@@ -26,11 +28,6 @@ struct SubmitOptions {
   SlurmJob job;
 };
 
-bool IsLoopback(const std::string& address) {
-  return address.starts_with("127.") || address.starts_with("localhost") ||
-         address.starts_with("[::1]");
-}
-
 // The job of `config`, whose paths are read from where this was called.
 SlurmJob JobOf(const SubmitOptions& options, const rl::RunConfig& config) {
   SlurmJob job = options.job;
@@ -46,8 +43,7 @@ SlurmJob JobOf(const SubmitOptions& options, const rl::RunConfig& config) {
   job.threads = config.train.threads;
   job.workers = config.rollout.workers;
   job.worker_threads = config.rollout.threads;
-  job.verifier_helpers = config.rollout.verifier_helpers;
-  job.workers_beside_rank_0 = IsLoopback(config.rollout.listen);
+  job.worker_options = WorkerOptionsOf(config.rollout);
   const auto& names = SlurmLauncherNames();
   job.launcher = static_cast<SlurmLauncher>(
       std::find(names.begin(), names.end(), options.launcher) - names.begin());
@@ -62,12 +58,22 @@ void CheckJob(const SlurmJob& job) {
   Check<ConfigError>(job.ranks % job.nodes == 0,
                      "[submit] {} learner ranks do not spread evenly over {} nodes", job.ranks,
                      job.nodes);
-  if (job.workers > 0 && job.workers_beside_rank_0 && job.nodes > 1) {
-    std::cerr << fmt::format(
-        "hone: all {} workers run beside rank 0, since rollout.listen is a loopback address; with "
-        "TLS and rollout.listen: 0.0.0.0:PORT they are spread over the nodes\n",
-        job.workers);
+}
+
+// Every learner rank serves its part of the weights to workers on every node, from its own address.
+rl::RunConfig ConfigFor(SubmitOptions& options) {
+  rl::RunConfig config = rl::LoadRunConfig(options.config, options.overrides);
+  if (options.job.nodes == 1 || config.rollout.workers == 0) return config;
+  if (rl::IsLoopback(config.rollout.listen)) {
+    options.overrides.push_back("rollout.listen=0.0.0.0:0");
+    config = rl::LoadRunConfig(options.config, options.overrides);
   }
+  Check<ConfigError>(rl::IsWildcard(config.rollout.listen),
+                     "[submit] rollout.listen: {} is an address of one machine, and learner ranks "
+                     "on {} nodes serve weights, each from its own: set rollout.listen: "
+                     "0.0.0.0:PORT",
+                     config.rollout.listen, options.job.nodes);
+  return config;
 }
 
 std::string Submit(const std::string& script) {
@@ -104,7 +110,7 @@ int SubmitCommand(const Arguments& args) {
                  "one more option for sbatch, e.g. --sbatch=--partition=gpu");
   app.add_flag("--dry-run", options.dry_run, "print the job's script and submit nothing");
   if (int code = 0; !ParseArguments(app, args, &code)) return code;
-  const rl::RunConfig config = rl::LoadRunConfig(options.config, options.overrides);
+  const rl::RunConfig config = ConfigFor(options);
   rl::CheckRun(config);
   job = JobOf(options, config);
   CheckJob(job);

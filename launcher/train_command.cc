@@ -89,7 +89,8 @@ int Train(const TrainOptions& options, const rl::RunConfig& config,
       data::LoadTokenizer(config.tokenizer, config.special_tokens);
   std::unique_ptr<rl::SamplePool> pool;
   if (options.pool || (config.rollout.workers > 0 && NeedsPool(config))) {
-    std::string secret = world->AllGatherBytes(world->rank() == 0 ? directory.Secret() : "")[0];
+    std::string secret = world->AllGatherBytes(
+        world->rank() == 0 ? directory.Secret(config.rollout.own_certificate()) : "")[0];
     pool = std::make_unique<rl::SamplePool>(learner, directory, secret, stop);
   }
   std::unique_ptr<runtime::MetricsWriter> metrics;

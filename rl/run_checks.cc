@@ -47,6 +47,25 @@ void CheckLayout(const RunConfig& c) {
   ShapeOf(c, 1).ValidateLayout();
 }
 
+// All three files or none, as PEM that can be read.
+void CheckTls(const RolloutConfig& r) {
+  const std::pair<const char*, std::string> files[] = {
+      {"tls_certificate", r.tls_certificate}, {"tls_key", r.tls_key}, {"tls_ca", r.tls_ca}};
+  const bool any = std::any_of(std::begin(files), std::end(files),
+                               [](const auto& file) { return !file.second.empty(); });
+  for (const auto& [key, path] : files) {
+    if (!any) return;
+    Check<ConfigError>(!path.empty(),
+                       "[rollout] {} is not set: TLS wants tls_certificate, tls_key and tls_ca; "
+                       "without all three a run makes a certificate of its own",
+                       key);
+    FileSystem& fs = runtime::LocalFileSystem();
+    Check<ConfigError>(
+        fs.Exists(path) && fs.ReadAll(path).find("-----BEGIN ") != std::string::npos,
+        "[rollout] {}: there is no PEM file {}", key, path);
+  }
+}
+
 // `learned_from`: the packs that the samples are to fit; null where nothing is learned from them.
 void CheckProblems(const RunConfig& c, const data::ProblemSource& source,
                    const data::Tokenizer& tokenizer, int64_t max_new_tokens,
@@ -148,6 +167,7 @@ void CheckStage(const RunConfig& c, const StageConfig& s,
 
 void CheckRun(const RunConfig& c, bool workers_join) {
   CheckLayout(c);
+  CheckTls(c.rollout);
   std::shared_ptr<const data::Tokenizer> tokenizer =
       data::LoadTokenizer(c.tokenizer, c.special_tokens);
   Check<ConfigError>(tokenizer->vocab_size() <= c.model.vocab_size,

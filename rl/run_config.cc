@@ -9,6 +9,7 @@
 #include "kernels/token_logprob/token_logprob.h"
 #include "rl/reward/verifier.h"
 #include "rl/rollout/inference_engine.h"
+#include "rl/rollout/own_certificate.h"
 #include "runtime/file_system.h"
 #include "runtime/philox.h"
 
@@ -142,6 +143,10 @@ void RolloutConfig::Read(ConfigReader& r) {
   if (lag == 1 && max_staleness > 0) {
     r.Fail("max_staleness", "is another mode than lag: 1; set one of the two");
   }
+}
+
+bool RolloutConfig::own_certificate() const {
+  return tls_certificate.empty() && !IsLoopback(listen);
 }
 
 void RolloutConfig::CheckCache(int64_t tokens, int64_t context, const std::string& where) const {

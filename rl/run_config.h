@@ -143,8 +143,8 @@ struct StageConfig {
 };
 
 struct RolloutConfig {
-  int workers = 0;           // that `hone run` starts
-  int threads = 1;           // of each
+  int workers = 0;  // that `hone run` starts
+  int threads = 1;  // of each
   Device::Type device = Device::Type::kCpu;
   std::optional<Numerics> numerics;  // of workers; none: the learner's
   bool allow_logprob_gap = false;    // workers of another build or device than the learner's
@@ -164,6 +164,8 @@ struct RolloutConfig {
   int lease_seconds = 120, stall_seconds = 600;
   std::string listen = "127.0.0.1:0";
   std::string tls_certificate, tls_key, tls_ca;
+  // Whether calls are secured by a certificate of the run's own: beyond loopback none go in clear.
+  bool own_certificate() const;
   bool absorb = false;  // MLA decodes with the small cache
   void Read(ConfigReader& reader);
   // ConfigError, beginning with `where`, when the cache of a worker is too small for a sequence
@@ -179,7 +181,7 @@ struct EvaluationSuite {
   std::string samples;  // text that this stage wrote
   BatchConfig batch;    // of texts: as many as fit are measured
   int64_t count = 200;
-  SamplingConfig sampling;  // of the sampled pass; the greedy pass uses temperature 0
+  SamplingConfig sampling;          // of the sampled pass; the greedy pass uses temperature 0
   int64_t samples_per_problem = 1;  // of the sampled pass; above 1 it reports pass_at_k too
   bool greedy = true, sampled = true;
   std::vector<std::string> after_stages;  // measured after these only; empty: after every stage
@@ -192,8 +194,8 @@ struct TrainConfig {
   int threads = 1;  // of each rank
   Device::Type device = Device::Type::kCpu;
   Numerics numerics = Numerics::kBatchInvariant;
-  bool fp8 = false;                               // products of linear layers and experts
-  bool keep_fp8 = true;                           // their weights, quantised once a step
+  bool fp8 = false;      // products of linear layers and experts
+  bool keep_fp8 = true;  // their weights, quantised once a step
   bool activation_checkpointing = false;
   int deadline_seconds = 600;  // of every collective
   int keep_last = 2;

@@ -12,6 +12,7 @@
 #include <cstring>
 #include <thread>
 
+#include "rl/rollout/own_certificate.h"
 #include "runtime/error.h"
 #include "runtime/json.h"
 
@@ -173,15 +174,18 @@ void RunDirectory::WriteState(const RunState& state) const {
                       json{{"incarnation", incarnation_}, {"stages", stages}}.dump(1) + "\n");
 }
 
-std::string RunDirectory::Secret() const {
-  std::string hex = fs_.Exists(secret()) ? fs_.ReadAll(secret()) : "";
-  if (IsSecret(hex)) return hex;
-  unsigned char bytes[kSecretBytes];
-  Check<IoError>(getrandom(bytes, sizeof bytes, 0) == sizeof bytes, "[run] no randomness: {}",
-                 std::strerror(errno));
-  hex.clear();
-  for (unsigned char b : bytes) hex += fmt::format("{:02x}", b);
-  WritePrivately(secret() + ".tmp", hex);
+std::string RunDirectory::Secret(bool with_certificate) const {
+  const std::string kept = fs_.Exists(secret()) ? fs_.ReadAll(secret()) : "";
+  std::string hex = kept.substr(0, kept.find('\n'));
+  if (IsSecret(hex) && HasOwnCertificate(secret()) == with_certificate) return hex;
+  if (!IsSecret(hex)) {
+    unsigned char bytes[kSecretBytes];
+    Check<IoError>(getrandom(bytes, sizeof bytes, 0) == sizeof bytes, "[run] no randomness: {}",
+                   std::strerror(errno));
+    hex.clear();
+    for (unsigned char b : bytes) hex += fmt::format("{:02x}", b);
+  }
+  WritePrivately(secret() + ".tmp", with_certificate ? hex + "\n" + MakeOwnCertificate() : hex);
   fs_.Rename(secret() + ".tmp", secret());
   return hex;
 }

@@ -13,22 +13,21 @@ constexpr auto kDeadline = std::chrono::seconds(10);
 }  // namespace
 
 struct WeightFollower::Impl {
-  explicit Impl(Options o)
-      : options(std::move(o)),
-        security{"", options.tls_certificate, options.tls_key, options.tls_ca} {}
+  explicit Impl(Options o) : options(std::move(o)) {}
 
   // A run that is started again may have another address.
   proto::RolloutPool::Stub* Stub() {
     const std::string now = options.coordinator_file.empty() ? options.coordinator
                                                              : FirstLine(options.coordinator_file);
-    const std::string secret = FirstLine(options.secret_file);
-    if (now.empty() || secret.empty()) return nullptr;
-    if (now != address || secret != security.secret) {
-      security.secret = secret;
+    const Security found = SecurityOf(
+        options.secret_file, {"", options.tls_certificate, options.tls_key, options.tls_ca});
+    if (now.empty() || found.secret.empty()) return nullptr;
+    if (now != address || found != security) {
+      security = found;
       address = now;
       stub = proto::RolloutPool::NewStub(Connect(address, security));
-      sync = std::make_unique<WeightSync>(WeightSync::Options{
-          secret, options.tls_certificate, options.tls_key, options.tls_ca, true});
+      sync = std::make_unique<WeightSync>(WeightSync::Options{security.secret, security.certificate,
+                                                              security.key, security.ca, true});
     }
     return stub.get();
   }

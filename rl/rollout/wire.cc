@@ -5,6 +5,7 @@
 #include <fstream>
 #include <sstream>
 
+#include "rl/rollout/own_certificate.h"
 #include "runtime/error.h"
 
 namespace hone::rl {
@@ -19,11 +20,6 @@ std::string ReadFile(const std::string& path) {
   std::stringstream text;
   text << file.rdbuf();
   return text.str();
-}
-
-bool IsLoopback(const std::string& listen) {
-  std::string host = listen.substr(0, listen.rfind(':'));
-  return host == "localhost" || host == "[::1]" || host.compare(0, 4, "127.") == 0;
 }
 
 }  // namespace
@@ -123,6 +119,8 @@ std::shared_ptr<grpc::Channel> Connect(const std::string& address, const Securit
         {ReadFile(security.ca), ReadFile(security.key), ReadFile(security.certificate)});
   }
   grpc::ChannelArguments arguments;
+  if (security.own()) arguments.SetSslTargetNameOverride(kOwnCertificateName);
+  arguments.SetInt(GRPC_ARG_ENABLE_HTTP_PROXY, 0);  // nodes reach each other as they are
   arguments.SetMaxReceiveMessageSize(kMaxMessageBytes);
   arguments.SetMaxSendMessageSize(kMaxMessageBytes);
   arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 1000);
@@ -168,12 +166,21 @@ std::string BuildId(Device device) {
 
 std::string ReachableAddress(const std::string& listen, int port) {
   std::string host = listen.substr(0, listen.rfind(':'));
-  if (host == "0.0.0.0" || host == "[::]") {
+  if (IsWildcard(listen)) {
     char name[256] = {};
     gethostname(name, sizeof name - 1);
     host = name;
   }
   return fmt::format("{}:{}", host, port);
+}
+
+Security SecurityOf(const std::string& secret_file, Security given) {
+  if (!given.secret.empty()) return given;
+  given.secret = FirstLine(secret_file);
+  if (!given.tls() && HasOwnCertificate(secret_file)) {
+    given.certificate = given.key = given.ca = secret_file;
+  }
+  return given;
 }
 
 std::string FirstLine(const std::string& path) {

@@ -25,6 +25,9 @@ EnvironmentConfig FromProto(const proto::Environment& message);
 struct Security {
   std::string secret, certificate, key, ca;  // the last three are files; empty: no TLS
   bool tls() const { return !certificate.empty(); }
+  // Where one file is all three: the run's own certificate (own_certificate.h).
+  bool own() const { return tls() && certificate == key && key == ca; }
+  bool operator==(const Security&) const = default;
 };
 // Throws ConfigError when `listen` is beyond loopback without TLS.
 std::shared_ptr<grpc::ServerCredentials> ServerCredentials(const Security& security,
@@ -40,6 +43,9 @@ grpc::Status CheckSecret(const grpc::ServerContextBase& context, const std::stri
 std::string BuildId(Device device = {});
 // "host" of HOST:PORT, and the address a client reaches a listener at.
 std::string ReachableAddress(const std::string& listen, int port);
+// A client's: `given`; its secret, unless that has one, is the file's first line, and without files
+// for TLS the run's own certificate may stand behind it.
+Security SecurityOf(const std::string& secret_file, Security given);
 // Of a file that holds an address or a secret: its first line, "" while it is not there.
 std::string FirstLine(const std::string& path);
 

@@ -457,11 +457,15 @@ int RunWorker(const WorkerOptions& given, const std::atomic<bool>& stop) {
   VerifierPool verifiers(helpers);
   auto last_contact = Clock::now();
   std::unique_ptr<Worker> worker;
-  Security security{"", options.tls_certificate, options.tls_key, options.tls_ca};
+  const Security given_security{options.secret, options.tls_certificate, options.tls_key,
+                                options.tls_ca};
+  Security security;
   std::string problem = "nothing tried yet";
   while (!stop) {
     try {
-      security.secret = options.secret.empty() ? FirstLine(options.secret_file) : options.secret;
+      const Security now = SecurityOf(options.secret_file, given_security);
+      if (now != security) worker.reset();  // another run in the same folder
+      security = now;
       std::string address = options.coordinator_file.empty() ? options.coordinator
                                                              : FirstLine(options.coordinator_file);
       if (!address.empty() && !security.secret.empty()) {

@@ -1,5 +1,7 @@
 #include "rl/stages/sample_pool.h"
 
+#include <iostream>
+
 #include "data/tokenizer.h"
 #include "parallel/comm/process_group.h"
 #include "rl/rollout/journal.h"
@@ -10,6 +12,7 @@ namespace hone::rl {
 namespace {
 
 constexpr auto kStuck = std::chrono::seconds(5);
+constexpr auto kLonely = std::chrono::seconds(15);    // without a worker, before that is said
 constexpr auto kHandover = std::chrono::seconds(60);  // of workers' memory, once all is drawn
 
 // Length-prefixed, so that any number of samples is one message.
@@ -64,13 +67,17 @@ SamplePool::SamplePool(Learner& learner, RunDirectory& directory, const std::str
                        const std::atomic<bool>& stop)
     : learner_(learner), directory_(directory), stop_(stop) {
   const RunConfig& config = learner.config();
+  auto secure = [&](auto& server) {
+    const bool own = config.rollout.own_certificate();
+    server.secret = secret;
+    server.tls_certificate = own ? directory.secret() : config.rollout.tls_certificate;
+    server.tls_key = own ? directory.secret() : config.rollout.tls_key;
+    server.tls_ca = own ? directory.secret() : config.rollout.tls_ca;
+  };
   WeightPublisher::Options publisher;
+  secure(publisher);
   // The coordinator's host with a port of its own.
   publisher.listen = config.rollout.listen.substr(0, config.rollout.listen.rfind(':')) + ":0";
-  publisher.secret = secret;
-  publisher.tls_certificate = config.rollout.tls_certificate;
-  publisher.tls_key = config.rollout.tls_key;
-  publisher.tls_ca = config.rollout.tls_ca;
   if (config.rollout.publish == RolloutConfig::Publish::kDevice) {
     publisher.place = learner.ctx().device();
   }
@@ -79,10 +86,7 @@ SamplePool::SamplePool(Learner& learner, RunDirectory& directory, const std::str
   if (learner.mesh().world()->rank() != 0) return;
   Coordinator::Options options;
   options.listen = config.rollout.listen;
-  options.secret = secret;
-  options.tls_certificate = config.rollout.tls_certificate;
-  options.tls_key = config.rollout.tls_key;
-  options.tls_ca = config.rollout.tls_ca;
+  secure(options);
   options.worker_config = WriteWorkerConfig(MakeWorkerConfig(config));
   options.model_digest = ModelDigest(
       config.model, data::LoadTokenizer(config.tokenizer, config.special_tokens)->Digest());
@@ -197,19 +201,26 @@ std::vector<Sample> SamplePool::Finish(const std::string& stage, int64_t rollout
   auto tell = [&](const std::string& bytes) { return world.AllGatherBytes(bytes); };
   auto last = std::chrono::steady_clock::now();
   unstopped_ = last;
-  bool stopping = false;
+  bool stopping = false, told = false;
+  const auto begun = last;
   try {
-    samples = coordinator_->Finish(stage, rollout,
-                                   std::chrono::seconds(learner_.config().rollout.stall_seconds),
-                                   [&](const Coordinator::Progress& progress) {
-                                     auto now = std::chrono::steady_clock::now();
-                                     if (world.size() > 1 && now - last > std::chrono::seconds(1)) {
-                                       last = now;
-                                       for (const std::string& s : tell("wait"))
-                                         stopping = stopping || s == "stop";
-                                     }
-                                     return GoOn(progress, stopping || stop_.load(), when);
-                                   });
+    samples = coordinator_->Finish(
+        stage, rollout, std::chrono::seconds(learner_.config().rollout.stall_seconds),
+        [&](const Coordinator::Progress& progress) {
+          auto now = std::chrono::steady_clock::now();
+          if (!told && progress.pool.workers == 0 && now - begun > kLonely) {
+            told = true;
+            std::cerr << fmt::format(
+                "hone: '{}' waits for rollout workers, and there is none: `hone worker --run-dir "
+                "{}` starts one\n",
+                stage, directory_.root());
+          }
+          if (world.size() > 1 && now - last > std::chrono::seconds(1)) {
+            last = now;
+            for (const std::string& s : tell("wait")) stopping = stopping || s == "stop";
+          }
+          return GoOn(progress, stopping || stop_.load(), when);
+        });
     if (learner_.config().rollout.colocated) coordinator_->TakeMemory(kHandover);
     outcome = "done" + EncodeSamples(samples);
   } catch (const StoppedEarly&) {

@@ -19,6 +19,7 @@
 namespace hone::launcher {
 namespace {
 
+using ::testing::AllOf;
 using ::testing::HasSubstr;
 using ::testing::Not;
 
@@ -77,6 +78,7 @@ TEST(SlurmScript, StartsRanksAndWorkers) {
   job.ranks = 8;
   job.threads = 2;
   job.workers = 3;
+  job.worker_options = {"--device", "cuda", "--tls-key", "a b.pem"};
   job.until = "base";
   job.sbatch = {"--partition=gpu"};
   const std::string script = SlurmScript(job);
@@ -90,8 +92,56 @@ TEST(SlurmScript, StartsRanksAndWorkers) {
   EXPECT_THAT(slurm.calls(), HasSubstr("-n 8 /opt/with space/hone train"));
   EXPECT_THAT(slurm.calls(), HasSubstr("--map-by ppr:4:node"));
   EXPECT_THAT(slurm.calls(), HasSubstr("--until base"));
-  EXPECT_THAT(slurm.calls(), HasSubstr("srun --mpi=none --nodes=1 --nodelist=n1 --ntasks=3"));
+  EXPECT_THAT(slurm.calls(), HasSubstr("srun --mpi=none --nodes=2 --ntasks=3"));
+  EXPECT_THAT(slurm.calls(), HasSubstr("'--device' 'cuda' '--tls-key' 'a b.pem'"));
   EXPECT_THAT(slurm.calls(), Not(HasSubstr("scontrol")));
+}
+
+// `hone submit` itself, with a stand-in for sbatch: the script, and what the job's config becomes.
+TEST(Submit, WorkersAreToldHowToReachRanksOnEveryNode) {
+  runtime::TemporaryFolder folder;
+  std::ofstream(folder / "run.yaml") << R"(run: {name: nodes}
+tokenizer: byte
+model: {family: llama, hidden_size: 16, intermediate_size: 20, num_hidden_layers: 1,
+  num_attention_heads: 2, vocab_size: 263, max_position_embeddings: 128}
+mesh: {dp: 2}
+train: {device: cuda}
+rollout: {device: cuda, workers: 3, threads: 2}
+stages:
+  - {name: rl, kind: grpo, steps: 1, lr: {peak: 0.001}, batch: {pack_tokens: 128},
+     prompts: {family: chain}, reward: {accuracy: 1}, sampling: {max_new_tokens: 8}}
+)";
+  std::filesystem::create_directories(folder / "bin");
+  WriteProgram(folder / "bin/sbatch", "echo 7\n");
+  std::ofstream(folder / "a.pem") << "-----BEGIN CERTIFICATE-----\n";
+  const std::string pem = folder / "a.pem";
+  auto submit = [&](int nodes, const Words& settings, int code) {
+    std::filesystem::remove_all(folder / "run");
+    Words words = {"env", "PATH=" + std::string(folder / "bin") + ":" + std::getenv("PATH")};
+    for (const std::string& word :
+         HoneCommand(0, {"submit", folder / "run.yaml", "--nodes", std::to_string(nodes),
+                         "--run-dir", folder / "run"})) {
+      words.push_back(word);
+    }
+    for (const std::string& setting : settings) words.insert(words.end(), {"--set", setting});
+    Program program(words, folder / "output");
+    EXPECT_EQ(program.Wait(), code) << program.output();
+    return ReadFile(folder / "run/submit.sbatch") + ReadFile(folder / "run/submitted.yaml") +
+           program.output();
+  };
+  EXPECT_THAT(submit(1, {}, 0),
+              AllOf(HasSubstr("'\\''--device'\\'' '\\''cuda'\\''"),
+                    HasSubstr("srun --mpi=none --nodes=1 --ntasks=3"), Not(HasSubstr("0.0.0.0"))));
+  EXPECT_THAT(submit(2, {}, 0), AllOf(HasSubstr("srun --mpi=none --nodes=2 --ntasks=3"),
+                                      HasSubstr("listen: 0.0.0.0:0"), Not(HasSubstr("--tls"))));
+  EXPECT_THAT(submit(2, {"rollout.listen=node7:5000"}, 2),
+              AllOf(HasSubstr("node7:5000"), HasSubstr("set rollout.listen: 0.0.0.0:PORT")));
+  EXPECT_THAT(
+      submit(2,
+             {"rollout.tls_certificate=" + pem, "rollout.tls_key=" + pem, "rollout.tls_ca=" + pem},
+             0),
+      AllOf(HasSubstr("--tls-certificate"), HasSubstr("--tls-key"), HasSubstr("--tls-ca"),
+            HasSubstr(pem)));
 }
 
 TEST(SlurmScript, LearnersThatDiedAreStartedAgainAFewTimes) {

@@ -11,6 +11,7 @@
 #include <cstdlib>
 
 #include "rl/rollout/journal.h"
+#include "rl/rollout/own_certificate.h"
 #include "runtime/error.h"
 #include "tests/rl/coordinator_testing.h"
 
@@ -297,6 +298,30 @@ TEST_F(CoordinatorTest, ListensWithASecretOnly) {
   Coordinator::Options options = Options();
   options.secret = "";
   EXPECT_THROW(Start(options), ConfigError);
+}
+
+// Who has the run's key is of the run, wherever it is; another run's is not, nor is no key.
+TEST_F(CoordinatorTest, ACertificateOfTheRunsOwn) {
+  auto file = [&](const std::string& name) {
+    runtime::LocalFileSystem().WriteAtomically(folder_ / name,
+                                               std::string(kSecret) + "\n" + MakeOwnCertificate());
+    return folder_ / name;
+  };
+  Coordinator::Options options = Options();
+  options.listen = "0.0.0.0:0";
+  options.tls_certificate = options.tls_key = options.tls_ca = file("secret");
+  auto coordinator = Start(options);
+  const std::string port = coordinator->address().substr(coordinator->address().rfind(':'));
+  for (const std::string host : {"127.0.0.1", "localhost"}) {
+    Client good(host + port, SecurityOf(folder_ / "secret", {}));
+    EXPECT_TRUE(good.Register().ok()) << host;
+  }
+  Client foreign("127.0.0.1" + port, SecurityOf(file("other"), {}));
+  EXPECT_EQ(foreign.Register().error_code(), grpc::StatusCode::UNAVAILABLE);
+  Client plain("127.0.0.1" + port);
+  EXPECT_EQ(plain.Register().error_code(), grpc::StatusCode::UNAVAILABLE);
+  Client secretless("127.0.0.1" + port, {"", options.tls_ca, options.tls_ca, options.tls_ca});
+  EXPECT_EQ(secretless.Register().error_code(), grpc::StatusCode::UNAUTHENTICATED);
 }
 
 TEST_F(CoordinatorTest, MutualTls) {

@@ -36,8 +36,10 @@ evaluate:
     - {name: heldout, problems: {family: chain, split: heldout}, sampling: {max_new_tokens: 40}}
 )";
 
+using Overrides = std::vector<std::string>;
+
 // The error of reading and checking; "" when there is none.
-std::string ErrorOf(const std::vector<std::string>& overrides) {
+std::string ErrorOf(const Overrides& overrides) {
   try {
     Config file = Config::FromString(kRun, "run.yaml");
     for (const std::string& assignment : overrides) file.Override(assignment);
@@ -234,6 +236,22 @@ TEST(RunChecks, WeightsArePublishedWhereTheLearnerIs) {
   EXPECT_EQ(ErrorOf({"rollout.publish=device", "train.device=cuda", "rollout.device=cuda"}), "");
   EXPECT_EQ(ErrorOf({"rollout.publish=host"}), "");
   EXPECT_THAT(ErrorOf({"rollout.publish=gpu"}), HasSubstr("publish"));
+}
+
+TEST(RunChecks, CallsBeyondTheMachineAreSecured) {
+  EXPECT_EQ(ErrorOf({"rollout.listen=0.0.0.0:0"}), "") << "by a certificate of the run's own";
+  runtime::TemporaryFolder folder;
+  std::ofstream(folder / "a.pem") << "-----BEGIN CERTIFICATE-----\n";
+  const std::string pem = folder / "a.pem";
+  const Overrides all = {"rollout.tls_certificate=" + pem, "rollout.tls_key=" + pem,
+                         "rollout.tls_ca=" + pem};
+  EXPECT_EQ(ErrorOf(all), "");
+  EXPECT_THAT(ErrorOf({all[0], all[2]}), HasSubstr("tls_key is not set"));
+  std::ofstream(folder / "text") << "no key\n";
+  for (const std::string name : {"absent", "text"}) {
+    EXPECT_THAT(ErrorOf({all[0], all[1], "rollout.tls_ca=" + (folder / name)}),
+                AllOf(HasSubstr("tls_ca"), HasSubstr(folder / name)));
+  }
 }
 
 TEST(RunChecks, TurnsAreTakenInSynchronousRunsOnOneDevice) {

@@ -52,5 +52,19 @@ TEST(RunDirectory, ASecretIsPrivateKeptAndWhole) {
   }
 }
 
+TEST(RunDirectory, ACertificateStandsBehindTheSecretWhileItIsWanted) {
+  runtime::TemporaryFolder folder;
+  RunDirectory directory(runtime::LocalFileSystem(), folder.path());
+  auto kept = [&] { return runtime::LocalFileSystem().ReadAll(directory.secret()); };
+  const std::string secret = directory.Secret();
+  EXPECT_EQ(directory.Secret(true), secret);
+  const std::string both = kept();
+  EXPECT_TRUE(both.starts_with(secret + "\n-----BEGIN PRIVATE KEY-----\n"));
+  EXPECT_EQ(directory.Secret(true), secret);
+  EXPECT_EQ(kept(), both) << "workers have read it";
+  EXPECT_EQ(directory.Secret(false), secret);
+  EXPECT_EQ(kept(), secret);
+}
+
 }  // namespace
 }  // namespace hone::rl
