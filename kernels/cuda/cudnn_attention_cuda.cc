@@ -78,13 +78,21 @@ int64_t OffsetsOf(const Problem& p, Uid uid) {
 
 struct Plan {
   Graph graph;
-  std::string unsupported;  // why there is none
+  std::string missing;   // why there is none
+  bool refused = false;  // there will be none either
 };
+
+// A plan that is missing for a reason that may pass is tried again: at the 16th use, the 256th, …
+struct PlanOfProblem {
+  std::unique_ptr<Plan> plan;
+  int64_t uses = 0, next_attempt = 0;
+};
+constexpr int64_t kMoreUses = 16;
 
 // cuDNN's handle and the plans of one thread: a handle is not to be used by two at once.
 struct Library {
   std::map<int, cudnnHandle_t> handles;
-  std::map<Problem, std::unique_ptr<Plan>> plans;
+  std::map<Problem, PlanOfProblem> plans;
   std::set<std::string> said;
 
   ~Library() {
@@ -254,6 +262,14 @@ void AddDecode(Graph& graph, const Problem& p, fe::AttentionImplementation_t how
       .set_data_type(fe::DataType_t::BFLOAT16);
 }
 
+// The answer would be the same another time. Others may be for want of memory, or of the compiler.
+bool IsRefusal(fe::error_code_t code) {
+  return code == fe::error_code_t::GRAPH_NOT_SUPPORTED ||
+         code == fe::error_code_t::UNSUPPORTED_GRAPH_FORMAT ||
+         code == fe::error_code_t::HEURISTIC_QUERY_FAILED ||
+         code == fe::error_code_t::ATTRIBUTE_NOT_SET || code == fe::error_code_t::INVALID_VALUE;
+}
+
 // `how` counts for decoding only.
 std::unique_ptr<Plan> MakePlan(
     const Problem& p, cudnnHandle_t handle,
@@ -269,28 +285,33 @@ std::unique_ptr<Plan> MakePlan(
   auto status = plan->graph.build(handle, {fe::HeurMode_t::A});
   if (status.is_good()) status = plan->graph.get_workspace_size(bytes);
   if (status.is_bad()) {
-    plan->unsupported = status.get_message();
+    plan->missing = status.get_message();
+    plan->refused = IsRefusal(status.get_code());
   } else if (bytes > kMostWorkspace) {
-    plan->unsupported = fmt::format("it wants {} MiB of workspace", bytes >> 20);
+    plan->missing = fmt::format("it wants {} MiB of workspace", bytes >> 20);
+    plan->refused = true;
   }
   return plan;
 }
 
-// Null where cuDNN has no kernel for it.
+// Null where cuDNN has no kernel for it, or failed to make it.
 Graph* Find(Context& ctx, const Problem& p) {
   Library& library = ThisThread();
-  auto& plan = library.plans[p];
-  if (!plan) {
+  auto& [plan, uses, next_attempt] = library.plans[p];
+  ++uses;
+  if (!plan || (!plan->missing.empty() && !plan->refused && uses >= next_attempt)) {
     cuda::BeforeFirstUse(ctx, "cudnn");
     plan = MakePlan(p, library.Handle(ctx));
     // What the frontend prefers is newer, and not on every GPU.
-    if (p.kind == Kind::kDecode && !plan->unsupported.empty()) {
+    if (p.kind == Kind::kDecode && !plan->missing.empty()) {
       plan = MakePlan(p, library.Handle(ctx), fe::AttentionImplementation_t::COMPOSITE);
     }
+    next_attempt = uses * kMoreUses;
   }
-  if (plan->unsupported.empty()) return &plan->graph;
-  std::string what = fmt::format("hone: cuDNN has no attention for {}: {}; using our own kernel\n",
-                                 p.ToString(), plan->unsupported);
+  if (plan->missing.empty()) return &plan->graph;
+  std::string what = fmt::format("hone: cuDNN {} attention for {}: {}; using our own kernel{}\n",
+                                 plan->refused ? "has no" : "failed to make", p.ToString(),
+                                 plan->missing, plan->refused ? "" : " for now");
   if (library.said.insert(what).second) std::fputs(what.c_str(), stderr);
   return nullptr;
 }
