@@ -1,6 +1,7 @@
 // Sources that read JSONL files; the config keys are documented in docs/data.md.
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <optional>
 
 #include "data/jsonl.h"
@@ -46,7 +47,7 @@ struct JsonlOptions {
     for (JsonlRecord& record : ReadJsonl(path)) {
       if (limit >= 0 && static_cast<int64_t>(kept.size()) == limit) break;
       if (split != Split::kAll && !InSplit(Key(record), split)) continue;
-      for (auto& [name, value] : record.fields) value = WithoutMarked(value);
+      RemoveMarked(&record);
       SplitAnswer(&record);
       kept.push_back(std::move(record));
     }
@@ -101,9 +102,23 @@ struct JsonlOptions {
     turns.insert(turns.end(), all.begin(), all.begin() + static_cast<std::ptrdiff_t>(count));
     return turns;
   }
-  // What decides on which side of the split a record is.
+  // What decides on which side of the split a record is: of a conversation, what is asked first. A
+  // system message may be that of every record.
   const std::string& Key(const JsonlRecord& record) const {
-    return messages.empty() ? record.Field(prompt) : record.Conversation(messages)[0].content;
+    if (messages.empty()) return record.Field(prompt);
+    const auto& all = record.Conversation(messages);
+    auto asked = std::find_if(all.begin(), all.end(),
+                              [](const ChatMessage& turn) { return turn.role != "system"; });
+    return asked == all.end() ? all[0].content : asked->content;
+  }
+  void RemoveMarked(JsonlRecord* record) const {
+    for (auto& [name, value] : record->fields) value = WithoutMarked(value);
+    for (auto& [name, turns] : record->conversations) {
+      for (ChatMessage& turn : turns) {
+        turn.content = WithoutMarked(turn.content);
+        turn.reasoning = WithoutMarked(turn.reasoning);
+      }
+    }
   }
   // Cuts out what stands between the two marks, marks included: GSM8K's <<48/2=24>>.
   std::string WithoutMarked(const std::string& text) const {

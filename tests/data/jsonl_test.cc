@@ -6,6 +6,7 @@
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
+#include <set>
 
 #include "data/split.h"
 #include "tests/data/test_sources.h"
@@ -133,6 +134,42 @@ TEST(Jsonl, ConversationsThroughAChatTemplate) {
   EXPECT_THAT(MessageOf<DataError>(
                   [&] { Examples("{jsonl: " + file.path() + ", chat: chatml, messages: turns}"); }),
               HasSubstr(".jsonl:1: no field 'turns'"));
+}
+
+// Whatever system message all of them share, it is the question that decides.
+TEST(Jsonl, ConversationsAreSplitByWhatIsAskedFirst) {
+  auto lines = [](const std::string& system) {
+    std::string text;
+    for (int i = 0; i < 400; ++i) {
+      text += "{\"messages\": [" + system + R"({"role": "user", "content": "p)" +
+              std::to_string(i) + R"("}, {"role": "assistant", "content": "c"}]})" + "\n";
+    }
+    return text;
+  };
+  std::vector<std::set<std::string>> asked;
+  for (const char* system : {"", R"({"role": "system", "content": "s"}, )"}) {
+    TempFile file(lines(system));
+    auto heldout = Examples("{jsonl: " + file.path() +
+                            ", messages: messages, chat: deepseek_v3, split: heldout}");
+    EXPECT_NEAR(static_cast<double>(heldout->size()), 25, 15);
+    std::set<std::string>& questions = asked.emplace_back();
+    for (int64_t i = 0; i < heldout->size(); ++i) {
+      const std::string prompt = heldout->At(i).prompt;
+      questions.insert(prompt.substr(prompt.find("<｜User｜>")));
+    }
+  }
+  EXPECT_EQ(asked[0], asked[1]);
+}
+
+TEST(Jsonl, WhatStandsBetweenTwoMarksIsCutOutOfConversationsToo) {
+  TempFile file(R"({"messages": [{"role": "user", "content": "2<<x>>*3"}, {"role": "assistant", )"
+                R"("content": "6<<y>>", "reasoning_content": "a<<z>>b"}]})"
+                "\n");
+  Example e = Examples("{jsonl: " + file.path() +
+                       ", messages: messages, chat: chatml, remove_between: ['<<', '>>']}")
+                  ->At(0);
+  EXPECT_EQ(e.prompt, "<|im_start|>user\n2*3<|im_end|>\n<|im_start|>assistant\n");
+  EXPECT_EQ(e.completion, "<think>\nab\n</think>\n\n6");
 }
 
 TEST(Jsonl, PreferencesPairwiseAndPointwise) {
