@@ -54,18 +54,13 @@ std::string Joined(const Split& split) {
 
 }  // namespace
 
-// Appends segments; neighbours of one kind are joined.
 class ChatTemplate::Writer {
  public:
   Writer(const ChatTemplate& chat, const std::vector<ChatMessage>& messages,
          const ChatOptions& options)
-      : style_(chat.style_), bos_(chat.bos_), messages_(messages), options_(options) {
-    for (size_t i = 0; i < messages.size(); ++i) {
-      if (messages[i].role == "assistant") last_assistant_ = i;
-    }
-  }
+      : style_(chat.style_), bos_(chat.bos_), messages_(messages), options_(options) {}
 
-  std::vector<ChatSegment> Write() {
+  std::string Write() {
     switch (style_.family) {
       case Family::kChatMl:
       case Family::kQwen3:
@@ -79,19 +74,11 @@ class ChatTemplate::Writer {
         DeepSeek();
         break;
     }
-    return std::move(segments_);
+    return std::move(text_);
   }
 
  private:
-  void Put(const std::string& text, bool trained = false) {
-    if (text.empty()) return;
-    if (segments_.empty() || segments_.back().trained != trained)
-      segments_.push_back({"", trained});
-    segments_.back().text += text;
-  }
-  bool Trained(size_t i) const {
-    return options_.train == ChatOptions::Train::kAll || i == last_assistant_;
-  }
+  void Put(const std::string& text) { text_ += text; }
   [[noreturn]] void BadRole(size_t i) const {
     throw ConfigError(fmt::format("[chat_template] {} has no role '{}' (message {})", style_.name,
                                   messages_[i].role, i));
@@ -108,8 +95,7 @@ class ChatTemplate::Writer {
       const ChatMessage& message = messages_[i];
       if (message.role == "assistant") {
         if (!style_.generation_always) Put("<|im_start|>assistant\n");
-        Put(AssistantContent(i, last_query) + "<|im_end|>", Trained(i));
-        Put("\n");
+        Put(AssistantContent(i, last_query) + "<|im_end|>\n");
       } else if (message.role == "tool" && style_.tools) {
         ToolResponse(i);
       } else if (message.role == "user" || message.role == "system") {
@@ -172,7 +158,7 @@ class ChatTemplate::Writer {
       if (!assistant && message.role != "user" && message.role != "system") BadRole(i);
       Put(Header(message.role));
       std::string content(Trim(assistant ? PlainContent(message) : message.content));
-      Put(content + "<|eot_id|>", assistant && Trained(i));
+      Put(content + "<|eot_id|>");
     }
     if (options_.add_generation_prompt) Put(Header("assistant"));
   }
@@ -192,8 +178,7 @@ class ChatTemplate::Writer {
       if (message.role == "user") {
         Put("<｜User｜>" + message.content);
       } else if (message.role == "assistant") {
-        Put("<｜Assistant｜>");
-        Put(DeepSeekContent(message) + "<｜end▁of▁sentence｜>", Trained(i));
+        Put("<｜Assistant｜>" + DeepSeekContent(message) + "<｜end▁of▁sentence｜>");
       } else if (message.role != "system") {
         BadRole(i);
       }
@@ -227,8 +212,7 @@ class ChatTemplate::Writer {
   const std::string& bos_;
   const std::vector<ChatMessage>& messages_;
   const ChatOptions& options_;
-  size_t last_assistant_ = SIZE_MAX;
-  std::vector<ChatSegment> segments_;
+  std::string text_;
 };
 
 const std::vector<ChatTemplate::Style>& ChatTemplate::Styles() {
@@ -327,32 +311,10 @@ ChatTemplate ChatTemplate::Recognise(const std::string& jinja, const std::string
                   where, Join(Names(), " | ")));
 }
 
-std::vector<ChatSegment> ChatTemplate::Render(const std::vector<ChatMessage>& messages,
-                                              const ChatOptions& options) const {
-  Check<ConfigError>(!messages.empty(), "[chat_template] a conversation without messages");
-  return Writer(*this, messages, options).Write();
-}
-
 std::string ChatTemplate::Text(const std::vector<ChatMessage>& messages,
                                const ChatOptions& options) const {
-  std::string text;
-  for (const ChatSegment& segment : Render(messages, options)) text += segment.text;
-  return text;
-}
-
-TokenSequence TokenizeChat(const Tokenizer& tokenizer, const std::vector<ChatSegment>& segments,
-                           int64_t max_length, const std::string& where) {
-  TokenSequence sequence;
-  for (const ChatSegment& segment : segments) {
-    auto ids = tokenizer.Encode(segment.text);
-    sequence.tokens.insert(sequence.tokens.end(), ids.begin(), ids.end());
-    sequence.weight.resize(sequence.tokens.size(), segment.trained ? 1.0f : 0.0f);
-  }
-  int64_t length = static_cast<int64_t>(sequence.tokens.size());
-  Check<DataError>(length >= 2, "[tokenize] {}: the conversation is empty", where);
-  Check<DataError>(length <= max_length, "[tokenize] {}: {} tokens do not fit into {}", where,
-                   length, max_length);
-  return sequence;
+  Check<ConfigError>(!messages.empty(), "[chat_template] a conversation without messages");
+  return Writer(*this, messages, options).Write();
 }
 
 }  // namespace hone::data

@@ -9,22 +9,12 @@
 #include <string>
 #include <vector>
 
-#include "data/packing.h"
-#include "data/tokenizer.h"
-
 namespace hone::data {
 
 struct ChatMessage {
   std::string role;  // system user assistant; tool where the family has it
   std::string content;
   std::string reasoning;  // of an assistant; may also stand in `content` as <think>…</think>
-};
-
-// A stretch of the text. Trained ones are what the assistant writes, its end-of-turn token
-// included.
-struct ChatSegment {
-  std::string text;
-  bool trained = false;
 };
 
 struct ChatOptions {
@@ -34,8 +24,6 @@ struct ChatOptions {
   // The generation prompt opens the thinking block (true) or closes it empty (false), where the
   // family knows the choice.
   bool think = true;
-  // Which assistant turns are trained.
-  enum class Train : uint8_t { kAll, kLast } train = Train::kAll;
   std::string date = "26 Jul 2024";  // Llama 3.1 prints one
 };
 
@@ -54,8 +42,6 @@ class ChatTemplate {
 
   const std::string& name() const;
   // ConfigError on a role that the family does not have, and on no messages.
-  std::vector<ChatSegment> Render(const std::vector<ChatMessage>& messages,
-                                  const ChatOptions& options) const;
   std::string Text(const std::vector<ChatMessage>& messages, const ChatOptions& options) const;
 
  private:
@@ -80,9 +66,5 @@ class ChatTemplate {
   Style style_;
   std::string bos_;
 };
-
-// The segments' tokens end to end, loss on the trained ones. DataError beyond `max_length` tokens.
-TokenSequence TokenizeChat(const Tokenizer& tokenizer, const std::vector<ChatSegment>& segments,
-                           int64_t max_length, const std::string& where);
 
 }  // namespace hone::data

@@ -75,28 +75,6 @@ const std::vector<ChatMessage> kTurns = {{"user", "Q1", ""},
                                          {"user", "Q2", ""},
                                          {"assistant", "A2", ""}};
 
-std::string TrainedText(const std::vector<ChatSegment>& segments) {
-  std::string text;
-  for (const auto& segment : segments) {
-    if (segment.trained) text += segment.text + "¦";
-  }
-  return text;
-}
-
-TEST(ChatTemplate, TrainedIsWhatTheAssistantWrites) {
-  ChatOptions options;
-  options.thinking = ChatOptions::Thinking::kKeep;
-  auto trained = [&](const char* name) {
-    return TrainedText(ChatTemplate::Named(name).Render(kTurns, options));
-  };
-  EXPECT_EQ(trained("qwen2.5"), "<think>\nbecause\n</think>\n\nA1<|im_end|>¦A2<|im_end|>¦");
-  EXPECT_EQ(trained("deepseek_v3"),
-            "<think>\nbecause\n</think>\n\nA1<｜end▁of▁sentence｜>¦A2<｜end▁of▁sentence｜>¦");
-  EXPECT_EQ(trained("llama3"), "<think>\nbecause\n</think>\n\nA1<|eot_id|>¦A2<|eot_id|>¦");
-  options.train = ChatOptions::Train::kLast;
-  EXPECT_EQ(trained("qwen2.5"), "A2<|im_end|>¦");
-}
-
 TEST(ChatTemplate, ThinkingIsKeptOrDroppedAsAsked) {
   auto text = [](const char* name, ChatOptions::Thinking thinking) {
     ChatOptions options;
@@ -119,21 +97,6 @@ TEST(ChatTemplate, R1OpensTheThinking) {
   options.add_generation_prompt = true;
   EXPECT_EQ(ChatTemplate::Named("deepseek_r1").Text({{"user", "Q", ""}}, options),
             "<｜begin▁of▁sentence｜><｜User｜>Q<｜Assistant｜><think>\n");
-}
-
-TEST(ChatTemplate, TokensAndWeights) {
-  auto tokenizer = MakeByteTokenizer({"<|im_start|>", "<|im_end|>"});
-  ChatOptions options;
-  auto segments =
-      ChatTemplate::Named("chatml").Render({{"user", "a", ""}, {"assistant", "b", ""}}, options);
-  TokenSequence sequence = TokenizeChat(*tokenizer, segments, 100, "here");
-  std::string trained;
-  for (size_t i = 0; i < sequence.tokens.size(); ++i) {
-    if (sequence.weight[i] > 0) trained += tokenizer->TokenBytes(sequence.tokens[i]);
-  }
-  EXPECT_EQ(trained, "b<|im_end|>");
-  EXPECT_THAT(MessageOf<DataError>([&] { TokenizeChat(*tokenizer, segments, 5, "f.jsonl:3"); }),
-              HasSubstr("f.jsonl:3"));
 }
 
 TEST(ChatTemplate, TheUnknownIsRefused) {
