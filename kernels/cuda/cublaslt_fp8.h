@@ -26,12 +26,19 @@ struct Fp8Product {
   bool accumulate;
 };
 
-// The same numbers with zeros behind each row up to a multiple of a tile: the scales are there.
+// Where neither the last tile nor the last block is a part of one.
+inline bool HasWholeTiles(const Fp8Matrix& m) {
+  return m.values.dim(1) % kFp8Tile == 0 && (!m.blocks || m.values.dim(0) % kFp8Tile == 0);
+}
+
+// The same numbers with zeros up to whole tiles, or blocks: the scales are there.
 inline Fp8Matrix WithWholeTiles(Context& ctx, const Fp8Matrix& m) {
-  const int64_t cols = (m.cols + kFp8Tile - 1) / kFp8Tile * kFp8Tile, given = m.values.dim(1);
-  Fp8Matrix whole = {ctx.Zeros({m.values.dim(0), cols}, m.values.dtype()), m.scale, m.rows, cols,
-                     m.blocks};
-  CopyTo(m.values, whole.values.Columns(0, given), &ctx.stream());
+  auto whole_tiles = [](int64_t n) { return (n + kFp8Tile - 1) / kFp8Tile * kFp8Tile; };
+  const int64_t rows = m.values.dim(0), cols = m.values.dim(1);
+  Fp8Matrix whole = m;
+  whole.cols = whole_tiles(cols);
+  whole.values = ctx.Zeros({m.blocks ? whole_tiles(rows) : rows, whole.cols}, m.values.dtype());
+  CopyTo(m.values, whole.values.Slice(0, rows).Columns(0, cols), &ctx.stream());
   return whole;
 }
 

@@ -137,8 +137,9 @@ Choice ChoiceFor(Context& ctx, const Key& key, Description& d) {
   return known->second;
 }
 
-// out's rows are those of a, padding included, and its columns those of b.
-void Issue(Context& ctx, const Fp8Matrix& a, const Fp8Matrix& b, const Tensor& out,
+// out's rows are those of a, padding included, and its columns those of b. False where cuBLASLt has
+// no product whose last tile is a part of one, which it documents and a version may lack.
+bool Issue(Context& ctx, const Fp8Matrix& a, const Fp8Matrix& b, const Tensor& out,
            bool accumulate) {
   runtime::CheckCuda(cudaSetDevice(ctx.device().index), "fp8_multiply", "cudaSetDevice",
                      ctx.device().index);
@@ -153,15 +154,12 @@ void Issue(Context& ctx, const Fp8Matrix& a, const Fp8Matrix& b, const Tensor& o
                 wide,
                 accumulate};
   const auto [handle, status, algorithm] = ChoiceFor(ctx, key, d);
-  // The last tile is a part of one, which cuBLASLt documents and a version may lack.
-  if (status != CUBLAS_STATUS_SUCCESS && key.k % kFp8Tile != 0) {
-    return Issue(ctx, WithWholeTiles(ctx, a), WithWholeTiles(ctx, b), out, accumulate);
-  }
+  if (status != CUBLAS_STATUS_SUCCESS && !(HasWholeTiles(a) && HasWholeTiles(b))) return false;
   d.Checked(status, "MatmulAlgoGetHeuristic");
   if (auto* recorder = runtime::StepRecorder::Of(ctx.stream());
       recorder &&
       !recorder->Issue(runtime::Piece::kFp8Product, Fp8Product(a, b, out, accumulate))) {
-    return;
+    return true;
   }
   Tensor workspace = ctx.Empty({static_cast<int64_t>(kWorkspaceBytes)}, DType::kU8);
   const float one = 1, beta = accumulate ? 1.f : 0.f;
@@ -170,6 +168,7 @@ void Issue(Context& ctx, const Fp8Matrix& a, const Fp8Matrix& b, const Tensor& o
                                 &algorithm, workspace.raw(), kWorkspaceBytes,
                                 static_cast<cudaStream_t>(ctx.stream().handle())),
             "Matmul");
+  return true;
 }
 
 }  // namespace
@@ -186,7 +185,9 @@ void MultiplyFp8(Context& ctx, const Fp8Matrix& a, const Fp8Matrix& b, const Ten
     runtime::FillZero(out.raw(), ctx.device(), out.bytes(), &ctx.stream());
     CopyTo(out_MN, part, &ctx.stream());
   }
-  Issue(ctx, a, b, out, accumulate);
+  if (!Issue(ctx, a, b, out, accumulate)) {
+    return MultiplyFp8(ctx, WithWholeTiles(ctx, a), WithWholeTiles(ctx, b), out_MN, accumulate);
+  }
   if (!exact) CopyTo(part, out_MN, &ctx.stream());
 }
 

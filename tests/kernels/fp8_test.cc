@@ -266,12 +266,20 @@ TEST(Fp8, ZerosUpToWholeTilesLeaveTheProduct) {
   for (int64_t inner : {48, 130, 256, 576}) {
     const Fp8Matrix a = QuantizeRows(ctx, Random(ctx, 5, inner, DType::kF32, 1));
     const Fp8Matrix b = QuantizeBlocks(ctx, Random(ctx, 130, inner, DType::kF32, 2));
-    const Fp8Matrix whole_a = cuda::WithWholeTiles(ctx, a), whole_b = cuda::WithWholeTiles(ctx, b);
-    EXPECT_EQ(whole_a.values.dim(1), (inner + 127) / 128 * 128);
-    Tensor y = ctx.Empty({5, 130}, DType::kF32), whole_y = ctx.Empty({5, 130}, DType::kF32);
+    const Fp8Matrix whole_a = cuda::WithWholeTiles(ctx, a);
+    Fp8Matrix whole_b = cuda::WithWholeTiles(ctx, b);
+    const int64_t whole = (inner + 127) / 128 * 128;
+    EXPECT_EQ(whole_a.values.shape(), (Shape{16, whole}));  // tiles: of any rows
+    EXPECT_EQ(whole_b.values.shape(), (Shape{256, whole}));
+    EXPECT_EQ(cuda::HasWholeTiles(a), inner == whole);
+    EXPECT_FALSE(cuda::HasWholeTiles(b));
+    EXPECT_TRUE(cuda::HasWholeTiles(whole_a) && cuda::HasWholeTiles(whole_b));
+    whole_b.rows = 256;  // to see those that were added
+    Tensor y = ctx.Empty({5, 130}, DType::kF32), whole_y = ctx.Empty({5, 256}, DType::kF32);
     Fp8Multiply(ctx, a, b, y);
     Fp8Multiply(ctx, whole_a, whole_b, whole_y);
-    EXPECT_EQ(runtime::ToDoubles(whole_y), runtime::ToDoubles(y)) << inner;
+    EXPECT_EQ(runtime::ToDoubles(whole_y.Columns(0, 130)), runtime::ToDoubles(y)) << inner;
+    EXPECT_THAT(runtime::ToDoubles(whole_y.Columns(130, 256)), testing::Each(0)) << inner;
   }
 }
 
