@@ -15,6 +15,9 @@ find_program(HONE_NVCC nvcc HINTS ENV CUDA_HOME PATHS /usr/local/cuda/bin PATH_S
 if(HONE_NVCC AND NOT DEFINED ENV{CUDACXX})
   set(ENV{CUDACXX} ${HONE_NVCC})
 endif()
+if(NOT CMAKE_CUDA_COMPILER)  # CUDA may have been installed since
+  unset(CMAKE_CUDA_COMPILER CACHE)
+endif()
 include(CheckLanguage)
 check_language(CUDA)
 if(CMAKE_CUDA_COMPILER)
