@@ -327,6 +327,22 @@ TEST_F(SubmitTest, AJobTrainsOnTwoNodes) {
   }
 }
 
+TEST_F(SubmitTest, WorkersOnBothNodesSample) {
+  std::ofstream(folder_ / "run.yaml") << R"(run: {name: job, seed: 3}
+tokenizer: byte
+model: {family: llama, hidden_size: 16, intermediate_size: 20, num_hidden_layers: 2,
+  num_attention_heads: 2, vocab_size: 263, max_position_embeddings: 64}
+mesh: {pp: 2}
+rollout: {workers: 2}
+stages:
+  - {name: rl, kind: grpo, steps: 2, lr: {peak: 0.001}, batch: {pack_tokens: 64},
+     prompts: {family: chain}, prompts_per_rollout: 2, group_size: 2, reward: {accuracy: 1},
+     max_unusable: 1.0, sampling: {max_new_tokens: 8}}
+)";
+  Submit({});
+  WaitFor("done 2");
+}
+
 TEST_F(SubmitTest, AJobGoesOnAfterItsTimeLimit) {
   const std::string job = Submit({"--set", "stages.base.steps=4000"});
   WaitFor("running 10");
