@@ -76,12 +76,21 @@ void ReadExperts(ConfigReader& reader, ModelConfig& c) {
   reader.Optional("num_experts_per_tok", &c.num_experts_per_tok);
   reader.Optional("moe_intermediate_size", &c.moe_intermediate_size);
   reader.Optional("first_k_dense_replace", &c.first_k_dense_replace);
-  reader.Optional("n_group", &c.n_group);
-  reader.Optional("topk_group", &c.topk_group);
   reader.Optional("norm_topk_prob", &c.norm_topk_prob);
   reader.Optional("routed_scaling_factor", &c.routed_scaling_factor);
-  reader.Optional("bias_update_speed", &c.bias_update_speed);
+  if (c.router == RouterConfig::Kind::kSigmoidGroups) {
+    reader.Optional("n_group", &c.n_group);
+    reader.Optional("topk_group", &c.topk_group);
+  }
+}
+
+void ReadTraining(ConfigReader& reader, ModelConfig& c) {
+  if (c.router == RouterConfig::Kind::kSigmoidGroups) {  // the one with a bias
+    reader.Optional("bias_update_speed", &c.bias_update_speed);
+  }
   reader.Optional("balance_loss_alpha", &c.balance_loss_alpha);
+  reader.Optional("num_nextn_predict_layers", &c.num_nextn_predict_layers);
+  reader.Optional("mtp_loss_weight", &c.mtp_loss_weight);
 }
 
 }  // namespace
@@ -106,13 +115,17 @@ void ModelConfig::Read(ConfigReader& reader) {
   reader.Optional("qk_nope_head_dim", &qk_nope_head_dim);
   reader.Optional("qk_rope_head_dim", &qk_rope_head_dim);
   reader.Optional("v_head_dim", &v_head_dim);
-  reader.Optional("num_nextn_predict_layers", &num_nextn_predict_layers);
-  reader.Optional("mtp_loss_weight", &mtp_loss_weight);
   ReadExperts(reader, *this);
+  ReadTraining(reader, *this);
   ReadRope(reader, *this);
   reader.Optional("head_dim", &head_dim);
   FillDerived();
   Validate(reader.Where());
+}
+
+void ModelConfig::ReadBeside(ConfigReader& reader) {
+  reader.Optional("max_position_embeddings", &max_position_embeddings);
+  ReadTraining(reader, *this);
 }
 
 void ModelConfig::FillDerived() {
@@ -131,6 +144,11 @@ void CheckPositive(const std::string& where, const char* field, int64_t value) {
   Check<ConfigError>(value > 0, "{}: {} is {}; it must be positive", where, field, value);
 }
 
+template <class T>
+void CheckNotNegative(const std::string& where, const char* field, T value) {
+  Check<ConfigError>(value >= 0, "{}: {} is {}; it must not be negative", where, field, value);
+}
+
 void ValidateExperts(const ModelConfig& c, const std::string& where) {
   CheckPositive(where, "moe_intermediate_size", c.moe_intermediate_size);
   Check<ConfigError>(c.num_experts_per_tok > 0 && c.num_experts_per_tok <= c.n_routed_experts,
@@ -144,9 +162,6 @@ void ValidateExperts(const ModelConfig& c, const std::string& where) {
   Check<ConfigError>(c.num_experts_per_tok <= c.topk_group * (c.n_routed_experts / c.n_group),
                      "{}: {} experts a token do not fit into topk_group = {} groups of {}", where,
                      c.num_experts_per_tok, c.topk_group, c.n_routed_experts / c.n_group);
-  Check<ConfigError>(c.first_k_dense_replace >= 0 && c.n_shared_experts >= 0,
-                     "{}: first_k_dense_replace {} and n_shared_experts {} must not be negative",
-                     where, c.first_k_dense_replace, c.n_shared_experts);
 }
 
 }  // namespace
@@ -159,6 +174,15 @@ void ModelConfig::Validate(const std::string& where) const {
   CheckPositive(where, "vocab_size", vocab_size);
   CheckPositive(where, "max_position_embeddings", max_position_embeddings);
   CheckPositive(where, "head_dim", head_dim);
+  CheckNotNegative(where, "n_routed_experts", n_routed_experts);
+  CheckNotNegative(where, "n_shared_experts", n_shared_experts);
+  CheckNotNegative(where, "first_k_dense_replace", first_k_dense_replace);
+  CheckNotNegative(where, "q_lora_rank", q_lora_rank);
+  CheckNotNegative(where, "kv_lora_rank", kv_lora_rank);
+  CheckNotNegative(where, "bias_update_speed", bias_update_speed);
+  CheckNotNegative(where, "balance_loss_alpha", balance_loss_alpha);
+  CheckNotNegative(where, "mtp_loss_weight", mtp_loss_weight);
+  CheckNotNegative(where, "initializer_range", initializer_range);
   if (!is_moe() || first_k_dense_replace > 0) {
     CheckPositive(where, "intermediate_size", intermediate_size);
   }

@@ -57,7 +57,11 @@ struct ModelConfig {
   static ModelConfig FromHuggingFaceText(const std::string& json, const std::string& where);
   // `dtype`: of the weights beside it. ConfigError for what the family's format cannot say.
   std::string ToHuggingFaceJson(DType dtype = DType::kF32) const;
+  void CheckExportable() const;     // that ConfigError alone
   void Read(ConfigReader& reader);  // `family:` and config.json's own names
+  // What may stand beside a config.json: how the model is trained, of which it says nothing; and
+  // the context and the depth of MTP, which need not be the file's.
+  void ReadBeside(ConfigReader& reader);
   void Validate(const std::string& where) const;
   // Router biases are counted: DeepSeek-V3 without MTP has 671,026,419,200. Active: of one token.
   int64_t ParameterCount(bool with_mtp) const;

@@ -214,21 +214,6 @@ void DeepSeekV3ToJson(const ModelConfig& c, ordered_json& j) {
   j["num_nextn_predict_layers"] = c.num_nextn_predict_layers;
 }
 
-void CheckExportable(const ModelConfig& c) {
-  const std::string& family = FamilyNames()[static_cast<int>(c.family)];
-  const bool deepseek = c.family == Family::kDeepSeekV3;
-  Check<ConfigError>(deepseek == c.is_mla(),
-                     "[config] family {} {} latent attention (kv_lora_rank {}) in the Hugging Face "
-                     "format",
-                     family, deepseek ? "needs" : "has no", c.kv_lora_rank);
-  Check<ConfigError>(deepseek || c.rope_form == RopeForm::kRotateHalf,
-                     "[config] family {} has no interleaved rope in the Hugging Face format",
-                     family);
-  Check<ConfigError>(c.is_moe() == (deepseek || c.family == Family::kQwen3Moe),
-                     "[config] family {} with {} experts has no Hugging Face format", family,
-                     c.n_routed_experts);
-}
-
 }  // namespace
 
 ModelConfig ModelConfig::FromHuggingFaceText(const std::string& text, const std::string& where) {
@@ -267,8 +252,32 @@ std::string HuggingFaceDTypeName(DType dtype) {
   return dtype == DType::kBF16 ? "bfloat16" : dtype == DType::kF64 ? "float64" : "float32";
 }
 
+void ModelConfig::CheckExportable() const {
+  const std::string& name = FamilyNames()[static_cast<int>(family)];
+  const bool deepseek = family == Family::kDeepSeekV3;
+  Check<ConfigError>(deepseek == is_mla(),
+                     "[config] family {} {} latent attention (kv_lora_rank {}) in the Hugging Face "
+                     "format",
+                     name, deepseek ? "needs" : "has no", kv_lora_rank);
+  Check<ConfigError>(deepseek || rope_form == RopeForm::kRotateHalf,
+                     "[config] family {} has no interleaved rope in the Hugging Face format", name);
+  Check<ConfigError>(is_moe() == (deepseek || family == Family::kQwen3Moe),
+                     "[config] family {} with {} experts has no Hugging Face format", name,
+                     n_routed_experts);
+  if (deepseek) return;
+  auto check = [&](const char* field, auto value, decltype(value) only) {
+    Check<ConfigError>(value == only,
+                       "[config] {} is {}: family {} has but {} in the Hugging Face format", field,
+                       value, name, only);
+  };
+  check("n_shared_experts", n_shared_experts, 0);
+  check("first_k_dense_replace", first_k_dense_replace, 0);
+  check("routed_scaling_factor", routed_scaling_factor, 1);
+  check("num_nextn_predict_layers", num_nextn_predict_layers, 0);
+}
+
 std::string ModelConfig::ToHuggingFaceJson(DType dtype) const {
-  CheckExportable(*this);
+  CheckExportable();
   static const std::vector<std::string> architectures = {"LlamaForCausalLM", "Qwen2ForCausalLM",
                                                          "Qwen3ForCausalLM", "Qwen3MoeForCausalLM",
                                                          "DeepseekV3ForCausalLM"};

@@ -544,7 +544,7 @@ RunConfig ReadRunConfig(const Config& config) {
         "--set model.hf=FOLDER",
         model.Where("hf"), file);
     c.model = model::ModelConfig::FromHuggingFace(file);
-    model.Optional("max_position_embeddings", &c.model.max_position_embeddings);
+    c.model.ReadBeside(model);
   }
   if (c.tokenizer == "hf") {
     Check<ConfigError>(!c.hf.empty(), "{}: 'hf' is the folder of model.hf, which is not set",

@@ -194,7 +194,10 @@ std::set<std::string> RepeatsIn(const ModelConfig& config, const SafetensorsRead
 void LoadHuggingFace(const std::string& folder, TransformerStage& stage) {
   const SafetensorsReader reader(folder);
   const ModelConfig& config = stage.config();
-  CheckComplete(folder, config, reader);
+  // A model without MTP leaves the folder's behind.
+  const bool without_mtp =
+      config.num_nextn_predict_layers == 0 && reader.Has(MtpPrefix(config) + "eh_proj.weight");
+  CheckComplete(folder, config, reader, without_mtp ? MtpPrefix(config) : "");
   std::map<std::string, TensorInfo> table;
   for (const TensorInfo& tensor : TensorTable(config)) table[tensor.name] = tensor;
   for (const SlabTensor& target : stage.State()) {

@@ -33,6 +33,16 @@ json LlamaJson() {
           {"vocab_size", 100},        {"max_position_embeddings", 256},
           {"rms_norm_eps", 1e-5}};
 }
+json Qwen3MoeJson() {
+  json moe = LlamaJson();
+  moe.update({{"model_type", "qwen3_moe"},
+              {"num_experts", 8},
+              {"num_experts_per_tok", 2},
+              {"moe_intermediate_size", 48},
+              {"norm_topk_prob", true},
+              {"head_dim", 24}});
+  return moe;
+}
 ModelConfig Parse(const json& j) {
   return ModelConfig::FromHuggingFaceText(j.dump(), "x/config.json");
 }
@@ -158,6 +168,16 @@ TEST(ModelConfigTest, RunConfigMistakesNameTheKey) {
   EXPECT_THAT(read(base + "n_routed_experts: 4\nmoe_intermediate_size: 8\n"
                           "num_experts_per_tok: 5\n"),
               HasSubstr("num_experts_per_tok is 5 of 4 experts"));
+  for (const char* below_0 :
+       {"n_routed_experts", "n_shared_experts", "first_k_dense_replace", "q_lora_rank",
+        "kv_lora_rank", "balance_loss_alpha", "mtp_loss_weight", "initializer_range"}) {
+    EXPECT_THAT(read(base + below_0 + ": -1\n"),
+                HasSubstr(fmt::format("{} is -1; it must not be negative", below_0)));
+  }
+  // Those that the family's router would never look at.
+  for (const char* unused : {"n_group: 2", "topk_group: 1", "bias_update_speed: 0.1"}) {
+    EXPECT_THAT(read(base + unused + "\n"), HasSubstr("unknown key")) << unused;
+  }
   EXPECT_THAT(read("family: lama\n"), HasSubstr("llama"));
 }
 
@@ -184,16 +204,9 @@ TEST(ModelConfigTest, SurvivesARoundTripThroughHuggingFace) {
                               {"mscale", 1.0},
                               {"mscale_all_dim", 0.5},
                               {"original_max_position_embeddings", 64}};
-  json moe = LlamaJson();
-  moe.update({{"model_type", "qwen3_moe"},
-              {"num_experts", 8},
-              {"num_experts_per_tok", 2},
-              {"moe_intermediate_size", 48},
-              {"norm_topk_prob", true},
-              {"head_dim", 24}});
   json qwen2 = LlamaJson();
   qwen2.update({{"model_type", "qwen2"}, {"tie_word_embeddings", true}});
-  for (const json& j : {LlamaJson(), deepseek, moe, qwen2}) {
+  for (const json& j : {LlamaJson(), deepseek, Qwen3MoeJson(), qwen2}) {
     const ModelConfig c = Parse(j);
     const std::string written = c.ToHuggingFaceJson();
     const ModelConfig again = ModelConfig::FromHuggingFaceText(written, "written");
@@ -216,6 +229,20 @@ TEST(ModelConfigTest, WhatHuggingFaceCannotSayIsRefused) {
   c = Parse(LlamaJson());
   c.n_routed_experts = 4;
   EXPECT_THROW(c.ToHuggingFaceJson(), ConfigError);
+  c = Parse(LlamaJson());
+  EXPECT_EQ(ErrorOf([&] { c.CheckExportable(); }), "");
+  c.num_nextn_predict_layers = 1;
+  EXPECT_THAT(ErrorOf([&] { c.CheckExportable(); }), HasSubstr("num_nextn_predict_layers is 1"));
+  ModelConfig moe = Parse(Qwen3MoeJson());
+  EXPECT_EQ(ErrorOf([&] { moe.CheckExportable(); }), "");
+  for (int64_t ModelConfig::*field :
+       {&ModelConfig::n_shared_experts, &ModelConfig::first_k_dense_replace}) {
+    moe.*field = 1;
+    EXPECT_THAT(ErrorOf([&] { moe.CheckExportable(); }), HasSubstr("is 1: family qwen3_moe"));
+    moe.*field = 0;
+  }
+  moe.routed_scaling_factor = 2.5;
+  EXPECT_THAT(ErrorOf([&] { moe.CheckExportable(); }), HasSubstr("routed_scaling_factor is 2.5"));
 }
 
 TEST(ModelConfigTest, CountsParametersOfPublishedModels) {

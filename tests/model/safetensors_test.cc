@@ -328,6 +328,11 @@ TEST_F(SafetensorsTest, MissingUnexpectedAndMisshapenTensorsAreNamed) {
   WriteModel("model.safetensors", stage, [](const std::string&) { return true; });
   EXPECT_EQ(load(config), "");
   ModelConfig other = config;
+  other.num_nextn_predict_layers = 0;
+  EXPECT_EQ(load(other), "") << "the folder's MTP is left behind";
+  other.num_hidden_layers -= 1;
+  EXPECT_THAT(load(other), HasSubstr("does not have: model.layers.2."));
+  other = config;
   other.vocab_size += 1;
   EXPECT_THAT(load(other), HasSubstr("has shape [23, 12], the model needs [24, 12]"));
   const std::string expert = "model.layers.2.mlp.experts.5.up_proj.weight";

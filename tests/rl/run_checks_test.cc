@@ -52,6 +52,33 @@ std::string ErrorOf(const Overrides& overrides) {
 
 TEST(RunChecks, TheRunItselfIsSound) { EXPECT_EQ(ErrorOf({}), ""); }
 
+// How a model is trained is said beside its folder, whose config.json knows nothing of it.
+TEST(RunChecks, TrainingKeysBesideAHuggingFaceFolder) {
+  runtime::TemporaryFolder folder;
+  std::ofstream(folder / "config.json") << R"({"model_type": "deepseek_v3", "hidden_size": 16,
+    "intermediate_size": 20, "num_hidden_layers": 4, "num_attention_heads": 2, "vocab_size": 263,
+    "max_position_embeddings": 128, "rms_norm_eps": 1e-6, "kv_lora_rank": 8, "qk_nope_head_dim": 4,
+    "qk_rope_head_dim": 4, "v_head_dim": 4, "n_routed_experts": 4, "n_shared_experts": 1,
+    "num_experts_per_tok": 2, "moe_intermediate_size": 8, "first_k_dense_replace": 1, "n_group": 2,
+    "topk_group": 1, "routed_scaling_factor": 2.5, "num_nextn_predict_layers": 1})";
+  const std::string hf = "model={hf: " + (folder / "");
+  Config file = Config::FromString(kRun, "run.yaml");
+  file.Override(hf + "}");
+  EXPECT_EQ(ReadRunConfig(file).model.num_nextn_predict_layers, 1);
+  file.Override(hf +
+                ", bias_update_speed: 0.0, balance_loss_alpha: 1.0e-4, mtp_loss_weight: 0.1, "
+                "num_nextn_predict_layers: 0, max_position_embeddings: 256}");
+  const model::ModelConfig model = ReadRunConfig(file).model;
+  EXPECT_EQ(model.bias_update_speed, 0);
+  EXPECT_EQ(model.balance_loss_alpha, 1e-4);
+  EXPECT_EQ(model.mtp_loss_weight, 0.1);
+  EXPECT_EQ(model.num_nextn_predict_layers, 0);
+  EXPECT_EQ(model.max_position_embeddings, 256);
+  EXPECT_EQ(model.routed_scaling_factor, 2.5) << "the file's";
+  EXPECT_THAT(ErrorOf({hf + ", num_nextn_predict_layers: 2}"}), HasSubstr("depths 0 and 1"));
+  EXPECT_THAT(ErrorOf({hf + ", n_group: 1}"}), HasSubstr("unknown key 'n_group'"));
+}
+
 TEST(RunChecks, NumericsByName) {
   for (const char* key : {"train.numerics", "rollout.numerics"}) {
     for (const char* name : {"batch_invariant", "fast", "fixed_point"}) {
