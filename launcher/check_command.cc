@@ -37,11 +37,13 @@ int CheckCommand(const Arguments& args) {
   std::string path;
   std::vector<std::string> overrides;
   CLI::App app("Find what is wrong with a config before anything starts", "hone check");
-  app.add_option("config", path, "the run's config (YAML); without: what this machine has");
-  app.add_option("--set", overrides, "key=value, e.g. stages.base.steps=20");
+  auto* config_file =
+      app.add_option("config", path, "the run's config (YAML); without: what this machine has");
+  app.add_option("--set", overrides, "key=value, e.g. stages.base.steps=20")->needs(config_file);
   double gpu_memory = 0;
   app.add_option("--gpu-memory", gpu_memory, "GB (10^9 bytes) of each learner rank's device")
-      ->check(CLI::PositiveNumber);
+      ->needs(config_file)
+      ->check(IsPositive);
   bool json = false;
   app.add_flag("--json", json, "what this machine has, as JSON");
   if (int code = 0; !ParseArguments(app, args, &code)) return code;

@@ -1,6 +1,7 @@
 #include "launcher/command_line.h"
 
 #include <CLI/CLI.hpp>
+#include <cmath>
 #include <cstdlib>
 
 namespace hone::launcher {
@@ -16,6 +17,8 @@ int FromEnvironment(std::initializer_list<const char*> names, int otherwise) {
 }  // namespace
 
 bool ParseArguments(CLI::App& app, const std::vector<std::string>& args, int* code) {
+  // One value a flag: CLI11's lists would take the positional argument behind them too.
+  for (CLI::Option* option : app.get_options()) option->allow_extra_args(false);
   // CLI11 takes the arguments last first.
   std::vector<std::string> reversed(args.rbegin(), args.rend());
   try {
@@ -25,6 +28,12 @@ bool ParseArguments(CLI::App& app, const std::vector<std::string>& args, int* co
     *code = app.exit(e) == 0 ? 0 : 2;
     return false;
   }
+}
+
+std::string IsPositive(const std::string& text) {
+  double value = 0;
+  const bool fine = CLI::detail::lexical_cast(text, value) && value > 0 && std::isfinite(value);
+  return fine ? "" : "a number above 0 is wanted, not " + text;
 }
 
 int RankFromEnvironment() {

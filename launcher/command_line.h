@@ -14,6 +14,9 @@ namespace hone::launcher {
 // wrong: 2).
 bool ParseArguments(CLI::App& app, const std::vector<std::string>& args, int* code);
 
+// For an option's check(): CLI::PositiveNumber takes nan.
+std::string IsPositive(const std::string& text);
+
 // As mpirun and srun tell it, before MPI is started: 0 of 1 otherwise.
 int RankFromEnvironment();
 int WorldSizeFromEnvironment();

@@ -95,7 +95,9 @@ int EvalCommand(const Arguments& args) {
                                   "a problem source, e.g. '{family: chain, split: heldout}' or "
                                   "'{jsonl: test.jsonl, prompt: question}'")
                        ->excludes(config);
-  app.add_option("--count", o.count, "problems of the source")->needs(problems);
+  app.add_option("--count", o.count, "problems of the source")
+      ->needs(problems)
+      ->check(CLI::PositiveNumber);
   app.add_option("--sampling", o.sampling, "of the sampled pass, e.g. '{max_new_tokens: 64}'")
       ->needs(problems);
   app.add_option("--seed", o.seed, "of the problems and the draw")->capture_default_str();

@@ -26,16 +26,16 @@ struct MachineFlags {
   int node_ranks = 0;
 
   void Add(CLI::App& app) {
-    app.add_option("--tflops", tflops, "of products, a rank")->check(CLI::PositiveNumber);
+    app.add_option("--tflops", tflops, "of products, a rank")->check(IsPositive);
     app.add_option("--efficiency", efficiency, "share of them that layers reach")
         ->check(CLI::Range(0.0, 1.0));
-    app.add_option("--memory-bandwidth", memory, "GB/s")->check(CLI::PositiveNumber);
+    app.add_option("--memory-bandwidth", memory, "GB/s")->check(IsPositive);
     app.add_option("--node-bandwidth", node, "GB/s from a rank to others of its node")
-        ->check(CLI::PositiveNumber);
+        ->check(IsPositive);
     app.add_option("--network-bandwidth", network, "GB/s from a rank to other nodes")
-        ->check(CLI::PositiveNumber);
+        ->check(IsPositive);
     app.add_option("--host-bandwidth", host, "GB/s from a device to its host, and back")
-        ->check(CLI::PositiveNumber);
+        ->check(IsPositive);
     app.add_option("--gpus-per-node", node_ranks)->check(CLI::PositiveNumber);
   }
   void Apply(rl::MachineModel* m) const {
@@ -95,7 +95,7 @@ int PlanCommand(const Arguments& args) {
   app.add_option("--gpus", options.gpus, "ranks, a device each; without: the config's")
       ->check(CLI::PositiveNumber);
   app.add_option("--gpu-memory", options.gpu_memory, "GB (10^9 bytes) of each rank")
-      ->check(CLI::PositiveNumber);
+      ->check(IsPositive);
   app.add_option("--layouts", options.suggestions, "how many to suggest")->capture_default_str();
   app.add_flag("--json", options.json);
   flags.Add(app);

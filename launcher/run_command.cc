@@ -229,11 +229,13 @@ int RunCommand(const Arguments& args) {
   app.add_option("--until", options.until, "the last stage to run");
   app.add_option("--learner-restarts", options.learner_restarts,
                  "how often a learner that died is started again")
-      ->capture_default_str();
+      ->capture_default_str()
+      ->check(CLI::NonNegativeNumber);
   if (int code = 0; !ParseArguments(app, args, &code)) return code;
   const std::atomic<bool>& stop = StopFlag();
   rl::RunConfig config = rl::LoadRunConfig(options.config, options.overrides);
   rl::CheckRun(config);
+  rl::FindLastStage(config, options.until);
   if (options.run_dir.empty()) options.run_dir = config.dir + "/" + config.name;
   rl::RunDirectory directory(runtime::LocalFileSystem(), options.run_dir);
   directory.Supervise();

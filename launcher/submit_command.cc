@@ -51,6 +51,12 @@ SlurmJob JobOf(const SubmitOptions& options, const rl::RunConfig& config) {
 }
 
 void CheckJob(const SlurmJob& job) {
+  for (const std::string& text : {job.name, job.run_dir}) {
+    Check<ConfigError>(std::none_of(text.begin(), text.end(), ::isspace),
+                       "[submit] '{}' has a space in it: run.name and the run directory stand on "
+                       "#SBATCH lines, which end there",
+                       text);
+  }
   Check<ConfigError>(
       job.ranks >= job.nodes,
       "[submit] {} nodes for {} learner ranks (mesh.pp · mesh.dp): ask for fewer nodes", job.nodes,
@@ -112,6 +118,7 @@ int SubmitCommand(const Arguments& args) {
   if (int code = 0; !ParseArguments(app, args, &code)) return code;
   const rl::RunConfig config = ConfigFor(options);
   rl::CheckRun(config);
+  rl::FindLastStage(config, job.until);
   job = JobOf(options, config);
   CheckJob(job);
   const std::string script = SlurmScript(job);

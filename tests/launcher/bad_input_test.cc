@@ -146,6 +146,35 @@ TEST_F(BadInputTest, SequencesBeyondTheContext) {
                 {"stages.sft.batch.pack_tokens=512"});
 }
 
+TEST_F(BadInputTest, OptionsThatCannotBeWhatIsMeant) {
+  struct Row {
+    Words words;
+    int code;
+    std::string says;
+  };
+  const std::string config = Path("run.yaml");
+  const std::vector<Row> rows = {
+      {{"check", "--set", "run.seed=2", config}, 0, "tiny: 2 stages"},
+      {{"check", "--set", "stages.base.steps=x", config}, 2, "stages.base.steps"},
+      {{"check", "--set", "run.seed=2", "run.seed=3", config}, 2, "not expected"},
+      {{"check", "--set", "run.seed=2"}, 2, "config"},
+      {{"check", "--gpu-memory", "80"}, 2, "config"},
+      {{"check", config, "--gpu-memory", "nan"}, 2, "above 0"},
+      {{"plan", config, "--gpu-memory", "nan"}, 2, "above 0"},
+      {{"run", config, "--learner-restarts", "-1"}, 2, "--learner-restarts"},
+      {{"run", config, "--run-dir", Path("run"), "--until", "bas"}, 2, "did you mean 'base'"},
+      {{"submit", config, "--nodes", "1", "--dry-run", "--until", "bas"}, 2, "mean 'base'"},
+      {{"submit", config, "--nodes", "1", "--dry-run", "--run-dir", "a b"}, 2, "has a space"},
+      {{"eval", Path("x"), "--problems", "{family: chain}", "--count", "0"}, 2, "--count"},
+  };
+  for (const Row& row : rows) {
+    Program program(HoneCommand(0, row.words), Path("output"));
+    EXPECT_EQ(program.Wait(), row.code) << testing::PrintToString(row.words);
+    EXPECT_THAT(program.output(), HasSubstr(row.says)) << testing::PrintToString(row.words);
+  }
+  EXPECT_FALSE(std::filesystem::exists(Path("run")));
+}
+
 TEST_F(BadInputTest, OneRankAloneFindsWhatTheOthersDoNot) {
   // As with a folder that one node does not see.
   const std::string script =
