@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <charconv>
 #include <filesystem>
+#include <map>
 
 #include "runtime/config_node.h"
 #include "runtime/error.h"
@@ -198,6 +199,16 @@ bool IsNamedList(const ConfigNode& node) {
                      [](const auto& item) { return !item->Name().empty(); });
 }
 
+// Entries are put together by their names: which of two is meant nobody could say.
+void CheckNamesDiffer(const ConfigNode& list) {
+  std::map<std::string, std::string> places;
+  for (const ConfigNode::Ptr& item : list.items) {
+    const auto [first, fresh] = places.emplace(item->Name(), item->place);
+    Check<ConfigError>(fresh, "{}: '{}' is the name of another entry ({}), too", item->place,
+                       item->Name(), first->second);
+  }
+}
+
 // Puts what `from` says over `onto`.
 void Merge(const ConfigNode::Ptr& from, ConfigNode::Ptr* onto) {
   if (from->kind == Kind::kMap && (*onto)->kind == Kind::kMap) {
@@ -210,6 +221,8 @@ void Merge(const ConfigNode::Ptr& from, ConfigNode::Ptr* onto) {
       }
     }
   } else if (IsNamedList(*from) && IsNamedList(**onto)) {
+    CheckNamesDiffer(*from);
+    CheckNamesDiffer(**onto);
     for (const ConfigNode::Ptr& item : from->items) {
       auto same = std::find_if((*onto)->items.begin(), (*onto)->items.end(),
                                [&](const auto& other) { return other->Name() == item->Name(); });

@@ -85,6 +85,15 @@ TEST_F(ConfigExtendsTest, ErrorsSayWhichFileAndLineAValueCameFrom) {
   }
 }
 
+TEST_F(ConfigExtendsTest, TwoEntriesOfOneNameAreRefused) {
+  Write("common.yaml", "stages:\n  - {name: a}\n");
+  Write("own.yaml", "extends: common.yaml\nstages:\n  - {name: b}\n  - {name: b}\n");
+  EXPECT_THAT(ErrorOf("own.yaml"), HasSubstr("own.yaml:4: 'b' is the name of another entry"));
+  Write("common.yaml", "stages:\n  - {name: a}\n  - {name: a}\n");
+  Write("own.yaml", "extends: common.yaml\nstages:\n  - {name: b}\n");
+  EXPECT_THAT(ErrorOf("own.yaml"), HasSubstr("common.yaml:3: 'a' is the name of another entry"));
+}
+
 TEST_F(ConfigExtendsTest, MissingFilesAndCirclesAreRefused) {
   Write("alone.yaml", "extends: nowhere.yaml\n");
   EXPECT_THAT(ErrorOf("alone.yaml"), HasSubstr("alone.yaml:1: extends"));
