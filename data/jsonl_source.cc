@@ -192,7 +192,8 @@ std::unique_ptr<ProblemSource> MakeJsonlProblems(ConfigReader& config) {
   config.Optional("language", &language);
   config.Optional("language_field", &language_field);
   config.Optional("id", &id_field);
-  const std::vector<std::string> verifiers = {"math", "exact", "choice", "contains", "none"};
+  const std::vector<std::string> verifiers = {"math",   "exact",    "text", "f1",
+                                              "choice", "contains", "none"};
   const std::vector<std::string> kinds = {"reasoning", "general"};
   size_t verifier = static_cast<size_t>(config.OneOf("verifier", verifiers, 0));
   size_t kind = static_cast<size_t>(config.OneOf("kind", kinds, 0));

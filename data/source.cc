@@ -85,6 +85,9 @@ class Mixture : public Compound<Item> {
     }
   }
   int64_t size() const override { return -1; }
+  int64_t quota(size_t part) const { return quota_[part]; }  // of a round
+
+  static constexpr int64_t kRound = 1000;
 
  private:
   typename Compound<Item>::Place Find(int64_t index) const override {
@@ -97,7 +100,6 @@ class Mixture : public Compound<Item> {
     return {&part, static_cast<int64_t>(order(static_cast<uint64_t>(rank % part.size())))};
   }
 
-  static constexpr int64_t kRound = 1000;
   struct Slot {
     size_t part;
     int64_t rank;  // among the part's items of a round
@@ -137,7 +139,15 @@ std::unique_ptr<Source<Item>> MakeMixture(ConfigReader& config, uint64_t seed) {
     parts.push_back(Make<Item>(*part, seed + 0x9E3779B97F4A7C15 * parts.size()));
   }
   if (parts.empty()) config.Fail("mixture", "is empty");
-  return std::make_unique<Mixture<Item>>(std::move(parts), weights, seed);
+  auto mixture = std::make_unique<Mixture<Item>>(std::move(parts), weights, seed);
+  const std::vector<ConfigReader*> maps = config.List("mixture");
+  for (size_t p = 0; p < maps.size(); ++p) {
+    if (mixture->quota(p) > 0) continue;
+    maps[p]->Fail("weight", fmt::format("is too small beside the others: a part is at least one of "
+                                        "{} items",
+                                        Mixture<Item>::kRound));
+  }
+  return mixture;
 }
 
 template <class Item>

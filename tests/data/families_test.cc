@@ -345,6 +345,8 @@ TEST(Sources, BadConfigsSayWhatIsWrong) {
   EXPECT_THAT(message("{family: chain, fine: 1}"), HasSubstr("fine"));
   EXPECT_THAT(message("{concat: [{family: chain}]}"), HasSubstr("count"));
   EXPECT_THAT(message("{mixture: [{weight: 0, family: chain}]}"), HasSubstr("positive"));
+  EXPECT_THAT(message("{mixture: [{weight: 1, family: chain}, {weight: 0.0004, family: logic}]}"),
+              AllOf(HasSubstr("mixture.1.weight"), HasSubstr("too small")));
 }
 
 }  // namespace
