@@ -32,6 +32,12 @@ void AdamWConfig::Read(ConfigReader& reader) {
   reader.Optional("eps", &eps);
   reader.Optional("weight_decay", &weight_decay);
   reader.Optional("clip", &clip);
+  for (const auto& [key, beta] : {std::pair{"beta1", beta1}, {"beta2", beta2}}) {
+    if (beta < 0 || beta >= 1) reader.Fail(key, fmt::format("is {}; it must lie in [0, 1)", beta));
+  }
+  if (eps <= 0) reader.Fail("eps", fmt::format("is {}; it must be above 0", eps));
+  if (weight_decay < 0) reader.Fail("weight_decay", "must not be negative");
+  if (clip < 0) reader.Fail("clip", "must not be negative; 0: no clipping");
   const int otherwise = moments == DType::kF32 ? 0 : 1;
   moments = reader.OneOf("moments", {"f32", "bf16"}, otherwise) == 0 ? DType::kF32 : DType::kBF16;
   offload =

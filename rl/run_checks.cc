@@ -68,9 +68,11 @@ void CheckTls(const RolloutConfig& r) {
 
 // `learned_from`: the packs that the samples are to fit; null where nothing is learned from them.
 void CheckProblems(const RunConfig& c, const data::ProblemSource& source,
-                   const data::Tokenizer& tokenizer, int64_t max_new_tokens,
+                   const data::Tokenizer& tokenizer, const SamplingConfig& sampling,
                    const std::string& where, const BatchConfig* learned_from = nullptr) {
-  int64_t context = c.model.max_position_embeddings;
+  At(where, [&] { sampling.StopIds(tokenizer); });
+  const int64_t context = c.model.max_position_embeddings;
+  const int64_t max_new_tokens = sampling.max_new_tokens;
   int64_t count = source.size() < 0 ? kProblemsLookedAt : source.size();
   for (int64_t i = 0; i < count; ++i) {
     data::Problem problem = source.At(i);
@@ -90,6 +92,14 @@ void CheckProblems(const RunConfig& c, const data::ProblemSource& source,
   }
 }
 
+// Samples that a stage has yet to write.
+class SamplesToCome : public data::ExampleSource {
+ public:
+  int64_t size() const override { return 1; }
+  data::Example At(int64_t) const override { return {"?", "!"}; }
+  std::string Where(int64_t) const override { return "samples"; }
+};
+
 // What the loaders find when they are made; of examples without an end, the first step's.
 void CheckExamples(const RunConfig& c, const StageConfig& s,
                    const std::shared_ptr<const data::Tokenizer>& tokenizer) {
@@ -100,11 +110,21 @@ void CheckExamples(const RunConfig& c, const StageConfig& s,
     if (source->size() < 0) loader.Next();
   }
   for (const std::string& name : s.samples) {
-    if (name.find('/') == std::string::npos) continue;  // a stage that has yet to write them
-    Check<DataError>(runtime::LocalFileSystem().Exists(name), "samples: there is no file {}", name);
-    data::DataLoader loader(ReadSamples(name), tokenizer, options);
+    const bool path = name.find('/') != std::string::npos;
+    Check<DataError>(!path || runtime::LocalFileSystem().Exists(name),
+                     "samples: there is no file {}", name);
+    data::DataLoader loader(path ? ReadSamples(name) : std::make_shared<SamplesToCome>(), tokenizer,
+                            options);
   }
   ShapeOf(c, options.packs / options.dp).Validate();
+}
+
+// That some of the text fits, and that its packs split over the ranks.
+void CheckText(const RunConfig& c, const EvaluationSuite& e,
+               const std::shared_ptr<const data::Tokenizer>& tokenizer) {
+  std::shared_ptr<data::ExampleSource> text = e.text;
+  if (!text) text = std::make_shared<SamplesToCome>();
+  data::DataLoader loader(text, tokenizer, TextOptions(c, e, 0));
 }
 
 // Of preferences without an end, the first.
@@ -128,11 +148,6 @@ bool Samples(const RunConfig& c, const StageConfig& s) {
          std::any_of(c.suites.begin(), c.suites.end(), sampled);
 }
 
-bool Supervised(const StageConfig& s) {
-  return s.kind == StageKind::kPretrain || s.kind == StageKind::kSft ||
-         s.kind == StageKind::kDistill;
-}
-
 void CheckStage(const RunConfig& c, const StageConfig& s,
                 const std::shared_ptr<const data::Tokenizer>& shared_tokenizer) {
   const data::Tokenizer& tokenizer = *shared_tokenizer;
@@ -142,9 +157,14 @@ void CheckStage(const RunConfig& c, const StageConfig& s,
                      "{}: batch.max_length {} is beyond the model's context of {}", where,
                      s.batch.max_length, context);
   if (s.from.find('/') != std::string::npos) {
-    At(where + ": from", [&] { FolderOfPolicy(s.from); });
+    At(where + ": from", [&] {
+      const std::string folder = FolderOfPolicy(s.from);
+      Check<ConfigError>(
+          s.kind != StageKind::kExport || runtime::LocalFileSystem().Exists(folder + "/index.h5"),
+          "{} is a Hugging Face folder already: only a checkpoint is exported", folder);
+    });
   }
-  if (Supervised(s)) {
+  if (Supervised(s.kind)) {
     At(where, [&] { CheckExamples(c, s, shared_tokenizer); });
   }
   if (s.kind == StageKind::kRewardModel) {
@@ -153,13 +173,26 @@ void CheckStage(const RunConfig& c, const StageConfig& s,
   if (s.kind == StageKind::kGrpo) {
     for (const auto& prompts : {s.grpo.prompts, s.grpo.general_prompts}) {
       if (!prompts) continue;
-      CheckProblems(c, *prompts, tokenizer, s.grpo.sampling.max_new_tokens, where, &s.batch);
+      CheckProblems(c, *prompts, tokenizer, s.grpo.sampling, where, &s.batch);
     }
     Check<ConfigError>(!s.grpo.replay_routing || c.model.is_moe(),
                        "{}: replay_routing, but the model has no experts", where);
   }
   if (s.kind == StageKind::kRejectionSampling) {
-    CheckProblems(c, *s.rejection.prompts, tokenizer, s.rejection.sampling.max_new_tokens, where);
+    CheckProblems(c, *s.rejection.prompts, tokenizer, s.rejection.sampling, where);
+  }
+}
+
+// Workers are told the model, and exports written, in the Hugging Face format.
+void CheckFormat(const RunConfig& c, bool workers) {
+  auto wants_format = [&](const StageConfig& s) {
+    return s.kind == StageKind::kExport || (workers && Samples(c, s));
+  };
+  const bool measured = std::any_of(c.suites.begin(), c.suites.end(),
+                                    [](const EvaluationSuite& e) { return !e.is_text(); });
+  if ((workers && measured) || std::any_of(c.stages.begin(), c.stages.end(), wants_format)) {
+    At("[model] sampling and export need the Hugging Face format",
+       [&] { c.model.CheckExportable(); });
   }
 }
 
@@ -175,10 +208,14 @@ void CheckRun(const RunConfig& c, bool workers_join) {
                      c.model.vocab_size, tokenizer->vocab_size());
   for (const StageConfig& s : c.stages) CheckStage(c, s, tokenizer);
   for (const EvaluationSuite& e : c.suites) {
-    if (e.is_text()) continue;
-    CheckProblems(c, *e.problems, *tokenizer, e.sampling.max_new_tokens,
-                  "evaluate: suite '" + e.name + "'");
+    const std::string where = fmt::format("{}: evaluate: suite '{}'", e.where, e.name);
+    if (e.is_text()) {
+      At(where, [&] { CheckText(c, e, tokenizer); });
+    } else {
+      CheckProblems(c, *e.problems, *tokenizer, e.sampling, where);
+    }
   }
+  CheckFormat(c, c.rollout.workers > 0 || workers_join);
   Check<ConfigError>(
       c.rollout.workers == 0 || c.rollout.device == c.train.device || c.rollout.allow_logprob_gap,
       "[rollout] rollout.device and train.device are not the same: the workers' log-probabilities "

@@ -1,10 +1,12 @@
 #include "rl/run_config.h"
 
 #include <algorithm>
+#include <cctype>
 #include <cmath>
+#include <limits>
 #include <nlohmann/json.hpp>
 #include <numbers>
-#include <set>
+#include <type_traits>
 
 #include "kernels/token_logprob/token_logprob.h"
 #include "rl/reward/verifier.h"
@@ -15,11 +17,44 @@
 
 namespace hone::rl {
 
+namespace {
+
+// An optional number that lies in [least, most].
+template <class T>
+void Bounded(ConfigReader& r, const char* key, T* value, std::type_identity_t<T> least,
+             std::type_identity_t<T> most = std::numeric_limits<T>::max()) {
+  r.Optional(key, value);
+  if (*value >= least && *value <= most) return;
+  if (most < std::numeric_limits<T>::max()) {
+    r.Fail(key, fmt::format("is {}; it must lie in [{}, {}]", *value, least, most));
+  }
+  r.Fail(key, least == 0 ? fmt::format("is {}; it must not be negative", *value)
+                         : fmt::format("is {}; it must be at least {}", *value, least));
+}
+
+// What names folders, and is named in paths and on command lines.
+void CheckName(const ConfigReader& r, const std::string& name) {
+  const bool plain = std::all_of(name.begin(), name.end(), [](unsigned char c) {
+    return std::isalnum(c) || c == '_' || c == '-' || c == '.';
+  });
+  if (!plain || name.empty() || name[0] == '.') {
+    r.Fail("name", fmt::format("'{}' is no name: letters, digits, '_', '-' and '.' make one, which "
+                               "does not begin with '.'",
+                               name));
+  }
+}
+
+}  // namespace
+
 const std::vector<std::string>& StageKindNames() {
   static const std::vector<std::string> names = {
       "pretrain",           "sft",     "reward_model", "grpo",
       "rejection_sampling", "distill", "evaluate",     "export"};
   return names;
+}
+
+bool Supervised(StageKind kind) {
+  return kind == StageKind::kPretrain || kind == StageKind::kSft || kind == StageKind::kDistill;
 }
 
 bool Trains(StageKind kind) {
@@ -46,18 +81,18 @@ void LearningRate::Read(ConfigReader& r) {
   r.Required("peak", &peak);
   schedule = static_cast<Schedule>(
       r.OneOf("schedule", {"constant", "cosine", "linear"}, static_cast<int>(schedule)));
-  r.Optional("warmup", &warmup);
-  r.Optional("final_ratio", &final_ratio);
+  Bounded(r, "warmup", &warmup, 0);
+  Bounded(r, "final_ratio", &final_ratio, 0);
   if (peak <= 0) r.Fail("peak", "must be above 0");
 }
 
-void BatchConfig::Read(ConfigReader& r) {
-  r.Optional("packs", &packs);
-  r.Optional("pack_tokens", &pack_tokens);
-  r.Optional("max_length", &max_length);
-  if (packs < 1) r.Fail("packs", "must be at least 1");
-  if (pack_tokens < 2) r.Fail("pack_tokens", "must be at least 2");
+void BatchConfig::Read(ConfigReader& r, bool with_packs, bool with_max_length) {
+  if (with_packs) Bounded(r, "packs", &packs, 1);
+  Bounded(r, "pack_tokens", &pack_tokens, 2);
+  if (with_max_length) r.Optional("max_length", &max_length);
   if (max_length > pack_tokens) r.Fail("max_length", "is longer than pack_tokens");
+  if (max_length != 0 && max_length < 2)
+    r.Fail("max_length", "is 0, for as long as fits, or from 2");
 }
 
 void BatchConfig::CheckPack(int64_t prompt_tokens, int64_t max_new_tokens,
@@ -70,26 +105,24 @@ void BatchConfig::CheckPack(int64_t prompt_tokens, int64_t max_new_tokens,
 }
 
 void SamplingConfig::Read(ConfigReader& r) {
-  r.Optional("max_new_tokens", &max_new_tokens);
+  Bounded(r, "max_new_tokens", &max_new_tokens, 1);
   r.Optional("temperature", &sampling.temperature);
   r.Optional("top_p", &sampling.top_p);
-  r.Optional("top_k", &sampling.top_k);
+  Bounded(r, "top_k", &sampling.top_k, 0);
   r.Optional("stop_strings", &stop_strings);
   r.Optional("stop_tokens", &stop_tokens);
   if (r.Has("environment")) environment.Read(r.Map("environment"));
-  if (max_new_tokens < 1) r.Fail("max_new_tokens", "must be at least 1");
   const double t = sampling.temperature;
   if (t != 0 && (t < kernels::kLeastTemperature || t > kernels::kGreatestTemperature)) {
     r.Fail("temperature", fmt::format("must be 0 (greedy) or lie in [{}, {}]",
                                       kernels::kLeastTemperature, kernels::kGreatestTemperature));
   }
   if (sampling.top_p <= 0 || sampling.top_p > 1) r.Fail("top_p", "must lie in (0, 1]");
-  if (sampling.top_k < 0) r.Fail("top_k", "must not be negative");
 }
 
 void RolloutConfig::Read(ConfigReader& r) {
-  r.Optional("workers", &workers);
-  r.Optional("threads", &threads);
+  Bounded(r, "workers", &workers, 0);
+  Bounded(r, "threads", &threads, 1);
   device = static_cast<Device::Type>(r.OneOf("device", {"cpu", "cuda"}, 0));
   if (r.Has("numerics")) {
     numerics = static_cast<Numerics>(r.OneOf("numerics", runtime::NumericsNames(), -1));
@@ -97,40 +130,27 @@ void RolloutConfig::Read(ConfigReader& r) {
   r.Optional("allow_logprob_gap", &allow_logprob_gap);
   publish = static_cast<Publish>(r.OneOf("publish", {"host", "device"}, 0));
   r.Optional("colocated", &colocated);
-  r.Optional("verifier_helpers", &verifier_helpers);
+  Bounded(r, "verifier_helpers", &verifier_helpers, 1);
   r.Optional("lag", &lag);
-  r.Optional("max_staleness", &max_staleness);
-  r.Optional("max_batch", &max_batch);
+  Bounded(r, "max_staleness", &max_staleness, 0);
+  Bounded(r, "max_batch", &max_batch, 1);
   r.Optional("page_size", &page_size);
-  r.Optional("cache_pages", &cache_pages);
-  r.Optional("prefill_chunk", &prefill_chunk);
-  r.Optional("prompts_per_lease", &prompts_per_lease);
-  r.Optional("lease_seconds", &lease_seconds);
-  r.Optional("stall_seconds", &stall_seconds);
+  Bounded(r, "cache_pages", &cache_pages, 0);
+  Bounded(r, "prefill_chunk", &prefill_chunk, 1);
+  Bounded(r, "prompts_per_lease", &prompts_per_lease, 1);
+  Bounded(r, "lease_seconds", &lease_seconds, 1);
+  Bounded(r, "stall_seconds", &stall_seconds, 1);
   r.Optional("listen", &listen);
   r.Optional("tls_certificate", &tls_certificate);
   r.Optional("tls_key", &tls_key);
   r.Optional("tls_ca", &tls_ca);
   r.Optional("absorb", &absorb);
-  const std::pair<const char*, int64_t> from_1[] = {{"threads", threads},
-                                                    {"verifier_helpers", verifier_helpers},
-                                                    {"max_batch", max_batch},
-                                                    {"prefill_chunk", prefill_chunk},
-                                                    {"prompts_per_lease", prompts_per_lease},
-                                                    {"lease_seconds", lease_seconds},
-                                                    {"stall_seconds", stall_seconds}};
-  for (const auto& [key, value] : from_1) {
-    if (value < 1) r.Fail(key, "must be at least 1");
-  }
   if (lease_seconds >= stall_seconds) {
     r.Fail("lease_seconds",
            fmt::format("must be below stall_seconds ({}): a worker that hangs would end the run "
                        "before another gets its work",
                        stall_seconds));
   }
-  if (workers < 0) r.Fail("workers", "must not be negative");
-  if (max_staleness < 0) r.Fail("max_staleness", "must not be negative");
-  if (cache_pages < 0) r.Fail("cache_pages", "must not be negative; 0: enough for max_batch");
   if (lag != 0 && lag != 1) r.Fail("lag", "is 0 (synchronous) or 1 (one rollout behind)");
   if (page_size < 1 || (64 % page_size != 0 && page_size % 64 != 0)) {
     r.Fail("page_size", "divides 64 or is a multiple of it");
@@ -177,18 +197,15 @@ void ReadDevice(ConfigReader& r, TrainConfig* train) {
 }  // namespace
 
 void TrainConfig::Read(ConfigReader& r) {
-  std::string type{runtime::DTypeName(dtype)};
-  r.Optional("dtype", &type);
-  dtype = runtime::DTypeFromName(type);
-  r.Optional("threads", &threads);
+  const std::vector<DType> dtypes = {DType::kF32, DType::kBF16, DType::kF64};
+  dtype = dtypes[static_cast<size_t>(r.OneOf("dtype", {"f32", "bf16", "f64"}, 0))];
+  Bounded(r, "threads", &threads, 1);
   ReadDevice(r, this);
   r.Optional("activation_checkpointing", &activation_checkpointing);
-  r.Optional("deadline_seconds", &deadline_seconds);
-  r.Optional("keep_last", &keep_last);
-  r.Optional("keep_every", &keep_every);
+  Bounded(r, "deadline_seconds", &deadline_seconds, 1);
+  Bounded(r, "keep_last", &keep_last, 1);
+  Bounded(r, "keep_every", &keep_every, 0);
   r.Optional("asynchronous_checkpoints", &asynchronous_checkpoints);
-  if (threads < 1) r.Fail("threads", "must be at least 1");
-  if (keep_last < 1) r.Fail("keep_last", "must be at least 1");
 }
 
 namespace {
@@ -205,21 +222,17 @@ void ReadUntil(ConfigReader& r, StageConfig* s) {
   u.Required("suite", &until.suite);
   u.Required("metric", &until.metric);
   u.Required("at_least", &until.at_least);
-  u.Optional("every", &until.every);
-  if (until.every < 1) u.Fail("every", "must be at least 1");
+  Bounded(u, "every", &until.every, 1);
   s->until = until;
 }
 
 void ReadPolicyLoss(ConfigReader& r, PolicyLossConfig* c) {
   c->ratio = static_cast<PolicyLossConfig::Ratio>(r.OneOf("ratio", {"token", "sequence"}, 0));
-  r.Optional("clip_low", &c->clip_low);
-  r.Optional("clip_high", &c->clip_high);
-  r.Optional("kl_coefficient", &c->kl_coefficient);
+  Bounded(r, "clip_low", &c->clip_low, 0);
+  Bounded(r, "clip_high", &c->clip_high, 0);
+  Bounded(r, "kl_coefficient", &c->kl_coefficient, 0);
   r.Optional("entropy_coefficient", &c->entropy_coefficient);
-  r.Optional("importance_cap", &c->importance_cap);
-  if (c->clip_low < 0) r.Fail("clip_low", "must not be negative");
-  if (c->clip_high < 0) r.Fail("clip_high", "must not be negative");
-  if (c->kl_coefficient < 0) r.Fail("kl_coefficient", "must not be negative");
+  Bounded(r, "importance_cap", &c->importance_cap, 0);
 }
 
 // Rewards are those of rules and those of `models`.
@@ -261,11 +274,16 @@ void ReadGrpo(ConfigReader& r, uint64_t seed, StageConfig* s) {
   if (r.Has("general_prompts")) {
     g.general_prompts = data::MakeProblemSource(r.Map("general_prompts"),
                                                 SourceSeed(seed, s->name, "general_prompts"));
+    Bounded(r, "general_last_steps", &g.general_last_steps, 0);
+    Bounded(r, "general_share", &g.general_share, 0, 1);
+    if (g.general_last_steps == 0) {
+      r.Fail("general_prompts", "would never be used: set general_last_steps above 0");
+    }
   }
   r.Optional("group_size", &g.group_size);
-  r.Optional("prompts_per_rollout", &g.prompts_per_rollout);
+  Bounded(r, "prompts_per_rollout", &g.prompts_per_rollout, 1);
   r.Optional("minibatches", &g.minibatches);
-  r.Optional("reference_every", &g.reference_every);
+  Bounded(r, "reference_every", &g.reference_every, 0);
   g.reward_models = ReadRewardModels(r.Map("reward_models"));
   g.reward = ReadRewards(r.Map("reward"), g.reward_models);
   r.Optional("shuffle_rewards", &g.shuffle_rewards);
@@ -274,20 +292,16 @@ void ReadGrpo(ConfigReader& r, uint64_t seed, StageConfig* s) {
   g.average =
       static_cast<GrpoConfig::Average>(r.OneOf("average", {"sequence", "token", "max_length"}, 0));
   r.Optional("dynamic_sampling", &g.dynamic_sampling);
-  r.Optional("dynamic_sampling_rounds", &g.dynamic_sampling_rounds);
-  if (g.dynamic_sampling_rounds < 1) r.Fail("dynamic_sampling_rounds", "must be at least 1");
-  r.Optional("overlong_buffer", &g.overlong_buffer);
+  Bounded(r, "dynamic_sampling_rounds", &g.dynamic_sampling_rounds, 1);
+  Bounded(r, "overlong_buffer", &g.overlong_buffer, 0, 1);
   r.Optional("replay_routing", &g.replay_routing);
   g.reference =
       static_cast<GrpoConfig::Place>(r.OneOf("reference", {"learner", "pool", "host"}, 0));
   g.scoring = static_cast<GrpoConfig::Place>(r.OneOf("scoring", {"learner", "pool"}, 0));
-  r.Optional("general_last_steps", &g.general_last_steps);
-  r.Optional("general_share", &g.general_share);
-  r.Optional("max_unusable", &g.max_unusable);
+  Bounded(r, "max_unusable", &g.max_unusable, 0, 1);
   g.sampling.Read(r.Map("sampling"));
   g.loss.temperature = g.sampling.sampling.temperature;
   if (g.group_size < 2) r.Fail("group_size", "must be at least 2: advantages compare samples");
-  if (g.prompts_per_rollout < 1) r.Fail("prompts_per_rollout", "must be at least 1");
   if (g.minibatches < 1 || (g.prompts_per_rollout * g.group_size) % g.minibatches != 0) {
     r.Fail("minibatches", fmt::format("{} does not divide the {} samples of a rollout",
                                       g.minibatches, g.prompts_per_rollout * g.group_size));
@@ -307,32 +321,33 @@ void ReadRejection(ConfigReader& r, uint64_t seed, StageConfig* s) {
   RejectionConfig& c = s->rejection;
   if (!r.Has("prompts")) r.Fail("prompts", "is missing: which prompts to sample from");
   c.prompts = data::MakeProblemSource(r.Map("prompts"), SourceSeed(seed, s->name, "prompts"));
-  r.Optional("problems", &c.problems);
-  r.Optional("samples_per_problem", &c.samples_per_problem);
-  r.Optional("keep_per_problem", &c.keep_per_problem);
+  Bounded(r, "problems", &c.problems, 1);
+  Bounded(r, "samples_per_problem", &c.samples_per_problem, 1);
+  Bounded(r, "keep_per_problem", &c.keep_per_problem, 1);
   r.Optional("keep_unfinished", &c.keep_unfinished);
   r.Optional("drop_mixed_language", &c.drop_mixed_language);
   r.Optional("drop_code_blocks", &c.drop_code_blocks);
-  r.Optional("max_paragraph", &c.max_paragraph);
-  r.Optional("story_hindsight", &c.story_hindsight);
+  Bounded(r, "max_paragraph", &c.max_paragraph, 1);
+  Bounded(r, "story_hindsight", &c.story_hindsight, 0);
   c.sampling.Read(r.Map("sampling"));
-  if (c.samples_per_problem < 1) r.Fail("samples_per_problem", "must be at least 1");
-  if (c.keep_per_problem < 1) r.Fail("keep_per_problem", "must be at least 1");
-  if (c.story_hindsight < 0) r.Fail("story_hindsight", "must not be negative");
 }
 
 void ReadSupervised(ConfigReader& r, uint64_t seed, StageConfig* s) {
+  ReadUntil(r, s);
   if (r.Has("data")) {
     s->data = data::MakeExampleSource(r.Map("data"), SourceSeed(seed, s->name, "data"));
   }
   if (r.Has("heldout")) {
     s->heldout = data::MakeExampleSource(r.Map("heldout"), SourceSeed(seed, s->name, "heldout"));
   }
-  r.Optional("heldout_every", &s->heldout_every);
-  if (s->heldout_every < 1) r.Fail("heldout_every", "must be at least 1");
+  Bounded(r, "heldout_every", &s->heldout_every, 1);
   r.Optional("samples", &s->samples);
   if (!s->data && s->samples.empty()) r.Fail("data", "is missing: what to train on");
-  if (s->steps == 0 && s->data && s->data->size() < 0) {
+  const bool endless = s->data && s->data->size() < 0;
+  if (endless && !s->samples.empty()) {
+    r.Fail("data", "has no end, and cannot be joined with samples: give it a `count`");
+  }
+  if (s->steps == 0 && endless) {
     r.Fail("steps", "is missing: generated data has no end, so an epoch has none either");
   }
 }
@@ -345,39 +360,39 @@ void ReadRewardModel(ConfigReader& r, uint64_t seed, StageConfig* s) {
     c.heldout_pairs = data::MakePreferenceSource(r.Map("heldout_pairs"),
                                                  SourceSeed(seed, s->name, "heldout_pairs"));
   }
-  r.Optional("heldout_every", &s->heldout_every);
+  Bounded(r, "heldout_every", &s->heldout_every, 1);
   c.mode = static_cast<PreferenceMode>(r.OneOf("mode", {"pairwise", "pointwise"}, 0));
   c.scores = static_cast<RewardModelConfig::Scores>(r.OneOf("scores", {"answer", "response"}, 1));
-  r.Optional("pairs_per_step", &c.pairs_per_step);
-  if (c.pairs_per_step < 1) r.Fail("pairs_per_step", "must be at least 1");
-  if (s->heldout_every < 1) r.Fail("heldout_every", "must be at least 1");
+  Bounded(r, "pairs_per_step", &c.pairs_per_step, 1);
   if (s->steps == 0 && c.pairs->size() < 0) {
     r.Fail("steps", "is missing: generated data has no end, so an epoch has none either");
   }
+}
+
+// What all stages that train have.
+void ReadTraining(ConfigReader& r, int64_t context, StageConfig* s) {
+  Bounded(r, "steps", &s->steps, 0);
+  if (s->kind != StageKind::kGrpo) Bounded(r, "epochs", &s->epochs, 1);
+  Bounded(r, "save_every", &s->save_every, 1);
+  if (r.Has("optimizer")) s->optimizer.Read(r.Map("optimizer"));
+  s->lr.Read(r.Map("lr"));
+  s->batch.Read(r.Map("batch"), Supervised(s->kind), s->kind != StageKind::kGrpo);
+  // One token more than the context: a sequence's last token is only predicted.
+  if (s->batch.max_length == 0) s->batch.max_length = std::min(s->batch.pack_tokens, context + 1);
 }
 
 StageConfig ReadStage(ConfigReader& r, uint64_t seed, const parallel::AdamWConfig& optimizer,
                       int64_t context) {
   StageConfig s;
   r.Required("name", &s.name);
+  CheckName(r, s.name);
+  if (s.name == "init") r.Fail("name", "'init' is what stages start from that follow no other");
   s.where = r.Where("name");
   s.kind = static_cast<StageKind>(r.OneOf("kind", StageKindNames(), -1));
   s.from = "init";
   r.Optional("from", &s.from);
-  r.Optional("steps", &s.steps);
-  r.Optional("epochs", &s.epochs);
-  r.Optional("save_every", &s.save_every);
-  if (s.steps < 0) r.Fail("steps", "must not be negative");
-  if (s.save_every < 1) r.Fail("save_every", "must be at least 1");
-  ReadUntil(r, &s);
   s.optimizer = optimizer;
-  if (r.Has("optimizer")) s.optimizer.Read(r.Map("optimizer"));
-  if (Trains(s.kind)) {
-    s.lr.Read(r.Map("lr"));
-    if (r.Has("batch")) s.batch.Read(r.Map("batch"));
-    // One token more than the context: a sequence's last token is only predicted.
-    if (s.batch.max_length == 0) s.batch.max_length = std::min(s.batch.pack_tokens, context + 1);
-  }
+  if (Trains(s.kind)) ReadTraining(r, context, &s);
   switch (s.kind) {
     case StageKind::kGrpo:
       if (s.steps == 0) r.Fail("steps", "is missing");
@@ -403,6 +418,8 @@ void ReadEvaluation(ConfigReader& r, RunConfig* c) {
   for (ConfigReader* suite : r.List("suites")) {
     EvaluationSuite e;
     suite->Required("name", &e.name);
+    CheckName(*suite, e.name);
+    e.where = suite->Where("name");
     for (const EvaluationSuite& other : c->suites) {
       if (other.name == e.name) suite->Fail("name", "is another suite's: scores go by it");
     }
@@ -416,74 +433,17 @@ void ReadEvaluation(ConfigReader& r, RunConfig* c) {
       if (suite->Has("text")) {
         e.text = data::MakeExampleSource(suite->Map("text"), SourceSeed(c->seed, stream, "text"));
       }
-      if (suite->Has("batch")) e.batch.Read(suite->Map("batch"));
+      e.batch.Read(suite->Map("batch"), true, false);
     } else {
       e.problems =
           data::MakeProblemSource(suite->Map("problems"), SourceSeed(c->seed, stream, "problems"));
-      suite->Optional("count", &e.count);
-      if (e.count < 1) suite->Fail("count", "must be at least 1");
+      Bounded(*suite, "count", &e.count, 1);
       suite->Optional("greedy", &e.greedy);
       suite->Optional("sampled", &e.sampled);
-      suite->Optional("samples_per_problem", &e.samples_per_problem);
-      if (e.samples_per_problem < 1) suite->Fail("samples_per_problem", "must be at least 1");
+      Bounded(*suite, "samples_per_problem", &e.samples_per_problem, 1);
       e.sampling.Read(suite->Map("sampling"));
     }
     c->suites.push_back(std::move(e));
-  }
-}
-
-// Every `from` and `samples` names an earlier stage (so there can be no cycle), "init", or a
-// folder.
-void CheckReferences(const RunConfig& c) {
-  std::set<std::string> earlier;
-  std::vector<std::string> names;
-  for (const StageConfig& s : c.stages) names.push_back(s.name);
-  auto need = [&](const StageConfig& s, const std::string& key, const std::string& name) {
-    if (earlier.count(name)) return;
-    bool later = std::find(names.begin(), names.end(), name) != names.end();
-    std::string nearest = runtime::NearestWord(name, names);
-    throw ConfigError(fmt::format(
-        "{}: stage '{}': {}: '{}' {}", s.where, s.name, key, name,
-        later ? "comes later or is the stage itself: stages run in order, so this would be a cycle"
-              : "is no stage" + (nearest.empty() ? "" : "; did you mean '" + nearest + "'?")));
-  };
-  for (const EvaluationSuite& e : c.suites) {
-    const StageConfig* wrote = e.samples.empty() ? nullptr : c.FindStage(e.samples);
-    Check<ConfigError>(
-        e.samples.empty() || (wrote && wrote->kind == StageKind::kRejectionSampling),
-        "evaluate: suite '{}': samples: no stage of kind rejection_sampling is named '{}'", e.name,
-        e.samples);
-  }
-  for (const StageConfig& s : c.stages) {
-    Check<ConfigError>(!earlier.count(s.name), "{}: two stages are named '{}'", s.where, s.name);
-    if (const StageConfig* shared = c.FindStage(s.name + "-reference")) {
-      Check<ConfigError>(s.kind != StageKind::kGrpo,
-                         "{}: stage '{}': checkpoints/{} is where stage '{}' keeps its reference; "
-                         "choose another name",
-                         shared->where, shared->name, shared->name, s.name);
-    }
-    if (s.from != "init" && s.from.find('/') == std::string::npos) need(s, "from", s.from);
-    for (const auto& [reward, model] : s.grpo.reward_models) {
-      need(s, "reward_models." + reward, model);
-      Check<ConfigError>(c.FindStage(model)->kind == StageKind::kRewardModel,
-                         "{}: stage '{}': reward_models.{}: stage '{}' trains no reward model",
-                         s.where, s.name, reward, model);
-    }
-    const StageConfig* from = c.FindStage(s.from);
-    Check<ConfigError>(s.kind == StageKind::kRewardModel || from == nullptr ||
-                           from->kind != StageKind::kRewardModel,
-                       "{}: stage '{}': from: '{}' is a reward model, which no policy starts from",
-                       s.where, s.name, s.from);
-    for (const std::string& name : s.samples) {
-      if (name.find('/') == std::string::npos) need(s, "samples", name);
-    }
-    if (s.until) {
-      bool known = std::any_of(c.suites.begin(), c.suites.end(),
-                               [&](const EvaluationSuite& e) { return e.name == s.until->suite; });
-      Check<ConfigError>(known, "{}: stage '{}': until.suite: no evaluation suite is named '{}'",
-                         s.where, s.name, s.until->suite);
-    }
-    earlier.insert(s.name);
   }
 }
 
@@ -501,6 +461,21 @@ const StageConfig* RunConfig::FindStage(const std::string& stage) const {
   return nullptr;
 }
 
+bool RunConfig::HasText(const EvaluationSuite& suite, const StageConfig& stage) const {
+  const StageConfig* wrote = FindStage(suite.samples);
+  return wrote == nullptr || wrote < &stage;
+}
+
+std::vector<int32_t> SamplingConfig::StopIds(const data::Tokenizer& tokenizer) const {
+  std::vector<int32_t> ids = {tokenizer.eos_id()};
+  for (const std::string& name : stop_tokens) {
+    ids.push_back(tokenizer.SpecialId(name));
+    Check<ConfigError>(ids.back() >= 0, "sampling.stop_tokens: the tokenizer has no token '{}'",
+                       name);
+  }
+  return ids;
+}
+
 data::DataLoader::Options LoaderOptions(const RunConfig& config, const StageConfig& stage,
                                         int dp_rank) {
   data::DataLoader::Options o;
@@ -512,6 +487,21 @@ data::DataLoader::Options LoaderOptions(const RunConfig& config, const StageConf
   o.dp_rank = dp_rank;
   o.repeat = stage.steps > 0;
   o.epochs = stage.epochs;
+  return o;
+}
+
+data::DataLoader::Options TextOptions(const RunConfig& config, const EvaluationSuite& suite,
+                                      int dp_rank) {
+  data::DataLoader::Options o;
+  o.packs = suite.batch.packs;
+  o.pack_tokens = suite.batch.pack_tokens;
+  o.max_length = config.model.max_position_embeddings + 1;
+  o.drop_too_long = true;
+  o.with_end = false;  // a base model may have been trained with another end of text, or none
+  o.repeat = false;
+  o.seed = RandomStream{config.seed, HashName(suite.name), HashName("text")}.Bits(0);
+  o.dp = config.mesh.dp;
+  o.dp_rank = dp_rank;
   return o;
 }
 

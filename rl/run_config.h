@@ -34,6 +34,7 @@ enum class StageKind {
   kExport
 };
 const std::vector<std::string>& StageKindNames();
+bool Supervised(StageKind kind);  // cross-entropy on examples
 // Whether a stage of this kind ends with weights of its own.
 bool Trains(StageKind kind);
 
@@ -52,7 +53,8 @@ struct BatchConfig {
   int64_t packs = 16;  // a step, over all ranks
   int64_t pack_tokens = 1024;
   int64_t max_length = 0;  // of one sequence; 0: as long as pack and context allow
-  void Read(ConfigReader& reader);
+  // Of the keys that not every batch has, those that this one does.
+  void Read(ConfigReader& reader, bool with_packs, bool with_max_length);
   // ConfigError, beginning with `where`, when what is drawn after a prompt cannot be learned from.
   void CheckPack(int64_t prompt_tokens, int64_t max_new_tokens, const std::string& where) const;
 };
@@ -71,6 +73,8 @@ struct SamplingConfig {
   std::vector<std::string> stop_tokens;  // by name, beside the tokenizer's end of text
   EnvironmentConfig environment;         // that answers calls in the completion
   void Read(ConfigReader& reader);
+  // Of the end of text and `stop_tokens`. ConfigError for a token that the tokenizer does not have.
+  std::vector<int32_t> StopIds(const data::Tokenizer& tokenizer) const;
 };
 
 struct GrpoConfig {
@@ -185,6 +189,7 @@ struct EvaluationSuite {
   int64_t samples_per_problem = 1;  // of the sampled pass; above 1 it reports pass_at_k too
   bool greedy = true, sampled = true;
   std::vector<std::string> after_stages;  // measured after these only; empty: after every stage
+  std::string where;                      // file:line, for errors found later
   bool is_text() const { return problems == nullptr; }
   bool After(const std::string& stage) const;
 };
@@ -221,9 +226,16 @@ struct RunConfig {
   std::string resolved_yaml;  // what was read, overrides included
 
   const StageConfig* FindStage(const std::string& name) const;
+  // Whether what the suite reads is there behind `stage`, one of `stages`: samples that another
+  // stage writes are not before that one is done.
+  bool HasText(const EvaluationSuite& suite, const StageConfig& stage) const;
 };
 
 RunConfig ReadRunConfig(const Config& config);
+// A part of it: stages, suites and metrics that are named exist, and stand where they can be used.
+void CheckReferences(const RunConfig& config);
+// That `--until` names: the last one unless it does. ConfigError when there is no such stage.
+const StageConfig& FindLastStage(const RunConfig& config, const std::string& until);
 // What reading alone does not find: layout against model and schedules, prompts against context and
 // verifiers, examples against the length limit, sampling without workers, unless some are to join
 // from elsewhere. ConfigError or DataError.
@@ -231,6 +243,9 @@ void CheckRun(const RunConfig& config, bool workers_join = false);
 // How a supervised stage reads its examples on one rank.
 data::DataLoader::Options LoaderOptions(const RunConfig& config, const StageConfig& stage,
                                         int dp_rank);
+// How the text of a suite is read: as much as fits into one step.
+data::DataLoader::Options TextOptions(const RunConfig& config, const EvaluationSuite& suite,
+                                      int dp_rank);
 // Lines of prompt and completion, as rejection sampling writes them.
 std::shared_ptr<data::ExampleSource> ReadSamples(const std::string& path);
 RunConfig LoadRunConfig(const std::string& path, const std::vector<std::string>& overrides);

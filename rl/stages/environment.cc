@@ -23,16 +23,6 @@ std::string Environment::FromRoot(const std::string& bytes) const {
   return world().AllGatherBytes(root() ? bytes : "")[0];
 }
 
-std::vector<int32_t> Environment::StopIds(const SamplingConfig& sampling) const {
-  std::vector<int32_t> ids = {tokenizer->eos_id()};
-  for (const std::string& name : sampling.stop_tokens) {
-    ids.push_back(tokenizer->SpecialId(name));
-    Check<ConfigError>(ids.back() >= 0, "[sampling] stop_tokens: the tokenizer has no token '{}'",
-                       name);
-  }
-  return ids;
-}
-
 void Environment::LoadStart(const std::string& from) const {
   std::string path = ResolveFrom(*this, from);
   if (path.empty()) {

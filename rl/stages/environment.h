@@ -40,8 +40,6 @@ struct Environment {
   bool AgreeToStop() const;
   // Rank 0's bytes on every rank. Collective.
   std::string FromRoot(const std::string& bytes) const;
-  // What ends a sample: the end of text, and `stop_tokens`. ConfigError names one that is none.
-  std::vector<int32_t> StopIds(const SamplingConfig& sampling) const;
   // The weights that a stage starts from, in the learner. Collective.
   void LoadStart(const std::string& from) const;
   // Sums over ranks in rank order. Collective.

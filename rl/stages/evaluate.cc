@@ -4,7 +4,6 @@
 #include "rl/scores.h"
 #include "rl/stages/sample_pool.h"
 #include "rl/stages/stages.h"
-#include "runtime/philox.h"
 
 namespace hone::rl {
 namespace {
@@ -22,7 +21,7 @@ RolloutPlan MakePlan(const Environment& env, const EvaluationSuite& suite, const
   if (greedy) plan.sampling = {.temperature = 0, .top_p = 1, .top_k = 0};
   plan.max_new_tokens = suite.sampling.max_new_tokens;
   plan.stop_strings = suite.sampling.stop_strings;
-  plan.stop_ids = env.StopIds(suite.sampling);
+  plan.stop_ids = suite.sampling.StopIds(*env.tokenizer);
   plan.environment = suite.sampling.environment;
   int64_t count =
       suite.problems->size() < 0 ? suite.count : std::min(suite.count, suite.problems->size());
@@ -38,21 +37,11 @@ RolloutPlan MakePlan(const Environment& env, const EvaluationSuite& suite, const
 
 }  // namespace
 
-// Mean loss over the first batch of a suite's texts, without their ends: a base model may have been
-// trained with another end of text, or none.
+// Mean loss over the first batch of a suite's texts.
 EvaluationScores TextLoss(Environment& env, const EvaluationSuite& suite) {
   std::shared_ptr<data::ExampleSource> source = suite.text;
   if (!source) source = ReadSamples(env.directory.dataset(suite.samples));
-  data::DataLoader::Options options;
-  options.packs = suite.batch.packs;
-  options.pack_tokens = suite.batch.pack_tokens;
-  options.max_length = env.config.model.max_position_embeddings + 1;
-  options.drop_too_long = true;
-  options.with_end = false;
-  options.repeat = false;
-  options.seed = RandomStream{env.config.seed, HashName(suite.name), HashName("text")}.Bits(0);
-  options.dp = env.learner.mesh().config().dp;
-  options.dp_rank = env.learner.mesh().dp_index();
+  const auto options = TextOptions(env.config, suite, env.learner.mesh().dp_index());
   auto data = data::DataLoader(source, env.tokenizer, options).Next();
   double loss = 0;
   for (auto& outcome : env.learner.engine().Evaluate(data.microbatches, CrossEntropyLoss(), false))

@@ -149,7 +149,7 @@ class GrpoStage {
     plan.sampling = config_.sampling.sampling;
     plan.max_new_tokens = config_.sampling.max_new_tokens;
     plan.stop_strings = config_.sampling.stop_strings;
-    plan.stop_ids = env_.StopIds(config_.sampling);
+    plan.stop_ids = config_.sampling.StopIds(*env_.tokenizer);
     plan.record_routing = config_.replay_routing;
     plan.environment = config_.sampling.environment;
     for (int64_t i = 0; i < config_.prompts_per_rollout; ++i) {
@@ -177,10 +177,13 @@ class GrpoStage {
             : 0;
     const data::ProblemSource& source = i < general ? *config_.general_prompts : *config_.prompts;
     int64_t index = rollout * Rounds() * config_.prompts_per_rollout + prompt;
-    int64_t size = source.size();
-    if (size < 0) return source.At(index);
-    data::SeededPermutation order(size, seed_, index / size);
-    return source.At(static_cast<int64_t>(order(index % size)));
+    if (int64_t size = source.size(); size >= 0) {
+      data::SeededPermutation order(size, seed_, index / size);
+      index = static_cast<int64_t>(order(index % size));
+    }
+    data::Problem problem = source.At(index);
+    if (i < general) problem.kind = "general";  // a JSONL file need not say so
+    return problem;
   }
 
   // What was drawn, with the prompts that are learned from chosen; fills summary_.

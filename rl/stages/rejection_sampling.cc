@@ -60,7 +60,7 @@ RolloutPlan MakePlan(const Environment& env, const StageConfig& stage, int64_t r
   plan.sampling = c.sampling.sampling;
   plan.max_new_tokens = c.sampling.max_new_tokens;
   plan.stop_strings = c.sampling.stop_strings;
-  plan.stop_ids = env.StopIds(c.sampling);
+  plan.stop_ids = c.sampling.StopIds(*env.tokenizer);
   plan.environment = c.sampling.environment;
   int64_t end = std::min(c.problems, (rollout + 1) * kProblemsPerRollout);
   for (int64_t i = rollout * kProblemsPerRollout; i < end; ++i) {

@@ -55,7 +55,8 @@ std::vector<const EvaluationSuite*> MissingSuites(const Environment& env,
   const auto& measured = env.state.Find(stage.name)->evaluations;
   std::string missing;
   for (const EvaluationSuite& suite : env.config.suites) {
-    bool wanted = Evaluates(env.config, stage) && suite.After(stage.name) && CanMeasure(env, suite);
+    bool wanted = Evaluates(env.config, stage) && suite.After(stage.name) &&
+                  CanMeasure(env, suite) && env.config.HasText(suite, stage);
     missing += wanted && measured.count(suite.name) == 0 ? '1' : '0';
   }
   missing = env.FromRoot(missing);
@@ -112,14 +113,13 @@ void RunStageNamingPlace(Environment& env, const StageConfig& stage) {
 }  // namespace
 
 void RunStages(Environment& env, const std::string& until) {
-  Check<ConfigError>(until.empty() || env.config.FindStage(until) != nullptr,
-                     "[run] --until {}: there is no such stage", until);
+  const StageConfig& last = FindLastStage(env.config, until);
   PrepareState(env);
   if (env.root()) env.directory.WriteState(env.state);
   SayWhatIsNotMeasured(env);
   for (const StageConfig& stage : env.config.stages) {
     RunStageNamingPlace(env, stage);
-    if (stage.name == until) break;
+    if (&stage == &last) break;
   }
 }
 

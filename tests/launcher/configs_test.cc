@@ -181,7 +181,8 @@ std::string ReadAll(const std::string& path) {
 
 TEST(Configs, DocumentationNamesEveryKey) {
   const std::string text = ReadAll("docs/config.md");
-  const std::regex key(R"re((?:Optional|Required|OneOf|Map|List|Has)\("([a-z_0-9]+)")re");
+  const std::regex key(
+      R"re((?:Optional|Required|OneOf|Map|List|Has|Bounded)\((?:\*?\w+, )?"([a-z_0-9]+)")re");
   int keys = 0;
   for (const char* file : {"rl/run_config.cc", "model/model_config.cc", "parallel/mesh.cc",
                            "parallel/train_engine.cc", "parallel/sharded_optimizer.cc"}) {

@@ -162,6 +162,38 @@ TEST_F(ResumeTest, SuitesWithoutWorkersAreMeasuredWhereTheyNeedNone) {
   }
 }
 
+// A suite of samples is measured behind the stage that writes them, also when the run goes on with
+// other stages than it began with.
+TEST_F(ResumeTest, SuitesOfSamplesAreMeasuredBehindThoseWhoWriteThem) {
+  const std::string dir = NewDir();
+  ASSERT_TRUE(Train(yaml_, {}, dir));
+  {
+    RunDirectory directory(runtime::LocalFileSystem(), dir);
+    directory.Acquire(0);
+    RunState state = directory.ReadState();
+    state.stages.emplace_back();
+    state.stages.back().name = "kept";
+    state.stages.back().state = "done";
+    directory.WriteState(state);
+    directory.fs().MakeDirs(dir + "/datasets");
+    directory.fs().WriteAtomically(directory.dataset("kept"),
+                                   R"({"prompt": "1+1=", "completion": "2"})"
+                                   "\n");
+  }
+  yaml_ += R"(  - {name: kept, kind: rejection_sampling, from: sft, prompts: {family: chain},
+     sampling: {max_new_tokens: 40}}
+  - {name: look, kind: evaluate, from: sft}
+rollout: {workers: 1}
+evaluate: {suites: [{name: written, samples: kept, batch: {packs: 1, pack_tokens: 48}}]}
+)";
+  ASSERT_TRUE(Train(yaml_, {}, dir));
+  RunState state = RunDirectory(runtime::LocalFileSystem(), dir).ReadState();
+  for (const std::string& stage : kStages) {
+    EXPECT_TRUE(state.Find(stage)->evaluations.empty()) << stage;
+  }
+  EXPECT_GT(state.Find("look")->evaluations.at("written").at("loss"), 0);
+}
+
 TEST_F(ResumeTest, AStopWhileALookSamplesKeepsTheSteps) {
   yaml_ += kSuites;
   const std::string dir = NewDir();

@@ -39,15 +39,25 @@ evaluate:
 using Overrides = std::vector<std::string>;
 
 // The error of reading and checking; "" when there is none.
-std::string ErrorOf(const Overrides& overrides) {
+std::string ErrorIn(const std::string& run, const Overrides& overrides) {
   try {
-    Config file = Config::FromString(kRun, "run.yaml");
+    Config file = Config::FromString(run, "run.yaml");
     for (const std::string& assignment : overrides) file.Override(assignment);
     CheckRun(ReadRunConfig(file));
     return "";
   } catch (const Error& e) {
     return e.what();
   }
+}
+std::string ErrorOf(const Overrides& overrides) { return ErrorIn(kRun, overrides); }
+
+// kRun with a stage and a suite of every other form.
+std::string WholeRun() {
+  std::string run = kRun;
+  run.insert(run.find("evaluate:"),
+             "  - {name: look, kind: evaluate, from: sft}\n"
+             "  - {name: out, kind: export, from: look}\n");
+  return run + "    - {name: texts, text: {family: chain, text: answer}}\n";
 }
 
 TEST(RunChecks, TheRunItselfIsSound) { EXPECT_EQ(ErrorOf({}), ""); }
@@ -164,9 +174,10 @@ TEST(RunChecks, PacksThatAreTooSmallNameTheNumber) {
               AllOf(HasSubstr("stage 'rl'"), HasSubstr("one.jsonl:1"),
                     HasSubstr("batch.pack_tokens is 48; set it to at least 49")));
   EXPECT_EQ(ErrorOf({"stages.rl.prompts" + prompts, "stages.rl.batch={pack_tokens: 49}"}), "");
-  EXPECT_THAT(ErrorOf({"stages.rl.prompts" + prompts, "stages.rl.batch={pack_tokens: 49}",
-                       "stages.rl.general_prompts={family: chain}"}),
-              HasSubstr("set it to at least 5"));
+  EXPECT_THAT(
+      ErrorOf({"stages.rl.prompts" + prompts, "stages.rl.batch={pack_tokens: 49}",
+               "stages.rl.general_prompts={family: chain}", "stages.rl.general_last_steps=1"}),
+      HasSubstr("set it to at least 5"));
   EXPECT_EQ(
       ErrorOf({"stages.samples.prompts" + prompts, "stages.samples.sampling.max_new_tokens=90"}),
       "");
@@ -193,12 +204,147 @@ TEST(RunChecks, NamesThatTwoThingsWouldHave) {
               AllOf(HasSubstr("name"), HasSubstr("is another suite's")));
 }
 
-TEST(RunChecks, CountsThatAreZero) {
-  EXPECT_THAT(
-      ErrorOf({"stages.base.heldout={family: chain, text: answer}", "stages.base.heldout_every=0"}),
-      AllOf(HasSubstr("heldout_every"), HasSubstr("at least 1")));
-  EXPECT_THAT(ErrorOf({"evaluate.suites.heldout.count=0"}),
-              AllOf(HasSubstr("count"), HasSubstr("at least 1")));
+TEST(RunChecks, NamesThatNoFolderCanHave) {
+  for (const std::string name : {"../x", "a/b", ".x", "a b", "''", "init"}) {
+    EXPECT_THAT(ErrorOf({"stages.sft.name=" + name}), HasSubstr("name")) << name;
+    if (name == "init") continue;
+    EXPECT_THAT(ErrorOf({"evaluate.suites.heldout.name=" + name}), HasSubstr("is no name")) << name;
+  }
+  EXPECT_EQ(ErrorOf({"stages.sft.name=SFT_2-b.c"}), "");
+}
+
+TEST(RunChecks, NumbersOutOfRange) {
+  const std::vector<std::pair<const char*, const char*>> rows = {
+      {"train.threads=0", "at least 1"},
+      {"train.deadline_seconds=0", "at least 1"},
+      {"train.keep_last=0", "at least 1"},
+      {"train.keep_every=-1", "must not be negative"},
+      {"train.dtype=u8", "none of f32, bf16, f64"},
+      {"train.dtype=f8e4m3", "none of f32, bf16, f64"},
+      {"optimizer.beta1=1", "[0, 1)"},
+      {"optimizer.beta2=-0.1", "[0, 1)"},
+      {"optimizer.eps=0", "above 0"},
+      {"optimizer.weight_decay=-1", "must not be negative"},
+      {"optimizer.clip=-1", "must not be negative"},
+      {"stages.base.steps=-1", "must not be negative"},
+      {"stages.base.save_every=0", "at least 1"},
+      {"stages.base.heldout_every=0", "at least 1"},
+      {"stages.base.lr.peak=0", "above 0"},
+      {"stages.base.lr.warmup=-1", "must not be negative"},
+      {"stages.base.lr.final_ratio=-0.1", "must not be negative"},
+      {"stages.base.batch.packs=0", "at least 1"},
+      {"stages.base.batch.pack_tokens=1", "at least 2"},
+      {"stages.base.batch.max_length=-1", "from 2"},
+      {"stages.sft.epochs=0", "at least 1"},
+      {"stages.rl.prompts_per_rollout=0", "at least 1"},
+      {"stages.rl.reference_every=-1", "must not be negative"},
+      {"stages.rl.overlong_buffer=4096", "[0, 1]"},
+      {"stages.rl.max_unusable=1.1", "[0, 1]"},
+      {"stages.rl.loss.clip_low=-1", "must not be negative"},
+      {"stages.rl.loss.importance_cap=-1", "must not be negative"},
+      {"stages.rl.sampling.max_new_tokens=0", "at least 1"},
+      {"stages.rl.sampling.top_k=-1", "must not be negative"},
+      {"stages.samples.problems=0", "at least 1"},
+      {"stages.samples.keep_per_problem=0", "at least 1"},
+      {"stages.samples.max_paragraph=0", "at least 1"},
+      {"evaluate.suites.heldout.count=0", "at least 1"},
+      {"evaluate.suites.heldout.samples_per_problem=0", "at least 1"},
+  };
+  for (const auto& [assignment, says] : rows) {
+    const std::string text = assignment, path = text.substr(0, text.find('='));
+    EXPECT_THAT(ErrorOf({text}), AllOf(HasSubstr(path), HasSubstr(says))) << text;
+  }
+  const std::string general = "stages.rl.general_prompts={family: general}";
+  EXPECT_EQ(ErrorOf({general, "stages.rl.general_last_steps=1"}), "");
+  EXPECT_THAT(ErrorOf({general}), HasSubstr("would never be used"));
+  EXPECT_THAT(ErrorOf({general, "stages.rl.general_last_steps=1", "stages.rl.general_share=1.5"}),
+              AllOf(HasSubstr("general_share"), HasSubstr("[0, 1]")));
+}
+
+TEST(RunChecks, KeysThatDoNotActAreUnknown) {
+  const std::string until = "={suite: heldout, metric: accuracy, at_least: 1}";
+  std::vector<std::string> rows = {"stages.rl.until" + until,        "stages.rl.epochs=2",
+                                   "stages.rl.batch.packs=4",        "stages.rl.batch.max_length=9",
+                                   "stages.rl.general_last_steps=2", "stages.rl.general_share=0.1",
+                                   "stages.rl.heldout_every=2"};
+  for (const char* key : {"until", "steps", "epochs", "save_every", "optimizer", "lr", "batch"}) {
+    const std::string value = key == std::string("until") ? until : "=1";
+    for (const char* stage : {"samples", "look", "out"}) {
+      rows.push_back(fmt::format("stages.{}.{}{}", stage, key, value));
+    }
+  }
+  rows.push_back("evaluate.suites.texts.batch.max_length=9");
+  rows.push_back("evaluate.suites.texts.count=9");
+  EXPECT_EQ(ErrorIn(WholeRun(), {}), "");
+  for (const std::string& row : rows) {
+    EXPECT_THAT(ErrorIn(WholeRun(), {row}), HasSubstr("unknown key")) << row;
+  }
+}
+
+TEST(RunChecks, ReferencesThatLeadNowhere) {
+  struct Row {
+    Overrides overrides;
+    std::vector<std::string> says;
+  };
+  const std::string until = "stages.base.until={at_least: 1, suite: ";
+  const std::string of_samples =
+      "evaluate.suites=[{name: of_samples, samples: samples, batch: {packs: 1}";
+  const std::string export_of = "stages.out.from=";
+  runtime::TemporaryFolder folder;
+  std::ofstream(folder / "config.json") << "{}";
+  const std::vector<Row> rows = {
+      {{"evaluate.suites.heldout.after_stages=[rl, sftt]"},
+       {"run.yaml:", "'heldout'", "after_stages: 'sftt'", "did you mean 'sft'"}},
+      {{until + "heldot, metric: accuracy}"}, {"'base'", "did you mean 'heldout'"}},
+      {{until + "heldout, metric: acuracy}"}, {"no metric 'acuracy'", "did you mean 'accuracy'"}},
+      {{until + "heldout, metric: loss}"}, {"'heldout' has no metric 'loss'"}},
+      {{until + "texts, metric: accuracy}"}, {"'texts' has no metric 'accuracy'"}},
+      {{"stages.sft.samples=[base]"}, {"'sft'", "stage 'base' writes none"}},
+      {{"stages.sft.data={family: chain, text: answer}"}, {"stages.sft.data", "has no end"}},
+      {{"stages.sft.data={family: chain, text: answer}", "stages.sft.steps=5"}, {"has no end"}},
+      {{of_samples + ", after_stages: [base]}]"}, {"'base' comes before stage 'samples'"}},
+      {{of_samples + "}]", until + "of_samples, metric: loss}"},
+       {"'of_samples' is of samples that stage 'samples' writes later"}},
+      {{"stages.rl.sampling.stop_tokens=['<stop>']"}, {"stage 'rl'", "no token '<stop>'"}},
+      {{"stages.samples.sampling.stop_tokens=['<stop>']"}, {"stage 'samples'", "no token"}},
+      {{"evaluate.suites.heldout.sampling.stop_tokens=['<stop>']"},
+       {"suite 'heldout'", "no token"}},
+      {{export_of + "init"}, {"stage 'out'", "'init' is no checkpoint"}},
+      {{export_of + "samples", "stages.samples.from=init"}, {"'init' is no checkpoint"}},
+      {{export_of + (folder / "")}, {"stage 'out'", "is a Hugging Face folder already"}},
+      {{"mesh.dp=3", "evaluate.suites.texts.batch.packs=4", "stages.base.batch.packs=3",
+        "stages.sft.batch.packs=3"},
+       {"suite 'texts'", "4 packs do not split over dp = 3"}},
+      {{"mesh.dp=2", "stages.sft.batch.packs=1"}, {"stage 'sft'", "1 packs do not split"}},
+  };
+  for (const Row& row : rows) {
+    const std::string error = ErrorIn(WholeRun(), row.overrides);
+    for (const std::string& part : row.says) {
+      EXPECT_THAT(error, HasSubstr(part)) << testing::PrintToString(row.overrides);
+    }
+  }
+  EXPECT_EQ(ErrorIn(WholeRun(), {of_samples + "}]"}), "") << "measured behind 'samples'";
+  EXPECT_EQ(ErrorIn(WholeRun(), {until + "heldout, metric: greedy_format}"}), "");
+  const RunConfig config = ReadRunConfig(Config::FromString(kRun, "run.yaml"));
+  EXPECT_EQ(FindLastStage(config, "").name, "sft");
+  EXPECT_EQ(FindLastStage(config, "rl").name, "rl");
+  EXPECT_THAT([&] { FindLastStage(config, "bas"); },
+              testing::ThrowsMessage<ConfigError>(HasSubstr("did you mean 'base'")));
+}
+
+TEST(RunChecks, ModelsThatWorkersCannotBeTold) {
+  const std::string model =
+      "model={family: qwen3, num_nextn_predict_layers: 1, "
+      "hidden_size: 16, intermediate_size: 20, num_hidden_layers: 4, "
+      "num_attention_heads: 2, vocab_size: 263, max_position_embeddings: 128}";
+  EXPECT_THAT(ErrorOf({model}), AllOf(HasSubstr("[model] sampling and export"),
+                                      HasSubstr("num_nextn_predict_layers is 1")));
+  const std::string base = kRun, head = base.substr(0, base.find("  - {name: rl"));
+  const std::string texts =
+      head + "evaluate: {suites: [{name: t, text: {family: chain, text: answer}}]}\n";
+  EXPECT_EQ(ErrorIn(texts, {model}), "");
+  EXPECT_THAT(ErrorIn(head + "  - {name: out, kind: export, from: base}\n", {model}),
+              HasSubstr("sampling and export"));
 }
 
 TEST(RunChecks, PoolsThatWouldDoNothing) {
@@ -250,9 +396,10 @@ TEST(RunChecks, SamplingWithoutWorkers) {
   EXPECT_EQ(ErrorOf({"rollout.workers=0", stages, "evaluate.suites.heldout.after_stages=[base]"}),
             "");
   EXPECT_EQ(ErrorOf({"rollout.workers=0", stages, texts}), "");
-  const std::string until = base + ", until: {metric: loss, at_least: 1, suite: ";
-  EXPECT_EQ(ErrorOf({"rollout.workers=0", "stages=[" + until + "texts}}]", texts}), "");
-  EXPECT_THAT(ErrorOf({"rollout.workers=0", "stages=[" + until + "heldout}}]"}),
+  const std::string until = base + ", until: {at_least: 1, suite: ";
+  EXPECT_EQ(ErrorOf({"rollout.workers=0", "stages=[" + until + "texts, metric: loss}}]", texts}),
+            "");
+  EXPECT_THAT(ErrorOf({"rollout.workers=0", "stages=[" + until + "heldout, metric: accuracy}}]"}),
               HasSubstr("rollout.workers is 0"));
 }
 
