@@ -1,6 +1,8 @@
 // Rejection sampling: draw from a policy, keep what is right and readable, write JSONL with
 // provenance. [R1 §2.3.3: correct only; mixed-language, long-paragraph and code-block chains of
 // thought dropped]
+#include "rl/stages/rejection_sampling.h"
+
 #include <algorithm>
 #include <nlohmann/json.hpp>
 #include <optional>
@@ -13,8 +15,6 @@
 
 namespace hone::rl {
 namespace {
-
-using nlohmann::json;
 
 constexpr int64_t kProblemsPerRollout = 256;
 
@@ -33,7 +33,8 @@ double Part(const Sample& sample, const std::string& name) {
   return it == sample.rewards.end() ? 1.0 : it->second;
 }
 
-// Why a sample is dropped; "" keeps it.
+}  // namespace
+
 std::string ReasonToDrop(const Sample& sample, const RejectionConfig& config) {
   if (sample.finish != FinishReason::kStop && !config.keep_unfinished) return "unfinished";
   if (sample.outcome != Outcome::kCorrect) return std::string(OutcomeName(sample.outcome));
@@ -46,6 +47,10 @@ std::string ReasonToDrop(const Sample& sample, const RejectionConfig& config) {
   }
   return "";
 }
+
+namespace {
+
+using nlohmann::json;
 
 RolloutPlan MakePlan(const Environment& env, const StageConfig& stage, int64_t rollout,
                      const WeightVersion& version) {
