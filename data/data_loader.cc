@@ -11,8 +11,9 @@ namespace {
 constexpr int64_t kCheckedWhole = 50'000, kCheckedOfEndless = 1000;
 constexpr int64_t kDroppedInARow = 100'000;
 
+// 0 of one that was dropped.
 int64_t Inputs(const TokenSequence& sequence) {
-  return static_cast<int64_t>(sequence.tokens.size()) - 1;
+  return std::max<int64_t>(static_cast<int64_t>(sequence.tokens.size()) - 1, 0);
 }
 
 // Halves the packs with most sequences until there are `count`, or every pack holds one.
@@ -77,56 +78,58 @@ struct DataLoader::Impl {
                      count, from.Where(0), limit());
   }
 
-  // The sequences of a step: as many as fit into `packs` packs when packed best-fit.
+  // What is in a step: as many sequences as fit into `packs` packs when packed best-fit.
   struct Draw {
-    std::vector<TokenSequence> sequences;
+    std::vector<int64_t> lengths;    // inputs of each sequence
     std::vector<LoaderState> after;  // where the order stands behind each sequence
     std::vector<std::vector<int64_t>> packs;
   };
-  Draw DrawStep() const {
+  // `inputs_of` gives an example's inputs, 0 where it is dropped: it is asked once for each that is
+  // taken, in order, and perhaps for one more.
+  template <class InputsOf>
+  Draw DrawStep(LoaderState at, InputsOf&& inputs_of) const {
     Draw draw;
     int64_t room = options.packs * options.pack_tokens, dropped = 0;
-    for (LoaderState at = state; !AtEnd(at); at = After(at)) {
-      TokenSequence sequence = Load(IndexOf(at));
-      if (sequence.tokens.empty()) {
+    for (; !AtEnd(at); at = After(at)) {
+      const int64_t inputs = inputs_of(IndexOf(at));
+      if (inputs == 0) {
         Check<DataError>(++dropped < kDroppedInARow,
                          "[data_loader] {} examples in a row exceed {} tokens", dropped, limit());
         continue;
       }
       dropped = 0;
-      room -= Inputs(sequence);
+      room -= inputs;
       if (room < 0) break;
-      draw.sequences.push_back(std::move(sequence));
+      draw.lengths.push_back(inputs);
       draw.after.push_back(After(at));
     }
     while (true) {
-      std::vector<int64_t> lengths;
-      for (const auto& sequence : draw.sequences) lengths.push_back(Inputs(sequence));
-      draw.packs = BestFitPack(lengths, options.pack_tokens);
+      draw.packs = BestFitPack(draw.lengths, options.pack_tokens);
       if (static_cast<int64_t>(draw.packs.size()) <= options.packs) break;
-      GiveBack(&draw, lengths);
+      GiveBack(&draw);
     }
     SplitUpTo(static_cast<size_t>(options.packs), &draw.packs);
     return draw;
   }
   // Leaves the last sequences for the next step: as many tokens as the surplus packs hold.
-  void GiveBack(Draw* draw, const std::vector<int64_t>& lengths) const {
+  void GiveBack(Draw* draw) const {
     int64_t surplus = 0;
     for (size_t p = static_cast<size_t>(options.packs); p < draw->packs.size(); ++p) {
-      for (int64_t i : draw->packs[p]) surplus += lengths[static_cast<size_t>(i)];
+      for (int64_t i : draw->packs[p]) surplus += draw->lengths[static_cast<size_t>(i)];
     }
-    for (size_t last = lengths.size(); last-- > 0 && surplus > 0;) {
-      surplus -= lengths[last];
-      draw->sequences.pop_back();
+    while (!draw->lengths.empty() && surplus > 0) {
+      surplus -= draw->lengths.back();
+      draw->lengths.pop_back();
       draw->after.pop_back();
     }
   }
 
-  TokenBatch Batch(const Draw& draw, int64_t pack) const {
+  TokenBatch Batch(const Draw& draw, const std::vector<TokenSequence>& sequences,
+                   int64_t pack) const {
     if (pack < 0) return WeightlessBatch(*tokenizer);
     std::vector<const TokenSequence*> members;
     for (int64_t i : draw.packs[static_cast<size_t>(pack)]) {
-      members.push_back(&draw.sequences[static_cast<size_t>(i)]);
+      members.push_back(&sequences[static_cast<size_t>(i)]);
     }
     return MakeBatch(members);
   }
@@ -152,29 +155,59 @@ DataLoader& DataLoader::operator=(DataLoader&&) noexcept = default;
 
 DataLoader::StepData DataLoader::Next() {
   StepData step;
-  Impl::Draw draw = impl_->DrawStep();
-  if (draw.sequences.empty()) {
+  std::vector<TokenSequence> sequences;
+  const Impl::Draw draw = impl_->DrawStep(impl_->state, [&](int64_t index) {
+    TokenSequence sequence = impl_->Load(index);
+    const int64_t inputs = Inputs(sequence);
+    if (inputs > 0) sequences.push_back(std::move(sequence));
+    return inputs;
+  });
+  if (draw.lengths.empty()) {
     step.end = true;
     return step;
   }
+  sequences.resize(draw.lengths.size());
   impl_->state = draw.after.back();
   double weight = 0;
-  for (const TokenSequence& sequence : draw.sequences) {
+  for (const TokenSequence& sequence : sequences) {
     step.tokens += Inputs(sequence);
     for (size_t i = 1; i < sequence.weight.size(); ++i) weight += sequence.weight[i];
   }
   std::vector<int64_t> pack_tokens;
   for (const auto& pack : draw.packs) {
     int64_t tokens = 0;
-    for (int64_t i : pack) tokens += Inputs(draw.sequences[static_cast<size_t>(i)]);
+    for (int64_t i : pack) tokens += draw.lengths[static_cast<size_t>(i)];
     pack_tokens.push_back(tokens);
   }
   auto assigned = BalancePacks(pack_tokens, impl_->options.dp);
   for (int64_t pack : assigned[static_cast<size_t>(impl_->options.dp_rank)]) {
-    step.microbatches.push_back(impl_->Batch(draw, pack));
+    step.microbatches.push_back(impl_->Batch(draw, sequences, pack));
   }
   NormalizeLossWeights(&step.microbatches, weight);
   return step;
+}
+
+std::vector<int32_t> DataLoader::Lengths(int64_t begin, int64_t end, ThreadPool& pool) const {
+  std::vector<int32_t> lengths(static_cast<size_t>(end - begin));
+  pool.ParallelFor(end - begin, 1, [&](int64_t from, int64_t to) {
+    for (int64_t i = from; i < to; ++i) {
+      lengths[static_cast<size_t>(i)] = static_cast<int32_t>(Inputs(impl_->Load(begin + i)));
+    }
+  });
+  return lengths;
+}
+
+int64_t DataLoader::CountSteps(const std::vector<int32_t>& lengths) const {
+  Check<Error>(static_cast<int64_t>(lengths.size()) == impl_->source->size(),
+               "[data_loader] {} lengths of {} examples", lengths.size(), impl_->source->size());
+  int64_t steps = 0;
+  for (LoaderState at; !impl_->AtEnd(at); ++steps) {
+    const Impl::Draw draw = impl_->DrawStep(
+        at, [&](int64_t index) -> int64_t { return lengths[static_cast<size_t>(index)]; });
+    if (draw.after.empty()) break;
+    at = draw.after.back();
+  }
+  return steps;
 }
 
 LoaderState DataLoader::state() const { return impl_->state; }

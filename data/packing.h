@@ -9,6 +9,7 @@
 
 #include "data/task.h"
 #include "data/tokenizer.h"
+#include "runtime/thread_pool.h"
 #include "runtime/token_batch.h"
 
 namespace hone::data {
@@ -76,6 +77,11 @@ class DataLoader {
   };
   // Weights are normalised to a global token mean.
   StepData Next();
+
+  // The steps that a finite source makes, without batches: tokens of its examples that are inputs
+  // (0: dropped), which ranks may share among them; and how often Next gives a step of them.
+  std::vector<int32_t> Lengths(int64_t begin, int64_t end, ThreadPool& pool) const;
+  int64_t CountSteps(const std::vector<int32_t>& lengths) const;
   LoaderState state() const;
   void set_state(const LoaderState& state);
 

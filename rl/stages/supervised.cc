@@ -1,6 +1,8 @@
+#include <cstring>
 #include <nlohmann/json.hpp>
 
 #include "data/packing.h"
+#include "parallel/comm/process_group.h"
 #include "rl/policy_loss.h"
 #include "rl/stages/stages.h"
 #include "runtime/philox.h"
@@ -65,14 +67,40 @@ std::shared_ptr<data::ExampleSource> TrainingSource(const Environment& env,
   return std::make_shared<Concatenation>(std::move(parts));
 }
 
-// Steps that `epochs` of the data make: counted by walking the loader, which is cheap beside
-// training.
-int64_t CountSteps(const std::shared_ptr<data::ExampleSource>& source, const Environment& env,
-                   data::DataLoader::Options options) {
-  data::DataLoader loader(source, env.tokenizer, options);
-  int64_t steps = 0;
-  while (!loader.Next().end) ++steps;
-  return steps;
+constexpr int64_t kMeasuredAtOnce = 1024;  // examples a rank, between two looks at `stop`
+constexpr std::chrono::seconds kBetweenLines{10};
+
+// Steps that `epochs` of the data make. They depend on the lengths of all examples in tokens: every
+// rank measures its part of each block of them.
+int64_t CountSteps(Environment& env, const StageConfig& stage, const data::DataLoader& loader,
+                   int64_t examples) {
+  auto& world = env.world();
+  std::vector<int32_t> lengths;
+  auto said = std::chrono::steady_clock::now();
+  while (static_cast<int64_t>(lengths.size()) < examples) {
+    const auto done = static_cast<int64_t>(lengths.size());
+    const int64_t begin = std::min(examples, done + world.rank() * kMeasuredAtOnce);
+    const int64_t end = std::min(examples, begin + kMeasuredAtOnce);
+    const std::vector<int32_t> mine = loader.Lengths(begin, end, env.learner.ctx().pool());
+    std::string bytes;
+    for (const std::string& part : world.AllGatherBytes(
+             {reinterpret_cast<const char*>(mine.data()), mine.size() * sizeof(int32_t)})) {
+      bytes += part;
+    }
+    lengths.resize(static_cast<size_t>(done) + bytes.size() / sizeof(int32_t));
+    std::memcpy(lengths.data() + done, bytes.data(), bytes.size());
+    if (static_cast<int64_t>(lengths.size()) == examples) break;
+    Check<StoppedEarly>(
+        !env.AgreeToStop(),
+        "[run] stopped while stage '{}' counted its steps; the same command goes on", stage.name);
+    const auto now = std::chrono::steady_clock::now();
+    if (env.root() && now - said > kBetweenLines) {
+      said = now;
+      fmt::print(stderr, "{}: counting steps: {} of {} examples read\n", stage.name, lengths.size(),
+                 examples);
+    }
+  }
+  return loader.CountSteps(lengths);
 }
 
 // Mean loss over the first packs of the held-out source: the same ones every time.
@@ -123,10 +151,10 @@ void RunSupervised(Environment& env, const StageConfig& stage) {
   auto source = TrainingSource(env, stage);
   data::DataLoader::Options options =
       LoaderOptions(env.config, stage, env.learner.mesh().dp_index());
-  int64_t total = stage.steps > 0 ? stage.steps : CountSteps(source, env, options);
+  data::DataLoader loader(source, env.tokenizer, options);
+  int64_t total = stage.steps > 0 ? stage.steps : CountSteps(env, stage, loader, source->size());
   Check<DataError>(total > 0, "{}: stage '{}': the data is empty", stage.where, stage.name);
   TrainingLoop loop(env, stage, total);
-  data::DataLoader loader(source, env.tokenizer, options);
   if (!loop.resumed().is_null()) {
     loader.set_state({loop.resumed().at("next_index"), loop.resumed().at("epoch")});
   }

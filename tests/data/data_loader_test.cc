@@ -171,6 +171,41 @@ TEST(DataLoader, EveryEpochHasEachExampleOnceInAnotherOrder) {
   EXPECT_FALSE(std::equal(order.begin(), middle, middle));
 }
 
+// Over all examples in two parts, as two ranks would measure them.
+TEST(DataLoader, StepsAreCountedFromLengths) {
+  ThreadPool pool(3);
+  const std::string text = std::filesystem::temp_directory_path() / "hone_count_steps.jsonl";
+  for (int seed = 0; seed < 20; ++seed) {
+    std::ofstream file(text);
+    const int examples = 1 + seed * 17;
+    for (int i = 0; i < examples; ++i) {
+      file << R"({"prompt": "p", "completion": ")" << std::string((i * i + seed) % 61, 'x')
+           << "\"}\n";
+    }
+    file.close();
+    Options options;
+    options.packs = 6;
+    options.pack_tokens = 50;
+    options.max_length = 50;
+    options.drop_too_long = true;
+    options.seed = static_cast<uint64_t>(seed);
+    options.repeat = false;
+    options.epochs = 1 + seed % 3;
+    for (int dp = 1; dp <= 3; ++dp) {
+      options.dp = dp;
+      options.dp_rank = dp - 1;
+      DataLoader loader = Loader("{jsonl: " + text + "}", options);
+      std::vector<int32_t> lengths = loader.Lengths(0, examples / 2, pool);
+      for (int32_t n : loader.Lengths(examples / 2, examples, pool)) lengths.push_back(n);
+      int64_t steps = 0;
+      const int64_t counted = loader.CountSteps(lengths);
+      while (!loader.Next().end) ++steps;
+      EXPECT_EQ(counted, steps) << "seed " << seed << ", dp " << dp;
+    }
+  }
+  std::filesystem::remove(text);
+}
+
 TEST(DataLoader, OrderIsTheSeeds) {
   Options options = Small();
   auto first = Loader(kFinite, options).Next();

@@ -118,6 +118,28 @@ stages:
   }
 }
 
+// More examples than the ranks measure between two looks at whether they are to stop.
+TEST_F(ResumeTest, StepsOfEpochsAreCountedByAllRanksAndTheCountMayBeStopped) {
+  std::string lines;
+  for (int i = 0; i < 2500; ++i) {
+    lines += nlohmann::json{{"prompt", ""}, {"completion", std::string(1 + i * i % 7, 'a')}}.dump();
+    lines += '\n';
+  }
+  runtime::LocalFileSystem().WriteAtomically(folder_ / "many.jsonl", lines);
+  yaml_ = kTinyModel + R"(mesh: {dp: 2}
+stages:
+  - {name: sft, kind: sft, epochs: 2, save_every: 9, lr: {peak: 0.002},
+     batch: {packs: 2, pack_tokens: 700, max_length: 20}, data: {jsonl: )" +
+          (folder_ / "many.jsonl") + "}}\n";
+  const std::string dir = NewDir();
+  EXPECT_FALSE(Train(yaml_, {}, dir, /*stop=*/true));
+  EXPECT_FALSE(std::filesystem::exists(dir + "/checkpoints"));
+  EXPECT_TRUE(Train(yaml_, {}, dir));
+  const auto state = ReadJson(dir + "/state.json")["stages"][0];
+  EXPECT_EQ(state["step"], state["steps"]);
+  EXPECT_GT(state["step"], 5);
+}
+
 TEST_F(ResumeTest, SavingInTheBackgroundChangesNoBit) {
   const Overrides layout = With(Layout(2, 2, 2, "dualpipe_v"), "train.dtype=f32");
   const RunTrace want = Undisturbed(layout);
