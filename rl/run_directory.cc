@@ -177,7 +177,7 @@ void RunDirectory::WriteState(const RunState& state) const {
 std::string RunDirectory::Secret(bool with_certificate) const {
   const std::string kept = fs_.Exists(secret()) ? fs_.ReadAll(secret()) : "";
   std::string hex = kept.substr(0, kept.find('\n'));
-  if (IsSecret(hex) && HasOwnCertificate(secret()) == with_certificate) return hex;
+  if (IsSecret(hex) && HasOwnCertificate(secret()) == with_certificate) return kept;
   if (!IsSecret(hex)) {
     unsigned char bytes[kSecretBytes];
     Check<IoError>(getrandom(bytes, sizeof bytes, 0) == sizeof bytes, "[run] no randomness: {}",
@@ -185,7 +185,8 @@ std::string RunDirectory::Secret(bool with_certificate) const {
     hex.clear();
     for (unsigned char b : bytes) hex += fmt::format("{:02x}", b);
   }
-  WritePrivately(secret() + ".tmp", with_certificate ? hex + "\n" + MakeOwnCertificate() : hex);
+  if (with_certificate) hex += "\n" + MakeOwnCertificate();
+  WritePrivately(secret() + ".tmp", hex);
   fs_.Rename(secret() + ".tmp", secret());
   return hex;
 }

@@ -63,8 +63,8 @@ class RunDirectory {
   RunState ReadState() const;                    // empty when there is none yet
   void WriteState(const RunState& state) const;  // state.json and summary.json, fenced
   // The per-run secret, made with mode 0600 at first use, or anew where the file holds no whole
-  // one; behind it in the file, if wanted, the run's own certificate (rollout/own_certificate.h).
-  // The writer's alone to call.
+  // one; behind it, from the second line on, the run's own certificate if that is wanted
+  // (rollout/own_certificate.h). The writer's alone to call.
   std::string Secret(bool with_certificate = false) const;
 
   ~RunDirectory();

@@ -78,7 +78,7 @@ class Coordinator {
   struct Options {
     std::string listen = "127.0.0.1:0";
     std::string secret;                            // every call carries it
-    std::string tls_certificate, tls_key, tls_ca;  // files; mutual TLS when given
+    std::string tls_certificate, tls_key, tls_ca;  // files, or PEM; mutual TLS when given
     std::string worker_config;  // YAML handed to workers at registration: model, tokenizer, engine
     Device device;              // the learner's: workers on another are refused, …
     bool any_build = false;     // … as those of another build, unless this allows them

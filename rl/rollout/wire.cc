@@ -14,7 +14,9 @@ namespace {
 constexpr char kSecretHeader[] = "x-hone-secret";
 constexpr int kMaxMessageBytes = 64 << 20;
 
-std::string ReadFile(const std::string& path) {
+// What is in the file, unless `path` is the PEM itself.
+std::string ReadPem(const std::string& path) {
+  if (path.starts_with("-----BEGIN ")) return path;
   std::ifstream file(path, std::ios::binary);
   Check<ConfigError>(file.good(), "[tls] cannot read {}", path);
   std::stringstream text;
@@ -107,8 +109,8 @@ std::shared_ptr<grpc::ServerCredentials> ServerCredentials(const Security& secur
   }
   grpc::SslServerCredentialsOptions options(
       GRPC_SSL_REQUEST_AND_REQUIRE_CLIENT_CERTIFICATE_AND_VERIFY);
-  options.pem_root_certs = ReadFile(security.ca);
-  options.pem_key_cert_pairs.push_back({ReadFile(security.key), ReadFile(security.certificate)});
+  options.pem_root_certs = ReadPem(security.ca);
+  options.pem_key_cert_pairs.push_back({ReadPem(security.key), ReadPem(security.certificate)});
   return grpc::SslServerCredentials(options);
 }
 
@@ -116,7 +118,7 @@ std::shared_ptr<grpc::Channel> Connect(const std::string& address, const Securit
   std::shared_ptr<grpc::ChannelCredentials> credentials = grpc::InsecureChannelCredentials();
   if (security.tls()) {
     credentials = grpc::SslCredentials(
-        {ReadFile(security.ca), ReadFile(security.key), ReadFile(security.certificate)});
+        {ReadPem(security.ca), ReadPem(security.key), ReadPem(security.certificate)});
   }
   grpc::ChannelArguments arguments;
   if (security.own()) arguments.SetSslTargetNameOverride(kOwnCertificateName);

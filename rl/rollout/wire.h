@@ -23,9 +23,9 @@ proto::Environment ToProto(const EnvironmentConfig& environment);
 EnvironmentConfig FromProto(const proto::Environment& message);
 
 struct Security {
-  std::string secret, certificate, key, ca;  // the last three are files; empty: no TLS
+  std::string secret, certificate, key, ca;  // the last three are files, or PEM; empty: no TLS
   bool tls() const { return !certificate.empty(); }
-  // Where one file is all three: the run's own certificate (own_certificate.h).
+  // Where one text is all three: the run's own certificate (own_certificate.h).
   bool own() const { return tls() && certificate == key && key == ca; }
   bool operator==(const Security&) const = default;
 };

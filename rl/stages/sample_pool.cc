@@ -12,7 +12,7 @@ namespace hone::rl {
 namespace {
 
 constexpr auto kStuck = std::chrono::seconds(5);
-constexpr auto kLonely = std::chrono::seconds(15);    // without a worker, before that is said
+constexpr auto kLonely = std::chrono::seconds(30);    // without a worker, before that is said
 constexpr auto kHandover = std::chrono::seconds(60);  // of workers' memory, once all is drawn
 
 // Length-prefixed, so that any number of samples is one message.
@@ -68,11 +68,13 @@ SamplePool::SamplePool(Learner& learner, RunDirectory& directory, const std::str
     : learner_(learner), directory_(directory), stop_(stop) {
   const RunConfig& config = learner.config();
   auto secure = [&](auto& server) {
-    const bool own = config.rollout.own_certificate();
-    server.secret = secret;
-    server.tls_certificate = own ? directory.secret() : config.rollout.tls_certificate;
-    server.tls_key = own ? directory.secret() : config.rollout.tls_key;
-    server.tls_ca = own ? directory.secret() : config.rollout.tls_ca;
+    const size_t end = secret.find('\n');
+    const bool own = end != std::string::npos;
+    const std::string pem = own ? secret.substr(end + 1) : "";
+    server.secret = secret.substr(0, end);
+    server.tls_certificate = own ? pem : config.rollout.tls_certificate;
+    server.tls_key = own ? pem : config.rollout.tls_key;
+    server.tls_ca = own ? pem : config.rollout.tls_ca;
   };
   WeightPublisher::Options publisher;
   secure(publisher);
@@ -208,12 +210,13 @@ std::vector<Sample> SamplePool::Finish(const std::string& stage, int64_t rollout
         stage, rollout, std::chrono::seconds(learner_.config().rollout.stall_seconds),
         [&](const Coordinator::Progress& progress) {
           auto now = std::chrono::steady_clock::now();
-          if (!told && progress.pool.workers == 0 && now - begun > kLonely) {
+          told = told || progress.pool.workers > 0;
+          if (!told && now - begun > kLonely) {
             told = true;
             std::cerr << fmt::format(
-                "hone: '{}' waits for rollout workers, and there is none: `hone worker --run-dir "
-                "{}` starts one\n",
-                stage, directory_.root());
+                "hone: '{}' has waited {} s for a rollout worker; start one by `hone worker "
+                "--run-dir {}`\n",
+                stage, kLonely.count(), directory_.root());
           }
           if (world.size() > 1 && now - last > std::chrono::seconds(1)) {
             last = now;

@@ -19,7 +19,7 @@ namespace hone::rl {
 class SamplePool {
  public:
   // Rank 0 serves the coordinator and writes its address into the run directory; every rank serves
-  // its own weights. `stop` ends waits.
+  // its own weights. `secret` is RunDirectory::Secret's. `stop` ends waits.
   SamplePool(Learner& learner, RunDirectory& directory, const std::string& secret,
              const std::atomic<bool>& stop);
   ~SamplePool();

@@ -309,7 +309,8 @@ TEST_F(CoordinatorTest, ACertificateOfTheRunsOwn) {
   };
   Coordinator::Options options = Options();
   options.listen = "0.0.0.0:0";
-  options.tls_certificate = options.tls_key = options.tls_ca = file("secret");
+  const std::string text = runtime::LocalFileSystem().ReadAll(file("secret"));
+  options.tls_certificate = options.tls_key = options.tls_ca = text.substr(text.find('\n') + 1);
   auto coordinator = Start(options);
   const std::string port = coordinator->address().substr(coordinator->address().rfind(':'));
   for (const std::string host : {"127.0.0.1", "localhost"}) {
