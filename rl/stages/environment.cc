@@ -7,6 +7,7 @@
 #include "parallel/comm/process_group.h"
 #include "rl/loaded_model.h"
 #include "rl/stages/peak_memory.h"
+#include "runtime/json.h"
 
 namespace hone::rl {
 
@@ -24,7 +25,7 @@ std::string Environment::FromRoot(const std::string& bytes) const {
 }
 
 void Environment::LoadStart(const std::string& from) const {
-  std::string path = ResolveFrom(*this, from);
+  const std::string path = StartOf(*this, from);
   if (path.empty()) {
     learner.Initialize();
   } else {
@@ -66,6 +67,10 @@ std::string ResolveFrom(const Environment& env, const std::string& from) {
   return FolderOfPolicy(from);
 }
 
+std::string StartOf(const Environment& env, const std::string& from) {
+  return env.FromRoot(env.root() ? ResolveFrom(env, from) : "");
+}
+
 TrainingLoop::TrainingLoop(Environment& env, const StageConfig& stage, int64_t total_steps)
     : env_(env), stage_(stage), total_(total_steps), resumed_(std::make_shared<json>()) {
   env_.learner.ctx().allocator()->ResetPeaks();
@@ -77,13 +82,15 @@ TrainingLoop::TrainingLoop(Environment& env, const StageConfig& stage, int64_t t
   auto steps = runtime::ListCheckpointSteps(env_.directory.fs(), dir);
   int64_t newest = std::stoll(env_.FromRoot(std::to_string(steps.empty() ? -1 : steps.back())));
   if (newest >= 0) {
-    json metadata = json::parse(env_.learner.Load(dir + "/" + runtime::CheckpointStepName(newest)));
+    const std::string folder = dir + "/" + runtime::CheckpointStepName(newest);
+    const json metadata = runtime::ParseJson<CheckpointError>(env_.learner.Load(folder), folder);
     step_ = metadata.at("step");
     tokens_ = metadata.at("tokens");
     seconds_ = metadata.at("seconds");
     // Not step_: a step whose gradient was not finite is no step of the optimizer.
     env_.learner.engine().optimizer().set_step(metadata.at("optimizer_step"));
     *resumed_ = metadata.at("cursor");
+    if (metadata.contains("from")) start_ = metadata["from"];
     saved_step_ = step_;
   } else {
     BeginFrom(stage.from);
@@ -108,14 +115,14 @@ void TrainingLoop::CutMetrics() {
 }
 
 void TrainingLoop::BeginFrom(const std::string& from) {
-  std::string path = ResolveFrom(env_, from);
-  if (path.empty()) {
+  start_ = StartOf(env_, from);
+  if (start_->empty()) {
     env_.learner.Initialize();
   } else {
     const StageConfig* before = env_.config.FindStage(from);
     bool fresh = stage_.kind == StageKind::kRewardModel &&
                  (before == nullptr || before->kind != StageKind::kRewardModel);
-    env_.learner.LoadModel(path, fresh ? Learner::ValueHead::kFresh : Learner::ValueHead::kLoad);
+    env_.learner.LoadModel(*start_, fresh ? Learner::ValueHead::kFresh : Learner::ValueHead::kLoad);
   }
   env_.learner.engine().optimizer().Reset();
 }
@@ -178,6 +185,7 @@ void TrainingLoop::Save(const json& cursor) {
                    {"tokens", tokens_},
                    {"seconds", seconds_},
                    {"cursor", cursor}};
+  if (start_) metadata["from"] = *start_;
   if (env_.root()) {
     env_.directory.CheckFence();
     env_.metrics->Sync();

@@ -8,6 +8,7 @@
 #include <functional>
 #include <memory>
 #include <nlohmann/json_fwd.hpp>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -46,6 +47,14 @@ struct Environment {
   std::vector<double> Sum(const std::vector<double>& values) const;
 };
 
+// Where a finished stage's weights are: its last checkpoint.
+std::string FinalCheckpoint(const RunDirectory& directory, const std::string& stage);
+// What `from` names: a stage's final checkpoint, "" for "init", or what a path leads to
+// (FolderOfPolicy). StartOf is what it is to rank 0, on every rank, for ranks may not see the same
+// newest checkpoint. Collective.
+std::string ResolveFrom(const Environment& env, const std::string& from);
+std::string StartOf(const Environment& env, const std::string& from);
+
 // Progress of one training stage. All methods are collective.
 class TrainingLoop {
  public:
@@ -56,6 +65,9 @@ class TrainingLoop {
   int64_t total_steps() const { return total_; }
   // What the stage put into the checkpoint it resumed from; null when it began.
   const nlohmann::json& resumed() const { return *resumed_; }
+  // The folder of the weights that the stage began from, "" for the random start: once it has
+  // begun the same, whatever is newest there now. Collective.
+  std::string start() const { return start_ ? *start_ : StartOf(env_, stage_.from); }
   double lr() const;  // of the step to come
 
   // After each optimizer step: writes metrics, prints progress, saves when due. `extra` goes into
@@ -94,13 +106,8 @@ class TrainingLoop {
   double seconds_ = 0;
   std::chrono::steady_clock::time_point last_;
   std::shared_ptr<nlohmann::json> resumed_;
+  std::optional<std::string> start_;  // older checkpoints do not say it
   std::function<void()> on_pruned_;
 };
-
-// Where a finished stage's weights are: its last checkpoint.
-std::string FinalCheckpoint(const RunDirectory& directory, const std::string& stage);
-// What `from` names: a stage's final checkpoint, "" for "init", or what a path leads to
-// (FolderOfPolicy).
-std::string ResolveFrom(const Environment& env, const std::string& from);
 
 }  // namespace hone::rl

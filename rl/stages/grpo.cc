@@ -43,7 +43,8 @@ class GrpoStage {
     if (!config_.reward_models.empty()) reward_models_.emplace(env, config_);
     if (!loop_.resumed().is_null()) {
       rollout_ = loop_.resumed().at("rollout");
-      if (reference_) reference_->Restore(loop_.resumed().at("reference_step"));
+      const int64_t step = loop_.resumed().at("reference_step");
+      if (reference_) reference_->Restore(step, step == 0 ? loop_.start() : "");
     } else if (reference_) {
       reference_->Refresh(0);
     }

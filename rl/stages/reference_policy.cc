@@ -107,12 +107,17 @@ void ReferencePolicy::Refresh(int64_t step) {
   }
 }
 
-void ReferencePolicy::Restore(int64_t step) {
+void ReferencePolicy::Restore(int64_t step, const std::string& start) {
   step_ = saved_step_ = step;
-  std::string path = step == 0 ? ResolveFrom(env_, stage_.from) : Path(step);
-  if (chunks_) return chunks_->Load(env_.directory.fs(), path);
+  const std::string path = step == 0 ? start : Path(step);
+  FileSystem& fs = env_.directory.fs();
+  Check<CheckpointError>(path.empty() || fs.Exists(path),
+                         "{}: stage '{}' has its reference policy in {}, which is gone: put it "
+                         "back, or begin the stage anew by removing {}",
+                         stage_.where, stage_.name, path, env_.directory.checkpoints(stage_.name));
+  if (chunks_) return chunks_->Load(fs, path);
   Chunks loaded(env_.learner);  // only until it is where it belongs
-  loaded.Load(env_.directory.fs(), path);
+  loaded.Load(fs, path);
   Put(loaded.State());
 }
 

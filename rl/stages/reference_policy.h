@@ -24,8 +24,9 @@ class ReferencePolicy {
 
   // Becomes the learner's present policy, that of step `step`; 0: what the stage starts from.
   void Refresh(int64_t step);
-  // As it was after the refresh of that step.
-  void Restore(int64_t step);
+  // As it was after the refresh of that step; `start`: the folder that the stage began from,
+  // which is that of step 0.
+  void Restore(int64_t step, const std::string& start);
   int64_t step() const { return step_; }
   // Writes it, once a refresh, before a checkpoint that names its step. It moves seldom: so its
   // weights have a checkpoint of their own, named by that step.

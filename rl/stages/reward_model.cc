@@ -125,7 +125,7 @@ FrozenRewardModel::FrozenRewardModel(Environment& env, const std::string& name,
     : env_(env),
       stage_(*env.config.FindStage(name)),
       chunks_(env.learner.MakeFrozenChunks(WithValueHead(env.config.model))) {
-  env.learner.LoadSlabs(FinalCheckpoint(env.directory, name), Learner::StateOf(chunks_, "model/"));
+  env.learner.LoadSlabs(StartOf(env, name), Learner::StateOf(chunks_, "model/"));
   if (place == GrpoConfig::Place::kPool) {
     pinned_ = env.pool->Pin(kPinnedPrefix + name, Learner::StateOf(chunks_, ""));
     chunks_.clear();

@@ -41,19 +41,21 @@ double Sum(const SlabIndex& weights) {
   return sum;
 }
 
-RunConfig ReadConfig(const std::string& place) {
+RunConfig ReadConfig(const std::string& place, const std::vector<std::string>& more = {}) {
   Config file = Config::FromString(kTinyModel + kStages, "test.yaml");
   for (const std::string& assignment :
        {std::string("model.num_hidden_layers=2"), std::string("model.num_nextn_predict_layers=0"),
         std::string("model.initializer_range=0.3"), "stages.rl.reference=" + place}) {
     file.Override(assignment);
   }
+  for (const std::string& assignment : more) file.Override(assignment);
   return ReadRunConfig(file);
 }
 
 struct LearnerRun {
-  LearnerRun(const std::string& place, const std::string& dir, const parallel::GroupPtr& world)
-      : config(ReadConfig(place)),
+  LearnerRun(const std::string& place, const std::string& dir, const parallel::GroupPtr& world,
+             const std::vector<std::string>& more = {})
+      : config(ReadConfig(place, more)),
         directory(runtime::LocalFileSystem(), dir),
         ctx(TestDevice()),
         mesh(config.mesh, ctx.device().is_cpu() ? world : parallel::MakeStagedGroup(ctx, world)),
@@ -66,6 +68,12 @@ struct LearnerRun {
   // Other weights in the policy.
   void Change(uint64_t seed) {
     for (auto& chunk : learner.chunks()) chunk->Initialize(seed);
+  }
+  // As a policy's checkpoint.
+  void SaveModel(const std::string& checkpoints, int64_t step) {
+    learner.SaveSlabs(checkpoints + "/" + runtime::CheckpointStepName(step),
+                      Learner::StateOf(learner.chunks(), "model/"));
+    learner.WaitForSave();
   }
   runtime::MemoryUsage Usage() const { return ctx.allocator()->Usage(); }
 
@@ -140,7 +148,7 @@ TEST(ReferencePolicy, ComesBackFromItsCheckpointWhereverItIsKept) {
       }
       LearnerRun run(after, dir, world);
       ReferencePolicy reference(run.env, run.stage());
-      reference.Restore(4);
+      reference.Restore(4, "");
       EXPECT_EQ(reference.step(), 4);
       EXPECT_EQ(reference.Logprobs(batch, 0), want);
       // It is on disk as it is, and not written again.
@@ -150,6 +158,47 @@ TEST(ReferencePolicy, ComesBackFromItsCheckpointWhereverItIsKept) {
       run.learner.WaitForSave();
       EXPECT_FALSE(std::filesystem::exists(saved));
     }
+  });
+}
+
+// It is where the stage began, not what has come there since.
+TEST(ReferencePolicy, OfTheBeginningStaysWhenItsSourceGoesOn) {
+  runtime::TemporaryFolder folder;
+  const std::string other = folder / "other/checkpoints/base";
+  OnOneRank([&](const parallel::GroupPtr& world) {
+    const RolloutBatch batch = MakeRollout();
+    std::vector<std::vector<float>> want;
+    auto with = [&](auto body) {
+      LearnerRun run("learner", folder / "run", world, {"stages.rl.from=" + other});
+      run.directory.fs().MakeDirs(run.directory.root());
+      run.state.stages.emplace_back().name = "rl";
+      run.metrics =
+          std::make_unique<runtime::MetricsWriter>(run.directory.fs(), run.directory.metrics());
+      body(run);
+    };
+    auto save = [&](LearnerRun& run, int64_t step) {
+      run.Change(static_cast<uint64_t>(step));
+      run.SaveModel(other, step);
+    };
+    with([&](LearnerRun& run) {
+      save(run, 21);
+      TrainingLoop loop(run.env, run.stage(), 2);
+      ReferencePolicy reference(run.env, run.stage());
+      reference.Refresh(0);
+      want = reference.Logprobs(batch, 0);
+      loop.Save(nlohmann::json::object());
+      run.learner.WaitForSave();
+      save(run, 22);
+    });
+    with([&](LearnerRun& run) {
+      TrainingLoop loop(run.env, run.stage(), 2);
+      ASSERT_FALSE(loop.resumed().is_null());
+      ReferencePolicy reference(run.env, run.stage());
+      reference.Restore(0, loop.start());
+      EXPECT_EQ(reference.Logprobs(batch, 0), want);
+      std::filesystem::remove_all(loop.start());
+      EXPECT_THROW(reference.Restore(0, loop.start()), CheckpointError);
+    });
   });
 }
 
@@ -177,6 +226,28 @@ TEST(ReferencePolicy, OneAheadOfAllCheckpointsIsDroppedSoThatTheirsStays) {
   ReferencePolicy::Prune(fs, checkpoints);
   EXPECT_EQ(runtime::ListCheckpointSteps(fs, references), Steps{200});
   EXPECT_EQ(fs.List(references).size(), 1u) << "nothing half removed";
+}
+
+// Rank 1 lists a checkpoint more: both halves of the model are still of one.
+TEST(Environment, RanksStartFromWhatRankZeroSees) {
+  runtime::TemporaryFolder folder;
+  parallel::RunThreadRanks(2, [&](const parallel::GroupPtr& world) {
+    const std::vector<std::string> two = {"mesh.pp=2"};
+    double want = 0;
+    {
+      LearnerRun run("learner", folder / "run", world, two);
+      run.Change(21);
+      want = Sum(run.learner.Weights());
+      for (int rank = 0; rank < 2; ++rank) {
+        run.SaveModel(folder / fmt::format("rank-{}/checkpoints/rl", rank), 1);
+      }
+      run.Change(22);
+      run.SaveModel(folder / "rank-1/checkpoints/rl", 2);
+    }
+    LearnerRun run("learner", folder / fmt::format("rank-{}", world->rank()), world, two);
+    run.env.LoadStart("rl");
+    EXPECT_EQ(Sum(run.learner.Weights()), want);
+  });
 }
 
 // A reward model's stage leaves the policy without one of its own.
