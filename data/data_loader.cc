@@ -211,6 +211,13 @@ int64_t DataLoader::CountSteps(const std::vector<int32_t>& lengths) const {
 }
 
 LoaderState DataLoader::state() const { return impl_->state; }
-void DataLoader::set_state(const LoaderState& state) { impl_->state = state; }
+void DataLoader::set_state(const LoaderState& state) {
+  Check<DataError>(state.next_index >= 0 && state.epoch >= 0 &&
+                       (!impl_->finite() || state.next_index < impl_->source->size()),
+                   "[data_loader] the data have {} examples; a saved position is example {} of "
+                   "epoch {}: they are not what they were",
+                   impl_->source->size(), state.next_index, state.epoch);
+  impl_->state = state;
+}
 
 }  // namespace hone::data

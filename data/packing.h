@@ -83,6 +83,7 @@ class DataLoader {
   std::vector<int32_t> Lengths(int64_t begin, int64_t end, ThreadPool& pool) const;
   int64_t CountSteps(const std::vector<int32_t>& lengths) const;
   LoaderState state() const;
+  // DataError on a position that the source does not have.
   void set_state(const LoaderState& state);
 
  private:

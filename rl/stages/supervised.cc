@@ -103,6 +103,21 @@ int64_t CountSteps(Environment& env, const StageConfig& stage, const data::DataL
   return loader.CountSteps(lengths);
 }
 
+constexpr int64_t kExamplesHashed = 64;
+
+// What a position in the data counts in: the number of examples, on which an epoch's order depends,
+// and a hash of a few of them.
+std::string DataMark(const data::ExampleSource& source) {
+  const int64_t n = source.size(), looked_at = std::min(n, kExamplesHashed);
+  if (n < 0) return "without an end";
+  uint64_t hash = 0;
+  for (int64_t k = 0; k < looked_at; ++k) {
+    const data::Example example = source.At(k * n / looked_at);
+    hash = HashName(fmt::format("{:x} {} {}", hash, example.prompt, example.completion));
+  }
+  return fmt::format("{} examples ({:016x})", n, hash);
+}
+
 // Mean loss over the first packs of the held-out source: the same ones every time.
 class HeldoutLoss {
  public:
@@ -155,11 +170,18 @@ void RunSupervised(Environment& env, const StageConfig& stage) {
   int64_t total = stage.steps > 0 ? stage.steps : CountSteps(env, stage, loader, source->size());
   Check<DataError>(total > 0, "{}: stage '{}': the data is empty", stage.where, stage.name);
   TrainingLoop loop(env, stage, total);
+  const std::string mark = DataMark(*source);
   if (!loop.resumed().is_null()) {
+    const std::string before = loop.resumed().value("data", mark);  // older ones do not say it
+    Check<DataError>(before == mark,
+                     "{}: stage '{}' cannot go on: its data were {} and are {} now; put back what "
+                     "they were, or begin the stage anew by removing {}",
+                     stage.where, stage.name, before, mark, env.directory.checkpoints(stage.name));
     loader.set_state({loop.resumed().at("next_index"), loop.resumed().at("epoch")});
   }
-  auto cursor = [&loader] {
-    return json{{"next_index", loader.state().next_index}, {"epoch", loader.state().epoch}};
+  auto cursor = [&loader, &mark] {
+    const data::LoaderState at = loader.state();
+    return json{{"next_index", at.next_index}, {"epoch", at.epoch}, {"data", mark}};
   };
   HeldoutLoss heldout(env, stage);
   CrossEntropyLoss loss;

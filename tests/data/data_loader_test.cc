@@ -210,6 +210,11 @@ TEST(DataLoader, OrderIsTheSeeds) {
   Options options = Small();
   auto first = Loader(kFinite, options).Next();
   EXPECT_TRUE(SameBatches(first, Loader(kFinite, options).Next()));
+  EXPECT_THAT(MessageOf<DataError>([&] {
+                Loader(kFinite, options).set_state({100, 0});
+              }),
+              HasSubstr("100 examples"));
+  EXPECT_NO_THROW(Loader(kEndless, options).set_state({100, 0}));
   options.seed = 6;
   EXPECT_FALSE(SameBatches(first, Loader(kFinite, options).Next()));
 }

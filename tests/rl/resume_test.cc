@@ -241,6 +241,29 @@ TEST_F(ResumeTest, AStopWhileALookSamplesKeepsTheSteps) {
 }
 
 // Killed before the first checkpoint: the steps are taken again, their lines are not there twice.
+TEST_F(ResumeTest, DataThatChangedAreNamed) {
+  auto& fs = runtime::LocalFileSystem();
+  const std::string dir = NewDir(), path = folder_ / "questions.jsonl", lines = fs.ReadAll(path);
+  const std::string line = lines.substr(0, lines.find('\n') + 1);
+  while (ReadCheckpoints(dir, "sft").empty()) ASSERT_FALSE(Train(yaml_, {}, dir, /*stop=*/true));
+  for (const std::string& changed : {lines + line, line + lines.substr(0, lines.size() / 2)}) {
+    fs.WriteAtomically(path, changed.substr(0, changed.rfind('\n') + 1));
+    try {
+      Train(yaml_, {}, dir);
+      ADD_FAILURE() << "it went on";
+    } catch (const DataError& e) {
+      EXPECT_NE(std::string(e.what()).find("were 40 examples ("), std::string::npos) << e.what();
+      EXPECT_NE(std::string(e.what()).find("checkpoints/sft"), std::string::npos) << e.what();
+    }
+  }
+  std::string other = lines;
+  other[other.find("\"completion\":\"") + 14] = 'z';
+  fs.WriteAtomically(path, other);
+  EXPECT_THROW(Train(yaml_, {}, dir), DataError) << "as many, but not the same";
+  fs.WriteAtomically(path, lines);
+  EXPECT_TRUE(Train(yaml_, {}, dir));
+}
+
 TEST_F(ResumeTest, LinesOfStepsTakenAgainAreCutOff) {
   const std::string dir = NewDir();
   ASSERT_TRUE(Train(yaml_, {}, dir));
