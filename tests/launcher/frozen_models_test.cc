@@ -38,7 +38,16 @@ stages:
 
 class FrozenModelsTest : public testing::TestWithParam<int> {
  protected:
-  FrozenModelsTest() { runtime::LocalFileSystem().WriteAtomically(Path("run.yaml"), kConfig); }
+  // General prompts are of a file, which does not say that they are general.
+  FrozenModelsTest() {
+    std::string config = kConfig, lines;
+    for (int i = 0; i < 8; ++i) lines += fmt::format("{{\"prompt\": \"G:back {}=\"}}\n", 481 + i);
+    runtime::LocalFileSystem().WriteAtomically(Path("general.jsonl"), lines);
+    const std::string from = "general_prompts: {family: general}";
+    config.replace(config.find(from), from.size(),
+                   "general_prompts: {verifier: none, jsonl: " + Path("general.jsonl") + "}");
+    runtime::LocalFileSystem().WriteAtomically(Path("run.yaml"), config);
+  }
   std::string Path(const std::string& name) const { return folder_ / name; }
   Words Command(const std::string& place, const std::string& dir, bool colocated = false) const {
     return HoneCommand(
