@@ -53,13 +53,7 @@ std::shared_ptr<data::ExampleSource> TrainingSource(const Environment& env,
                                                     const StageConfig& stage) {
   if (stage.samples.empty()) return stage.data;
   std::vector<std::shared_ptr<data::ExampleSource>> parts;
-  if (stage.data) {
-    Check<ConfigError>(stage.data->size() >= 0,
-                       "{}: stage '{}': data without an end cannot be joined with samples; give it "
-                       "a `count`",
-                       stage.where, stage.name);
-    parts.push_back(stage.data);
-  }
+  if (stage.data) parts.push_back(stage.data);  // which has an end: ReadSupervised saw to it
   for (const std::string& name : stage.samples) {
     bool path = name.find('/') != std::string::npos;
     parts.push_back(ReadSamples(path ? name : env.directory.dataset(name)));
@@ -149,6 +143,7 @@ bool Reached(Environment& env, const StageConfig& stage, int64_t step) {
     if (suite.name != stage.until->suite) continue;
     EvaluationScores scores = RunSuite(env, suite, fmt::format("{}/step-{}", stage.name, step));
     auto it = scores.find(stage.until->metric);
+    // CheckReferences knows the names; some are of problems that the suite does not have.
     Check<ConfigError>(it != scores.end(), "{}: until.metric: suite '{}' has no metric '{}'",
                        stage.where, suite.name, stage.until->metric);
     if (env.root()) {
