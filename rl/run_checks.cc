@@ -1,4 +1,6 @@
 // What can be known to be wrong before anything starts, beyond what reading the config finds.
+#include <fmt/ranges.h>
+
 #include <algorithm>
 
 #include "data/tokenizer.h"
@@ -66,6 +68,13 @@ void CheckTls(const RolloutConfig& r) {
   }
 }
 
+void CheckKnown(const std::string& where, const char* what, const std::string& name,
+                const std::vector<std::string>& names) {
+  Check<ConfigError>(std::find(names.begin(), names.end(), name) != names.end(),
+                     "{}: there is no {} '{}'; one of {}", where, what, name,
+                     fmt::join(names, ", "));
+}
+
 // `learned_from`: the packs that the samples are to fit; null where nothing is learned from them.
 void CheckProblems(const RunConfig& c, const data::ProblemSource& source,
                    const data::Tokenizer& tokenizer, const SamplingConfig& sampling,
@@ -76,17 +85,18 @@ void CheckProblems(const RunConfig& c, const data::ProblemSource& source,
   int64_t count = source.size() < 0 ? kProblemsLookedAt : source.size();
   for (int64_t i = 0; i < count; ++i) {
     data::Problem problem = source.At(i);
-    const auto& verifiers = VerifierNames();
-    Check<ConfigError>(
-        std::find(verifiers.begin(), verifiers.end(), problem.verifier) != verifiers.end(),
-        "{}: problem {}: there is no verifier '{}'", where, problem.id, problem.verifier);
+    const std::string which = fmt::format("{}: problem {}", where, problem.id);
+    CheckKnown(which, "verifier", problem.verifier, VerifierNames());
+    if (!problem.language.empty()) {
+      CheckKnown(which, "language", problem.language, LanguageNames());
+    }
     int64_t tokens = static_cast<int64_t>(tokenizer.Encode(problem.prompt).size());
+    Check<ConfigError>(tokens > 0, "{}: the prompt is empty: a model goes on from a token or more",
+                       which);
     Check<ConfigError>(
         tokens + max_new_tokens <= context,
-        "{}: problem {}: a prompt of {} tokens and max_new_tokens = {} do not fit the "
-        "model's context of {}",
-        where, problem.id, tokens, max_new_tokens, context);
-    const std::string which = fmt::format("{}: problem {}", where, problem.id);
+        "{}: a prompt of {} tokens and max_new_tokens = {} do not fit the model's context of {}",
+        which, tokens, max_new_tokens, context);
     c.rollout.CheckCache(tokens + max_new_tokens, context, which);
     if (learned_from) learned_from->CheckPack(tokens, max_new_tokens, which);
   }

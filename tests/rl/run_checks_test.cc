@@ -364,6 +364,33 @@ TEST(RunChecks, PoolsThatWouldDoNothing) {
   }
 }
 
+// A sample of such a problem could not be drawn or judged: the run would learn nothing, or stand.
+TEST(RunChecks, ProblemsThatNoSampleAnswers) {
+  runtime::TemporaryFolder folder;
+  const std::string path = folder / "tasks.jsonl";
+  std::ofstream(path) << R"({"prompt": "say", "answer": "1", "in": "ko", "no": ""})"
+                      << "\n"
+                      << R"({"prompt": "dire", "answer": "1", "in": "fr", "no": ""})"
+                      << "\n";
+  const std::string problems = "={verifier: math, jsonl: " + path;
+  for (const std::string at : {"stages.rl.prompts", "stages.rl.general_prompts",
+                               "stages.samples.prompts", "evaluate.suites.heldout.problems"}) {
+    Overrides overrides = {at + problems + ", language: fr}"};
+    if (at == "stages.rl.general_prompts") {
+      overrides.insert(overrides.begin(), "stages.rl.general_last_steps=1");
+    }
+    EXPECT_THAT(ErrorOf(overrides), AllOf(HasSubstr("problem tasks.jsonl:1"),
+                                          HasSubstr("no language 'fr'; one of en, zh, ko, ja")));
+    overrides.back() = at + problems + ", language_field: in}";
+    EXPECT_THAT(ErrorOf(overrides),
+                AllOf(HasSubstr("problem tasks.jsonl:2"), HasSubstr("no language 'fr'")));
+    overrides.back() = at + problems + ", prompt_template: \"{no}\"}";
+    EXPECT_THAT(ErrorOf(overrides),
+                AllOf(HasSubstr("problem tasks.jsonl:1"), HasSubstr("the prompt is empty")));
+  }
+  EXPECT_EQ(ErrorOf({"stages.rl.prompts" + problems + ", language: ko}"}), "");
+}
+
 TEST(RunChecks, TasksWithoutAVerifierAndRewardsWithoutARule) {
   runtime::TemporaryFolder folder;
   const std::string path = folder / "tasks.jsonl";
