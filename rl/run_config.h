@@ -102,7 +102,7 @@ struct GrpoConfig {
   int64_t general_last_steps = 0;  // general prompts take part in the last n steps only
   double general_share = 0.5;      // of the prompts, while they do
   SamplingConfig sampling;
-  double max_unusable = 0.5;  // share of unparseable + timeout + crashed that stops the run
+  double max_unusable = 0.5;  // share of samples neither correct nor wrong that stops the run
 };
 
 struct RewardModelConfig {

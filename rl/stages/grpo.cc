@@ -240,16 +240,10 @@ class GrpoStage {
   }
 
   void CheckUsable(const std::vector<Sample>& samples) const {
-    double unusable = 0;
-    for (const Sample& s : samples) {
-      unusable += s.outcome == Outcome::kUnparseable || s.outcome == Outcome::kTimeout ||
-                  s.outcome == Outcome::kCrashed;
-    }
-    double share = unusable / std::max<double>(1, static_cast<double>(samples.size()));
+    const double share = UnusableShare(samples);
     Check(share <= config_.max_unusable,
-          "[{}] {:.0f} % of the samples of rollout {} were unparseable, timed out or crashed (at "
-          "most "
-          "{:.0f} % are allowed by max_unusable): look at {}/rollout-{:06d}.jsonl",
+          "[{}] {:.0f} % of the samples of rollout {} were unparseable, timed out, crashed or "
+          "refused (at most {:.0f} % are allowed by max_unusable): look at {}/rollout-{:06d}.jsonl",
           stage_.name, 100 * share, rollout_, 100 * config_.max_unusable,
           env_.directory.rollouts(stage_.name), rollout_);
   }

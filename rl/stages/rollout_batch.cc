@@ -126,6 +126,13 @@ double CombineRewards(const Sample& sample, const GrpoConfig& config) {
   return reward;
 }
 
+double UnusableShare(const std::vector<Sample>& samples) {
+  const auto unusable = std::count_if(samples.begin(), samples.end(), [](const Sample& s) {
+    return s.outcome != Outcome::kCorrect && s.outcome != Outcome::kWrong;
+  });
+  return static_cast<double>(unusable) / std::max<double>(1, static_cast<double>(samples.size()));
+}
+
 int64_t InformativePrompts(const std::vector<Sample>& samples, const GrpoConfig& config) {
   int64_t informative = 0;
   for (const auto& [prompt, differ] : RewardsDiffer(samples, config)) informative += differ;

@@ -25,6 +25,8 @@ struct RolloutBatch {
 
 // Σ weight · part, DAPO's soft overlong punishment included (2503.14476 eq. 13).
 double CombineRewards(const Sample& sample, const GrpoConfig& config);
+// Of the samples that were judged neither right nor wrong.
+double UnusableShare(const std::vector<Sample>& samples);
 // Dynamic sampling (2503.14476 §3.2): prompts whose samples' rewards differ tell something; where
 // all are right or all wrong, every advantage is 0.
 int64_t InformativePrompts(const std::vector<Sample>& samples, const GrpoConfig& config);

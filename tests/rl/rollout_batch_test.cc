@@ -74,6 +74,18 @@ TEST(CombineRewards, SoftOverlongPunishment) {
   }
 }
 
+TEST(UnusableShare, IsOfAllThatWasNotJudged) {
+  EXPECT_EQ(UnusableShare({}), 0);
+  std::vector<Sample> samples;
+  for (int i = 0; i < kOutcomeCount; ++i) {
+    samples.push_back(MakeSample(0, i, 4, 0));
+    samples.back().outcome = static_cast<Outcome>(i);
+  }
+  EXPECT_DOUBLE_EQ(UnusableShare(samples), 4.0 / 6);
+  for (Sample& s : samples) s.outcome = Outcome::kRefused;
+  EXPECT_EQ(UnusableShare(samples), 1);
+}
+
 TEST(AssignAdvantages, GroupsByPrompt) {
   RolloutBatch rollout = MakeRollout();
   AssignAdvantages(&rollout, MakeConfig(), 1);
