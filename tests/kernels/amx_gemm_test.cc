@@ -98,7 +98,9 @@ double Error(const Case& s, const Sample& p, const Tensor& before, int64_t rows 
         sum += a[s.a_transposed ? k * s.M + m : m * s.K + k] *
                b[s.b_transposed ? n * s.K + k : k * s.N + n];
       }
-      gap = std::max(gap, std::abs(sum - p.c.row<float>(m)[n]));
+      const double error = std::abs(sum - p.c.row<float>(m)[n]);
+      if (!std::isfinite(error)) return error;
+      gap = std::max(gap, error);
       size = std::max(size, std::abs(sum));
     }
   }

@@ -324,5 +324,17 @@ TEST(Linear, RefusesWhatDoesNotFit) {
   EXPECT_THROW(LinearWeightGradientEach(ctx, x, {{dy, ctx.ZerosLike(fits)}, {dy, w}}), ShapeError);
 }
 
+TEST(Gap, IsInfiniteWhereverANumberIsNotFinite) {
+  Context ctx;
+  for (int64_t place : {0, 4, 8}) {
+    Tensor got = Random(ctx, {3, 3}, DType::kF64, 1);
+    const Tensor want = Random(ctx, {3, 3}, DType::kF64, 1);
+    EXPECT_EQ(Gap(got, want), 0);
+    got.data<double>()[place] = std::numeric_limits<double>::quiet_NaN();
+    EXPECT_TRUE(std::isinf(Gap(got, want))) << place;
+    EXPECT_TRUE(std::isinf(Gap(want, got))) << place;
+  }
+}
+
 }  // namespace
 }  // namespace hone::kernels

@@ -73,7 +73,7 @@ inline void ExpectClose(const std::vector<double>& got, const std::vector<double
   ASSERT_EQ(got.size(), want.size()) << name;
   double difference = 0, scale = 0;
   for (size_t i = 0; i < got.size(); ++i) {
-    ASSERT_TRUE(std::isfinite(got[i])) << name << " element " << i;
+    ASSERT_TRUE(std::isfinite(got[i] - want[i])) << name << " element " << i;
     difference = std::max(difference, std::abs(got[i] - want[i]));
     scale = std::max(scale, std::abs(want[i]));
   }

@@ -7,6 +7,7 @@
 #include <cmath>
 #include <cstring>
 #include <functional>
+#include <limits>
 #include <random>
 #include <vector>
 
@@ -48,13 +49,15 @@ inline ::testing::AssertionResult SameBits(const Tensor& left, const Tensor& rig
   return ::testing::AssertionSuccess();
 }
 
-// max |a − b| / max(1, max |b|); shapes must agree.
+// max |a − b| / max(1, max |b|), infinite where either is not finite; shapes must agree.
 inline double Gap(const Tensor& a, const Tensor& b) {
   EXPECT_EQ(a.shape(), b.shape());
   std::vector<double> x = ToDoubles(a), y = ToDoubles(b);
   double gap = 0, size = 1;
   for (size_t i = 0; i < x.size(); ++i) {
-    if (!(std::abs(x[i] - y[i]) <= gap)) gap = std::abs(x[i] - y[i]);  // NaN counts as a gap
+    const double difference = std::abs(x[i] - y[i]);
+    if (!std::isfinite(difference)) return std::numeric_limits<double>::infinity();
+    gap = std::max(gap, difference);
     size = std::max(size, std::abs(y[i]));
   }
   return gap / size;

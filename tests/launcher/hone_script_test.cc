@@ -94,5 +94,16 @@ TEST_F(HoneScriptTest, BuildLooksAgainForWhatWasNotToBeHad) {
   EXPECT_THAT(Run("build"), Not(HasSubstr("python3")));
 }
 
+TEST_F(HoneScriptTest, TestEndsWithWhatWasLeftOutAndTheCodeOfCtest) {
+  std::ofstream(folder_ / "log") << "[ RUN      ] A.B\n/a/b.cc:7: Skipped\nno unit\n\n"
+                                    "[  SKIPPED ] A.B (0 ms)\n/a/b.cc:9: Skipped\nno SLURM\n\n"
+                                    "/a/c.cc:7: Skipped\nno unit\n/a/d.cc:7: Skipped\n\n";
+  Write("bin/ctest",
+        "mkdir -p build/Testing/Temporary; mv log build/Testing/Temporary/LastTest.log"
+        "; exit 8\n");
+  Run("test", "", 8);
+  EXPECT_THAT(ReadFile(folder_ / "output"), HasSubstr("      2  no unit\n      1  no SLURM\n"));
+}
+
 }  // namespace
 }  // namespace hone::launcher

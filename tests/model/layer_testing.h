@@ -62,12 +62,12 @@ inline double Dot(const Tensor& a, const Tensor& b) {
   return std::inner_product(x.begin(), x.end(), y.begin(), 0.0);
 }
 
-// max|a − b| / max|b|.
+// max|a − b| / max|b|; infinite where either is not finite.
 inline double RelativeError(const std::vector<double>& a, const std::vector<double>& b) {
   EXPECT_EQ(a.size(), b.size());
   double difference = 0, largest = 1e-300;
   for (size_t i = 0; i < std::min(a.size(), b.size()); ++i) {
-    if (!std::isfinite(a[i])) return INFINITY;
+    if (!std::isfinite(a[i] - b[i])) return INFINITY;
     difference = std::max(difference, std::abs(a[i] - b[i]));
     largest = std::max(largest, std::abs(b[i]));
   }
@@ -75,13 +75,14 @@ inline double RelativeError(const std::vector<double>& a, const std::vector<doub
 }
 
 // `analytic` against (loss(x + h) − loss(x − h)) / 2h for at most `limit` elements of the
-// contiguous f64 tensor `x`, evenly spread.
+// contiguous f64 tensor `x`, spread over all rows and columns.
 inline void ExpectGradient(const std::string& name, const Tensor& x, const Tensor& analytic,
                            const std::function<double()>& loss, int64_t limit = 60) {
   constexpr double kStep = 1e-5;
   ASSERT_TRUE(analytic.defined()) << name;
   std::vector<double> want, got, all = ToDoubles(analytic);
   int64_t stride = std::max<int64_t>(1, x.size() / limit);
+  while (std::gcd(stride, x.cols()) != 1) ++stride;
   for (int64_t i = 0; i < x.size(); i += stride) {
     double& value = x.data<double>()[i];
     const double kept = value;

@@ -65,6 +65,7 @@ void ExpectWithinRounding(const RunTrace& got, const RunTrace& want) {
   for (const auto& [name, values] : want.tensors) {
     double worst = 0, scale = 1e-300;
     for (size_t i = 0; i < values.size(); ++i) {
+      ASSERT_TRUE(std::isfinite(got.tensors.at(name)[i])) << name;
       worst = std::max(worst, std::abs(got.tensors.at(name)[i] - values[i]));
       scale = std::max(scale, std::abs(values[i]));
     }

@@ -238,7 +238,7 @@ TEST(LearnerBatches, FieldsStandWhereTheyBelong) {
       for (int64_t t = b.cu_seqlens[s]; t < b.cu_seqlens[s + 1]; ++t) {
         const SampleToken& next = sample.tokens[t - b.cu_seqlens[s] + 1];
         EXPECT_EQ(b.token_T[t], sample.tokens[t - b.cu_seqlens[s]].id);
-        EXPECT_EQ(b.target_T[t], next.source == TokenSource::kModel ? next.id : b.target_T[t]);
+        EXPECT_EQ(b.target_T[t], next.id);
         bool model = next.source == TokenSource::kModel;
         drawn += model;
         EXPECT_EQ(b.loss_weight_T[t] != 0, model);
