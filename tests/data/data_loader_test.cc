@@ -2,12 +2,12 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
-#include <filesystem>
 #include <fstream>
 #include <map>
 
 #include "data/packing.h"
 #include "tests/data/test_sources.h"
+#include "tests/runtime/runtime_test_util.h"
 
 namespace hone::data {
 namespace {
@@ -174,7 +174,8 @@ TEST(DataLoader, EveryEpochHasEachExampleOnceInAnotherOrder) {
 // Over all examples in two parts, as two ranks would measure them.
 TEST(DataLoader, StepsAreCountedFromLengths) {
   ThreadPool pool(3);
-  const std::string text = std::filesystem::temp_directory_path() / "hone_count_steps.jsonl";
+  const runtime::TemporaryFolder folder;
+  const std::string text = folder / "count_steps.jsonl";
   for (int seed = 0; seed < 20; ++seed) {
     std::ofstream file(text);
     const int examples = 1 + seed * 17;
@@ -203,7 +204,6 @@ TEST(DataLoader, StepsAreCountedFromLengths) {
       EXPECT_EQ(counted, steps) << "seed " << seed << ", dp " << dp;
     }
   }
-  std::filesystem::remove(text);
 }
 
 TEST(DataLoader, OrderIsTheSeeds) {
@@ -250,7 +250,8 @@ TEST(DataLoader, TooLongIsFoundAtConstruction) {
 }
 
 TEST(DataLoader, TooLongInAFileIsNamedByItsLineEvenInsideAMixture) {
-  std::string path = std::filesystem::temp_directory_path() / "hone_too_long.jsonl";
+  const runtime::TemporaryFolder folder;
+  const std::string path = folder / "too_long.jsonl";
   std::ofstream(path) << R"({"prompt": "a", "completion": "b"})"
                       << "\n"
                       << R"({"prompt": "a", "completion": ")" << std::string(200, 'x') << "\"}\n";
@@ -258,8 +259,7 @@ TEST(DataLoader, TooLongInAFileIsNamedByItsLineEvenInsideAMixture) {
       "{mixture: [{weight: 0.999, family: chain, text: answer}, {weight: 0.001, jsonl: " + path +
       "}]}";
   EXPECT_THAT(MessageOf<DataError>([&] { Loader(yaml, Small()); }),
-              HasSubstr("hone_too_long.jsonl:2: 202 tokens"));
-  std::filesystem::remove(path);
+              HasSubstr("too_long.jsonl:2: 202 tokens"));
 }
 
 TEST(DataLoader, LayoutsThatDoNotFitAreRefused) {

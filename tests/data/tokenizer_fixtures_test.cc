@@ -4,7 +4,6 @@
 #include <gtest/gtest.h>
 
 #include <cstdlib>
-#include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
 #include <thread>
@@ -14,6 +13,7 @@
 #include "runtime/philox.h"
 #include "tests/data/test_sources.h"
 #include "tests/read_json.h"
+#include "tests/runtime/runtime_test_util.h"
 
 namespace hone::data {
 namespace {
@@ -110,7 +110,8 @@ TEST(TokenizerFixtures, ALongWordIsNotQuadratic) {
 TEST(TokenizerFixtures, IgnoredMergesTakeAWordWhole) {
   json root = ReadJson(kFixtures + "llama3.json");
   root["model"]["merges"] = json::array();
-  std::string path = std::filesystem::temp_directory_path() / "hone_no_merges.json";
+  const runtime::TemporaryFolder folder;
+  const std::string path = folder / "no_merges.json";
   std::ofstream(path) << root.dump();
   int32_t the = root["model"]["vocab"]["Ġthe"];
   EXPECT_EQ(LoadTokenizer(path)->Encode(" the"), (Ids{the}));
@@ -123,7 +124,8 @@ TEST(TokenizerFixtures, IgnoredMergesTakeAWordWhole) {
 std::string MessageAfter(const std::function<void(json*)>& change) {
   json root = ReadJson(kFixtures + "llama3.json");
   change(&root);
-  std::string path = std::filesystem::temp_directory_path() / "hone_broken_tokenizer.json";
+  const runtime::TemporaryFolder folder;
+  const std::string path = folder / "broken_tokenizer.json";
   std::ofstream(path) << root.dump();
   return MessageOf<DataError>([&] { LoadTokenizer(path); });
 }
@@ -131,7 +133,7 @@ std::string MessageAfter(const std::function<void(json*)>& change) {
 TEST(TokenizerFixtures, WrongFilesAreExplained) {
   auto expect = [](const std::string& part, const std::function<void(json*)>& change) {
     std::string message = MessageAfter(change);
-    EXPECT_THAT(message, HasSubstr("hone_broken_tokenizer.json: "));
+    EXPECT_THAT(message, HasSubstr("broken_tokenizer.json: "));
     EXPECT_THAT(message, HasSubstr(part));
   };
   EXPECT_EQ(MessageAfter([](json*) {}), "");
@@ -159,13 +161,13 @@ TEST(TokenizerFixtures, WrongFilesAreExplained) {
 }
 
 TEST(TokenizerFixtures, FilesThatAreNoTokenizerAreExplained) {
-  std::string folder = std::filesystem::temp_directory_path() / "hone_not_a_tokenizer";
-  std::filesystem::create_directories(folder);
-  EXPECT_THAT(MessageOf<ConfigError>([&] { LoadTokenizer(folder); }), HasSubstr("tokenizer.json"));
+  const runtime::TemporaryFolder folder;
+  EXPECT_THAT(MessageOf<ConfigError>([&] { LoadTokenizer(folder.path()); }),
+              HasSubstr("tokenizer.json"));
   EXPECT_THAT(MessageOf<ConfigError>([] { LoadTokenizer("/nowhere"); }), HasSubstr("'/nowhere'"));
   auto write = [&](const std::string& name, const std::string& bytes) {
-    std::ofstream(folder + "/" + name, std::ios::binary) << bytes;
-    return folder + "/" + name;
+    std::ofstream(folder / name, std::ios::binary) << bytes;
+    return folder / name;
   };
   EXPECT_THAT(MessageOf<DataError>([&] { LoadTokenizer(write("a.json", "{")); }),
               HasSubstr("a.json: not JSON"));
@@ -181,7 +183,6 @@ TEST(TokenizerFixtures, FilesThatAreNoTokenizerAreExplained) {
               HasSubstr("a.model: not a SentencePiece model"));
   EXPECT_THAT(MessageOf<DataError>([&] { LoadTokenizer(write("b.model", "IQ== 0\nIg== 2\n")); }),
               HasSubstr("b.model:2: "));
-  std::filesystem::remove_all(folder);
 }
 
 // Calls `visit` with every node but the middles of long lists and maps.
@@ -199,7 +200,8 @@ TEST(TokenizerFixtures, AnyValueOfAnyTypeIsReadOrExplained) {
   int explained = 0, tried = 0;
   for (const char* name : {"strip_flags", "llama2"}) {
     json root = ReadJson(kFixtures + name + ".json");
-    std::string path = std::filesystem::temp_directory_path() / "hone_fuzzed_tokenizer.json";
+    const runtime::TemporaryFolder folder;
+    const std::string path = folder / "fuzzed_tokenizer.json";
     VisitNodes(&root, [&](json* node) {
       json kept = *node;
       for (const json& other : {json(), json(-1), json("x"), json::array(), json::object(),
@@ -210,7 +212,7 @@ TEST(TokenizerFixtures, AnyValueOfAnyTypeIsReadOrExplained) {
         try {
           LoadTokenizer(path)->Encode("a fox <l> 12");
         } catch (const DataError& e) {
-          EXPECT_THAT(e.what(), HasSubstr("hone_fuzzed_tokenizer.json"));
+          EXPECT_THAT(e.what(), HasSubstr("fuzzed_tokenizer.json"));
           ++explained;
         }
       }
@@ -253,7 +255,8 @@ TEST(TokenizerFixtures, SentencePieceModels) {
   for (int i = 0; i < 6; ++i) model += PieceProto(pieces[i], scores[i], 1);
   model += Bytes(2, Number(3, 2) + Number(35, 1) + Number(41, 1) + Number(42, 2));
   model += Bytes(3, Number(3, 1) + Number(4, 0));
-  std::string path = std::filesystem::temp_directory_path() / "hone_sentencepiece.model";
+  const runtime::TemporaryFolder folder;
+  const std::string path = folder / "sentencepiece.model";
   std::ofstream(path, std::ios::binary) << model;
   auto tokenizer = LoadTokenizer(path);
   for (size_t length = 0; length < model.size(); length += 31) {
@@ -266,7 +269,6 @@ TEST(TokenizerFixtures, SentencePieceModels) {
   // The format has no field 0: what is in one is of no piece.
   std::ofstream(path, std::ios::binary) << Bytes(0, Number(101, 1));
   EXPECT_THAT(MessageOf<DataError>([&] { LoadTokenizer(path); }), HasSubstr("it has no pieces"));
-  std::filesystem::remove(path);
   EXPECT_EQ(tokenizer->Encode("ab aé"), (Ids{264, 262, 3 + 0xC3, 3 + 0xA9}));
   EXPECT_EQ(tokenizer->Decode({264, 262, 3 + 0xC3, 3 + 0xA9}), " ab aé");
   EXPECT_EQ(tokenizer->Encode("<s>ab"), (Ids{1, 264}));
@@ -296,10 +298,10 @@ TEST(TokenizerFixtures, Llama3Ranks) {
     ranks += base64({static_cast<char>(b)}) + " " + std::to_string(rank++) + "\n";
   for (const char* word : {"he", "hello"})
     ranks += base64(word) + " " + std::to_string(rank++) + "\n";
-  std::string path = std::filesystem::temp_directory_path() / "hone_llama3.model";
+  const runtime::TemporaryFolder folder;
+  const std::string path = folder / "llama3.model";
   std::ofstream(path, std::ios::binary) << ranks;
   auto tokenizer = LoadTokenizer(path);
-  std::filesystem::remove(path);
   EXPECT_EQ(tokenizer->vocab_size(), 258 + 256);
   EXPECT_EQ(tokenizer->Encode("hello"), (Ids{257}));
   EXPECT_EQ(tokenizer->Encode("hell"), (Ids{256, 'l', 'l'}));
