@@ -58,8 +58,18 @@ ModelConfig Qwen3() {
   return config;
 }
 
-ModelConfig WithCommon(ModelConfig config) {
-  config.vocab_size = kVocab;
+// Products large enough that threads share them.
+ModelConfig Wide() {
+  ModelConfig config = Qwen3();
+  config.hidden_size = 164;
+  config.intermediate_size = 301;
+  config.head_dim = 42;
+  config.rope.dim = 42;
+  return config;
+}
+
+ModelConfig WithCommon(ModelConfig config, int64_t vocab = kVocab) {
+  config.vocab_size = vocab;
   config.max_position_embeddings = 256;
   config.initializer_range = 0.25;
   return config;
@@ -159,6 +169,7 @@ Values Model::Train(const Sequences& sequences, const Sequences& targets, size_t
 
 Values Model::Decode(const Sequences& sequences, size_t batch, int64_t chunk, int64_t longest) {
   Values logits(sequences.size());
+  const int64_t vocab = stage.config().vocab_size;
   KvCache cache(ctx, stage.config(), stage.config().num_hidden_layers, 512, kPageSize,
                 stage.options().dtype);
   for (size_t begin = 0; begin < sequences.size(); begin += batch) {
@@ -188,8 +199,8 @@ Values Model::Decode(const Sequences& sequences, size_t batch, int64_t chunk, in
       if (who.empty() && done >= longest) break;
       const auto values = runtime::ToVector<float>(stage.Decode(ctx, step, cache));
       for (size_t r = 0; r < who.size(); ++r) {
-        const float* row = values.data() + r * kVocab;
-        logits[who[r]].insert(logits[who[r]].end(), row, row + kVocab);
+        const float* row = values.data() + r * vocab;
+        logits[who[r]].insert(logits[who[r]].end(), row, row + vocab);
       }
     }
     for (const std::vector<int32_t>& pages : pages_S) {
@@ -200,15 +211,15 @@ Values Model::Decode(const Sequences& sequences, size_t batch, int64_t chunk, in
 }
 
 // What the sampler draws at each token from these logits, and the log-probabilities it records.
-std::pair<Sequences, Values> Draw(Context& ctx, const Values& logits) {
+std::pair<Sequences, Values> Draw(Context& ctx, const Values& logits, int64_t vocab) {
   Sequences tokens(logits.size());
   Values logp(logits.size());
   RandomStream stream({9, HashName("draw")});
   uint64_t draw = 0;
   for (size_t s = 0; s < logits.size(); ++s) {
-    int64_t rows = static_cast<int64_t>(logits[s].size()) / kVocab;
+    int64_t rows = static_cast<int64_t>(logits[s].size()) / vocab;
     Tensor z = ctx.Clone(
-        Tensor(const_cast<float*>(logits[s].data()), {rows, kVocab}, DType::kF32, Device::Cpu()));
+        Tensor(const_cast<float*>(logits[s].data()), {rows, vocab}, DType::kF32, Device::Cpu()));
     std::vector<kernels::SamplingParams> params(rows);
     std::vector<double> uniform;
     for (int64_t r = 0; r < rows; ++r) uniform.push_back(stream.Uniform(draw++));
@@ -251,7 +262,7 @@ void CheckInvariance(const ModelConfig& config, DType dtype) {
     EXPECT_TRUE(SameValues(two.Decode(sequences, 64, chunk), logits))
         << "prefill with two threads by " << chunk;
   }
-  const auto [targets, logp] = Draw(one.ctx, logits);
+  const auto [targets, logp] = Draw(one.ctx, logits, config.vocab_size);
   for (size_t batch : {1, 7, 64}) {
     EXPECT_TRUE(SameValues(one.Train(sequences, targets, batch), logp)) << "training, " << batch;
     EXPECT_TRUE(SameValues(two.Train(sequences, targets, batch), logp))
@@ -262,16 +273,24 @@ void CheckInvariance(const ModelConfig& config, DType dtype) {
 TEST(BatchInvariance, DeepSeekV3) { CheckInvariance(WithCommon(DeepSeek()), DType::kF32); }
 TEST(BatchInvariance, DeepSeekV3InBf16) { CheckInvariance(WithCommon(DeepSeek()), DType::kBF16); }
 TEST(BatchInvariance, Qwen3) { CheckInvariance(WithCommon(Qwen3()), DType::kF32); }
+TEST(BatchInvariance, WideEnoughForThreads) {
+  if (!TestDevice().is_cpu()) GTEST_SKIP() << "its kernels know no host threads";
+  CheckInvariance(WithCommon(Wide(), 1003), DType::kF32);
+}
+TEST(BatchInvariance, WideEnoughForThreadsInBf16) {
+  if (!TestDevice().is_cpu()) GTEST_SKIP() << "its kernels know no host threads";
+  CheckInvariance(WithCommon(Wide(), 1003), DType::kBF16);
+}
 
-TEST(BatchInvariance, DeepSeekV3OnTwoExpertRanks) {
+void CheckExpertRanks(DType dtype) {
   const ModelConfig config = WithCommon(DeepSeek());
   Sequences sequences = MakeSequences();
   sequences.resize(sequences.size() / 2 * 2);  // ranks with as many each take as many steps
-  Model one(config, DType::kF32, 1);
+  Model one(config, dtype, 1);
   const Values logits = one.Decode(sequences, 64, 1000);
-  const auto [targets, logp] = Draw(one.ctx, logits);
+  const auto [targets, logp] = Draw(one.ctx, logits, kVocab);
   parallel::RunThreadRanks(2, [&, &targets = targets, &logp = logp](parallel::GroupPtr ep) {
-    Model model(config, DType::kF32, 1, ep);
+    Model model(config, dtype, 1, ep);
     auto half = [&](const auto& all) {  // every other sequence
       auto mine = std::remove_cvref_t<decltype(all)>();
       for (size_t s = ep->rank(); s < all.size(); s += 2) mine.push_back(all[s]);
@@ -291,6 +310,9 @@ TEST(BatchInvariance, DeepSeekV3OnTwoExpertRanks) {
     }
   });
 }
+
+TEST(BatchInvariance, DeepSeekV3OnTwoExpertRanks) { CheckExpertRanks(DType::kF32); }
+TEST(BatchInvariance, DeepSeekV3OnTwoExpertRanksInBf16) { CheckExpertRanks(DType::kBF16); }
 
 }  // namespace
 }  // namespace hone::model
