@@ -120,7 +120,7 @@ struct RejectionConfig {
   int64_t keep_per_problem = 1;
   bool keep_unfinished = false;  // samples that were cut at max_new_tokens
   bool drop_mixed_language = true, drop_code_blocks = true;
-  int64_t max_paragraph = 2000;  // characters; longer ones are dropped
+  int64_t max_paragraph = 2000;  // bytes; longer ones are dropped
   // Stories that nobody ordered are kept behind an order that their beginning fulfils, of so many
   // words; 0: as they were drawn.
   int64_t story_hindsight = 0;

@@ -91,6 +91,9 @@ TrainingLoop::TrainingLoop(Environment& env, const StageConfig& stage, int64_t t
     env_.learner.engine().optimizer().set_step(metadata.at("optimizer_step"));
     *resumed_ = metadata.at("cursor");
     if (metadata.contains("from")) start_ = metadata["from"];
+    if (metadata.contains("from_here")) {
+      start_ = env_.directory.root() + metadata["from_here"].get<std::string>();
+    }
     saved_step_ = step_;
   } else {
     BeginFrom(stage.from);
@@ -185,7 +188,11 @@ void TrainingLoop::Save(const json& cursor) {
                    {"tokens", tokens_},
                    {"seconds", seconds_},
                    {"cursor", cursor}};
-  if (start_) metadata["from"] = *start_;
+  if (start_) {  // a run's own folders move with it
+    const std::string& root = env_.directory.root();
+    const bool here = start_->starts_with(root + "/");
+    metadata[here ? "from_here" : "from"] = here ? start_->substr(root.size()) : *start_;
+  }
   if (env_.root()) {
     env_.directory.CheckFence();
     env_.metrics->Sync();

@@ -162,14 +162,15 @@ TEST(ReferencePolicy, ComesBackFromItsCheckpointWhereverItIsKept) {
 }
 
 // It is where the stage began, not what has come there since.
-TEST(ReferencePolicy, OfTheBeginningStaysWhenItsSourceGoesOn) {
-  runtime::TemporaryFolder folder;
-  const std::string other = folder / "other/checkpoints/base";
+// The reference of a stage that began from `source`, before and after it stopped: meanwhile the
+// source went on, and the run moved to `then`.
+void ExpectTheReferenceStays(const std::string& source, const std::string& run,
+                             const std::string& then) {
   OnOneRank([&](const parallel::GroupPtr& world) {
     const RolloutBatch batch = MakeRollout();
     std::vector<std::vector<float>> want;
-    auto with = [&](auto body) {
-      LearnerRun run("learner", folder / "run", world, {"stages.rl.from=" + other});
+    auto with = [&](const std::string& dir, auto body) {
+      LearnerRun run("learner", dir, world, {"stages.rl.from=" + source});
       run.directory.fs().MakeDirs(run.directory.root());
       run.state.stages.emplace_back().name = "rl";
       run.metrics =
@@ -178,9 +179,9 @@ TEST(ReferencePolicy, OfTheBeginningStaysWhenItsSourceGoesOn) {
     };
     auto save = [&](LearnerRun& run, int64_t step) {
       run.Change(static_cast<uint64_t>(step));
-      run.SaveModel(other, step);
+      run.SaveModel(source, step);
     };
-    with([&](LearnerRun& run) {
+    with(run, [&](LearnerRun& run) {
       save(run, 21);
       TrainingLoop loop(run.env, run.stage(), 2);
       ReferencePolicy reference(run.env, run.stage());
@@ -190,7 +191,8 @@ TEST(ReferencePolicy, OfTheBeginningStaysWhenItsSourceGoesOn) {
       run.learner.WaitForSave();
       save(run, 22);
     });
-    with([&](LearnerRun& run) {
+    if (then != run) std::filesystem::rename(run, then);
+    with(then, [&](LearnerRun& run) {
       TrainingLoop loop(run.env, run.stage(), 2);
       ASSERT_FALSE(loop.resumed().is_null());
       ReferencePolicy reference(run.env, run.stage());
@@ -200,6 +202,16 @@ TEST(ReferencePolicy, OfTheBeginningStaysWhenItsSourceGoesOn) {
       EXPECT_THROW(reference.Restore(0, loop.start()), CheckpointError);
     });
   });
+}
+
+TEST(ReferencePolicy, OfTheBeginningStaysWhenItsSourceGoesOn) {
+  runtime::TemporaryFolder folder;
+  ExpectTheReferenceStays(folder / "other/checkpoints/base", folder / "run", folder / "run");
+}
+
+TEST(ReferencePolicy, OfTheBeginningMovesWithItsRun) {
+  runtime::TemporaryFolder folder;
+  ExpectTheReferenceStays(folder / "run/checkpoints/base", folder / "run", folder / "moved");
 }
 
 // Killed between reference 400 and checkpoint 400, gone on from 300 without refreshes: all further
