@@ -64,7 +64,7 @@ void ReadFromRun(const fs::path& config_yaml, ModelFiles* files) {
     files->config.Read(model);
   } else {
     ReadCompanions(hf, files);
-    model.Optional("max_position_embeddings", &files->config.max_position_embeddings);
+    files->config.ReadBeside(model);
   }
   files->tokenizer = "byte";
   root.Optional("tokenizer", &files->tokenizer);

@@ -140,6 +140,15 @@ TEST_F(ImportExportTest, WithoutMultiTokenPrediction) {
   json config = ParseJson(runtime::LocalFileSystem().ReadAll(root_ + "/exported/config.json"));
   EXPECT_EQ(config["num_nextn_predict_layers"], 0);
   EXPECT_EQ(config["torch_dtype"], "float32");
+  // A run says so beside the folder's name, and its checkpoints know the model by that.
+  const std::string stage = root_ + "/run/checkpoints/base";
+  fs::create_directories(stage);
+  fs::rename(root_ + "/imported", stage + "/step-000001");
+  fs::remove(stage + "/step-000001/config.json");
+  runtime::LocalFileSystem().WriteAtomically(
+      root_ + "/run/config.yaml", "model: {hf: " + original + ", num_nextn_predict_layers: 0}\n");
+  Run(ExportCommand, {stage, root_ + "/of_run"});
+  ExpectEqualTensors(root_ + "/exported", root_ + "/of_run");
 }
 
 TEST_F(ImportExportTest, F16ComesInAsF32) {
