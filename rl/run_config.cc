@@ -62,6 +62,10 @@ bool Trains(StageKind kind) {
          kind != StageKind::kExport;
 }
 
+bool Measured(StageKind kind) {
+  return kind == StageKind::kEvaluate || (Trains(kind) && kind != StageKind::kRewardModel);
+}
+
 double LearningRate::At(int64_t step, int64_t total) const {
   if (step <= warmup) return peak * static_cast<double>(step) / static_cast<double>(warmup);
   double span = static_cast<double>(std::max<int64_t>(1, total - warmup - 1));

@@ -37,6 +37,8 @@ const std::vector<std::string>& StageKindNames();
 bool Supervised(StageKind kind);  // cross-entropy on examples
 // Whether a stage of this kind ends with weights of its own.
 bool Trains(StageKind kind);
+// Whether there is a policy behind it for suites to measure.
+bool Measured(StageKind kind);
 
 struct LearningRate {
   enum class Schedule { kConstant, kCosine, kLinear };

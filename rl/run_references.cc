@@ -50,6 +50,11 @@ void CheckSuite(const RunConfig& c, const EvaluationSuite& e) {
                        "{}: evaluate: suite '{}': after_stages: '{}' is no stage{}", e.where,
                        e.name, name, NearestHint(name, names));
     Check<ConfigError>(
+        Measured(stage->kind),
+        "{}: evaluate: suite '{}': after_stages: nothing is measured after '{}': its "
+        "kind is {}",
+        e.where, e.name, name, StageKindNames()[static_cast<int>(stage->kind)]);
+    Check<ConfigError>(
         c.HasText(e, *stage),
         "{}: evaluate: suite '{}': after_stages: '{}' comes before stage '{}', which "
         "writes the samples",

@@ -40,9 +40,8 @@ void RunOne(Environment& env, const StageConfig& stage) {
 }
 
 bool Evaluates(const RunConfig& config, const StageConfig& stage) {
-  bool no_policy = stage.kind == StageKind::kRejectionSampling ||
-                   stage.kind == StageKind::kRewardModel || stage.kind == StageKind::kExport;
-  return !no_policy && (config.evaluate_after_every_stage || stage.kind == StageKind::kEvaluate);
+  return Measured(stage.kind) &&
+         (config.evaluate_after_every_stage || stage.kind == StageKind::kEvaluate);
 }
 
 bool CanMeasure(const Environment& env, const EvaluationSuite& suite) {

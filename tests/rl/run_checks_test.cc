@@ -295,6 +295,8 @@ TEST(RunChecks, ReferencesThatLeadNowhere) {
   const std::vector<Row> rows = {
       {{"evaluate.suites.heldout.after_stages=[rl, sftt]"},
        {"run.yaml:", "'heldout'", "after_stages: 'sftt'", "did you mean 'sft'"}},
+      {{"evaluate.suites.heldout.after_stages=[samples]"},
+       {"nothing is measured after 'samples'", "rejection_sampling"}},
       {{until + "heldot, metric: accuracy}"}, {"'base'", "did you mean 'heldout'"}},
       {{until + "heldout, metric: acuracy}"}, {"no metric 'acuracy'", "did you mean 'accuracy'"}},
       {{until + "heldout, metric: loss}"}, {"'heldout' has no metric 'loss'"}},
