@@ -10,6 +10,7 @@
 #include <csignal>
 #include <filesystem>
 #include <fstream>
+#include <functional>
 #include <iterator>
 #include <string>
 #include <thread>
@@ -90,6 +91,21 @@ class Program {
       std::this_thread::sleep_for(std::chrono::milliseconds(5));
     }
     return code_;
+  }
+
+  // Whether it came to this before its end. A test fails when neither comes within `patience`.
+  bool Await(const std::function<bool()>& there,
+             std::chrono::seconds patience = std::chrono::seconds(60)) {
+    const auto deadline = std::chrono::steady_clock::now() + patience;
+    while (!there()) {
+      if (Ended()) return false;
+      if (std::chrono::steady_clock::now() > deadline) {
+        ADD_FAILURE() << "what is waited for does not come; so far it said:\n" << output();
+        return false;
+      }
+      std::this_thread::sleep_for(std::chrono::milliseconds(5));
+    }
+    return true;
   }
 
  private:

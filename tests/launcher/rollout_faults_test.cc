@@ -3,12 +3,14 @@
 // are killed with SIGKILL at random moments: a worker, all workers, the rank with the coordinator,
 // another rank, the launcher. Started again where need be, the same command ends with the samples,
 // metrics and weights of a run that was never disturbed; in synchronous mode, and one rollout
-// behind with the reference in the pool.
+// behind with the reference in the pool. Four kills of five come behind a new step of GRPO, one
+// while what the kill before it ended starts again.
 //
 // Five kills each; HONE_FAULTS=20 build/tests/launcher_rollout_faults_test is the long form, and
 // HONE_FAULTS_SEED=n other moments.
 #include <map>
 #include <set>
+#include <utility>
 
 #include "rl/rollout/journal.h"
 #include "runtime/philox.h"
@@ -131,18 +133,33 @@ class RolloutFaultsTest : public testing::TestWithParam<int> {
   // Ranks and workers are there, or the run is over.
   std::vector<Process> AwaitEverybody() {
     std::vector<Process> all;
-    for (int i = 0; i < 3000 && !program_->Ended(); ++i) {
+    program_->Await([&] {
       all = Descendants(program_->pid());
-      if (WithRole(all, "train").size() >= 2 && WithRole(all, "worker").size() >= 2) break;
-      std::this_thread::sleep_for(milliseconds(10));
-    }
+      return WithRole(all, "train").size() >= 2 && WithRole(all, "worker").size() >= 2;
+    });
     return all;
+  }
+  // Everybody is there, and then a step of reinforcement learning ends.
+  bool AwaitLearning(const std::string& dir) {
+    AwaitEverybody();
+    const auto steps = [&] {
+      const std::string text = ReadFile(dir + "/metrics.jsonl");
+      const std::string line = "\"stage\":\"rl\",\"step\":";
+      int64_t count = 0;
+      for (size_t at = 0; (at = text.find(line, at)) != std::string::npos; ++at) ++count;
+      return count;
+    };
+    int64_t before = steps();
+    return program_->Await([&] {
+      const int64_t last = std::exchange(before, steps());  // fewer where it went back
+      return before > last;
+    });
   }
   // Kills one part after a while; false when the run was over before.
   bool KillPart(const std::string& part, milliseconds after, const std::string& dir) {
     AwaitEverybody();
     std::this_thread::sleep_for(after);
-    const std::vector<Process> all = Descendants(program_->pid());
+    const std::vector<Process> all = AwaitEverybody();
     Note();
     if (program_->Ended()) return false;
     std::vector<pid_t> victims = WithRole(all, part.find("worker") == 0 ? "worker" : "train");
@@ -215,13 +232,17 @@ TEST_P(RolloutFaultsTest, AnythingMayBeKilledAtAnyMoment) {
   const RandomStream random{HashName("faults"), static_cast<uint64_t>(GetParam()),
                             seed == nullptr ? 1u : std::stoull(seed)};
   Start(killed);
+  // Behind the kill of rank 0 or of the launcher, everything starts again.
+  const std::string early = GetParam() == 0 ? "launcher" : "workers";
   int kills = 0;
   for (int i = 0; i < Kills() && !HasFailure(); ++i) {
-    const auto after = milliseconds(random.Below(900, static_cast<uint64_t>(i)));
     const std::string& part = parts[static_cast<size_t>(i) % parts.size()];
+    const bool learning = part != early && AwaitLearning(killed);
+    const auto after = milliseconds(random.Below(learning ? 100 : 400, static_cast<uint64_t>(i)));
     const bool hit = KillPart(part, after, killed);
-    kills += hit;
-    if (!hit && program_->Wait() != 0) Start(killed);  // it gave up after too many restarts
+    kills += hit && learning;
+    // Over, or it gave up after too many restarts.
+    if (!hit && program_->Wait(seconds(200)) != 0) Start(killed);
   }
   EXPECT_GT(kills, Kills() / 2) << "the run is too short for the kills";
   ASSERT_NO_FATAL_FAILURE(Finish(killed));
