@@ -60,22 +60,17 @@ class KillTest : public testing::Test {
   // training and saving.
   static void AwaitMoment(const std::string& dir, Program& program, const RandomStream& random,
                           uint64_t kill_index) {
-    const auto await = [&](const std::function<bool()>& there) {
-      while (!there() && !program.Ended()) {
-        std::this_thread::sleep_for(std::chrono::milliseconds(2));
-      }
-    };
-    await([&] { return LearnersOf(dir).size() == 2; });
+    program.Await([&] { return LearnersOf(dir).size() == 2; });
     const bool early = kill_index % 4 == 1;
     if (!early) {
-      await([&] { return FirstStep(program.output()).first >= 0; });
+      program.Await([&] { return FirstStep(program.output()).first >= 0; });
       const auto steps = static_cast<int>(random.Below(20, 4 * kill_index + 1));
       const auto lines = [&] {
         const std::string text = ReadFile(dir + "/metrics.jsonl");
         return static_cast<int>(std::count(text.begin(), text.end(), '\n'));
       };
       const int before = lines();
-      await([&] { return lines() >= before + steps; });
+      program.Await([&] { return lines() >= before + steps; });
     }
     std::this_thread::sleep_for(
         std::chrono::microseconds(random.Below(early ? 400'000 : 40'000, 4 * kill_index + 2)));

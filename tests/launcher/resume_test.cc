@@ -26,12 +26,11 @@ class ProgramResumeTest : public testing::Test {
     return words;
   }
   static void AwaitMetrics(const std::string& dir, Program& program, int lines) {
-    while (!program.Ended()) {
+    EXPECT_TRUE(program.Await([&] {
       const std::string text = ReadFile(dir + "/metrics.jsonl");
-      if (std::count(text.begin(), text.end(), '\n') >= lines) return;
-      std::this_thread::sleep_for(std::chrono::milliseconds(2));
-    }
-    ADD_FAILURE() << "it ended before it was to be stopped:\n" << program.output();
+      return std::count(text.begin(), text.end(), '\n') >= lines;
+    })) << "it ended before it was to be stopped:\n"
+        << program.output();
   }
 
   runtime::TemporaryFolder folder_;

@@ -260,15 +260,16 @@ TEST_F(ServeTest, WeightsAreReplacedBetweenRequests) {
   EXPECT_FALSE(before.contains("system_fingerprint"));
   std::atomic<bool> begun = false;
   std::vector<json> first, during(6);
-  std::vector<std::thread> clients;
+  std::vector<std::jthread> clients;
   clients.emplace_back([&] { first = Stream("/v1/completions", request, &begun); });
   for (json& response : during) {
     clients.emplace_back([&] { response = Post("/v1/completions", request).second; });
   }
-  while (!begun) std::this_thread::sleep_for(1ms);
+  for (int i = 0; i < 60'000 && !begun; ++i) std::this_thread::sleep_for(1ms);
+  ASSERT_TRUE(begun);
   ASSERT_TRUE(server_->Replace([&] { model_.stage->Initialize(8); }, "second"));
   const json after = Post("/v1/completions", request).second;
-  for (std::thread& client : clients) client.join();
+  clients.clear();  // joins
   EXPECT_EQ(after["system_fingerprint"], "second");
   EXPECT_NE(TextOf(after), TextOf(before));
   std::string text;  // begun with the old weights and ended with them
