@@ -5,11 +5,11 @@
 #include <fcntl.h>
 #include <gtest/gtest.h>
 #include <signal.h>
-#include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include <cstdlib>
+#include <ctime>
 #include <filesystem>
 #include <fstream>
 #include <set>
@@ -161,7 +161,9 @@ TEST(VerifierPool, AHelperKilledWhileIdleIsReplaced) {
   VerifierPool pool({.helpers = 1});
   std::string first = One(pool, Of("pid")).detail;
   ASSERT_EQ(kill(std::stoi(first), SIGKILL), 0);
-  while (Children().count(std::stoi(first)) > 0) std::this_thread::sleep_for(milliseconds(5));
+  for (int i = 0; i < 4000 && Children().count(std::stoi(first)) > 0; ++i) {
+    std::this_thread::sleep_for(milliseconds(5));
+  }
   RewardReply reply = One(pool, Of("echo", "still here"));
   EXPECT_EQ(reply.detail, "still here");
 }
@@ -233,11 +235,9 @@ TEST(VerifierPool, HelpersDieWithTheirParent) {
 TEST(VerifierPool, SleepsWhenIdle) {
   VerifierPool pool({.helpers = 2});
   One(pool, Of("echo"));
-  rusage before, after;
-  getrusage(RUSAGE_SELF, &before);
-  EXPECT_TRUE(pool.Poll(milliseconds(300)).empty());
-  getrusage(RUSAGE_SELF, &after);
-  EXPECT_LE(after.ru_nvcsw - before.ru_nvcsw, 20);
+  const std::clock_t begin = std::clock();
+  EXPECT_TRUE(pool.Poll(milliseconds(600)).empty());
+  EXPECT_LT(std::clock() - begin, CLOCKS_PER_SEC / 10) << "processor time in a wait of 0.6 s";
 }
 
 TEST(VerifierPool, AProgramThatIsNotThereIsNamed) {
