@@ -24,13 +24,23 @@ struct Case {
   double tolerance;  // of max|Δ| / max|value|
 };
 
+// Takes every expert, so that rounding cannot change the choice.
+ModelConfig AllExpertsV3() {
+  ModelConfig config = TinyV3();
+  config.num_experts_per_tok = config.n_routed_experts;
+  config.topk_group = config.n_group;
+  return config;
+}
+
 std::vector<Case> Cases() {
   return {{"dense", TinyDense(), DType::kF64, 1e-10},
           {"tied", TinyTied(), DType::kF64, 1e-10},
           {"moe", TinySoftmaxMoe(), DType::kF64, 1e-10},
           {"v3", TinyV3(), DType::kF64, 1e-10},
           {"dense_f32", TinyDense(), DType::kF32, 1e-4},
-          {"dense_bf16", TinyDense(), DType::kBF16, 0.05}};
+          {"dense_bf16", TinyDense(), DType::kBF16, 0.05},
+          {"v3_f32", TinyV3(), DType::kF32, 1e-4},
+          {"v3_bf16", AllExpertsV3(), DType::kBF16, 0.05}};
 }
 
 class OnDevice : public testing::TestWithParam<Case> {};
