@@ -97,13 +97,13 @@ TEST_F(LeaseBookTest, WhatComesLateIsNotHandedOutAgain) {
 }
 
 TEST_F(LeaseBookTest, RenewedLeasesLast) {
-  LeaseBook book = Book(milliseconds(200));
+  constexpr milliseconds kLease(1000);
+  LeaseBook book = Book(kLease);
   book.Open(TinyPlan(2, 1));
   book.Take(1, 1, 1);
   book.Take(2, 1, 1);
-  std::this_thread::sleep_for(milliseconds(120));
+  std::this_thread::sleep_for(kLease + kShort);
   book.Renew(1);
-  std::this_thread::sleep_for(milliseconds(120));
   EXPECT_EQ(book.ExpireOld(), 1);
   EXPECT_TRUE(book.TakeCancelled(1).empty());
   EXPECT_EQ(book.TakeCancelled(2).size(), 1u);
