@@ -106,7 +106,7 @@ int Serve(CommandOptions options) {
     server.Stop();
   });
   server.Run();
-  live.reset();
+  if (live) live->EndFollowing();
   watch.join();
   return 0;
 }

@@ -50,7 +50,7 @@ LiveModel::LiveModel(const Options& options, const std::atomic<bool>& stop)
   }
 }
 
-LiveModel::~LiveModel() {
+void LiveModel::EndFollowing() {
   ending_ = true;
   if (thread_.joinable()) thread_.join();
 }

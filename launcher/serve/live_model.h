@@ -24,14 +24,16 @@ class LiveModel {
   };
   // Has weights when it returns. TimeoutError where there were none in time.
   LiveModel(const Options& options, const std::atomic<bool>& stop);
-  ~LiveModel();  // ends following
+  ~LiveModel() { EndFollowing(); }
 
   rl::LoadedModel& model() { return model_; }
   // "VERSION-DIGEST" of the weights that the model has; "" those of a checkpoint.
   const std::string& fingerprint() const { return fingerprint_; }
-  // From now on gives `server`, which outlives this, newer weights as they are published. When the
-  // run ends, the last stay; when it is started again, its weights are followed on.
+  // From now on gives `server` newer weights as they are published. When the run ends, the last
+  // stay; when it is started again, its weights are followed on.
   void Follow(ApiServer& server);
+  // Before the server ends; and it ends before this, whose model it serves.
+  void EndFollowing();
 
  private:
   bool FetchFirst();

@@ -64,9 +64,10 @@ class LiveModelTest : public testing::Test {
     options_.run = run_;
     options_.every = milliseconds(10);
   }
-  std::unique_ptr<Program> Start() {
-    return std::make_unique<Program>(
-        HoneCommand(0, {"run", folder_ / "run.yaml", "--run-dir", run_}), folder_ / "output");
+  std::unique_ptr<Program> Start(const Words& more = {}) {
+    Words words = {"run", folder_ / "run.yaml", "--run-dir", run_};
+    words.insert(words.end(), more.begin(), more.end());
+    return std::make_unique<Program>(HoneCommand(0, words), folder_ / "output");
   }
   static ServeOptions Serving() {
     ServeOptions serve;
@@ -115,6 +116,42 @@ TEST_F(LiveModelTest, FollowsARunToItsEndAndBeyond) {
   for (ApiServer* each : {&server, &from_disk}) each->Stop();
   serving.join();
   second.join();
+}
+
+// The engine is in the midst of a step when the server ends, and only then its model may go.
+TEST_F(LiveModelTest, EndsCleanlyWhileItDecodes) {
+  setenv("MALLOC_PERTURB_", "165", 1);  // what is freed holds no valid pointer
+  ASSERT_EQ(Start({"--set", "stages.rl.steps=1", "--set", "evaluate.suites=[]"})->Wait(), 0);
+  for (int i = 0; i < 5; ++i) {
+    const std::string log = folder_ / "served";
+    Program serve(HoneCommand(0, {"serve", run_, "--follow", "--port", "0"}), log);
+    const std::string before = "http://127.0.0.1:";
+    size_t at = std::string::npos;
+    while (at == std::string::npos && !serve.Ended()) {
+      std::this_thread::sleep_for(milliseconds(5));
+      const std::string text = serve.output();
+      at = text.find("/v1\n") == std::string::npos ? at : text.find(before);
+    }
+    ASSERT_FALSE(serve.Ended()) << serve.output();
+    const int port = std::stoi(serve.output().substr(at + before.size()));
+    std::vector<std::thread> clients;
+    for (int c = 0; c < 4; ++c) {
+      clients.emplace_back([&] {
+        httplib::Client client("127.0.0.1", port);
+        const std::string body = json{{"prompt", "Q:1@+2="}, {"n", 16}}.dump();
+        while (client.Post("/v1/completions", body, "application/json")) {
+        }
+      });
+    }
+    httplib::Client client("127.0.0.1", port);
+    while (ParseJson(client.Get("/health")->body).at("tokens") < 100) {
+      std::this_thread::sleep_for(milliseconds(5));
+    }
+    serve.Signal(SIGTERM);
+    EXPECT_EQ(serve.Wait(), 0) << serve.output();
+    for (std::thread& each : clients) each.join();
+  }
+  unsetenv("MALLOC_PERTURB_");
 }
 
 TEST_F(LiveModelTest, NeedsTheRunsSecret) {
