@@ -134,6 +134,18 @@ std::vector<int32_t> PromptOf(const Fields& f, const rl::LoadedModel& model) {
   return tokens;
 }
 
+// A tokenizer may have tokens that the model's embedding has no row for.
+void CheckVocabulary(const Fields& f, const std::vector<int32_t>& prompt,
+                     const rl::LoadedModel& model) {
+  for (int32_t id : prompt) {
+    if (id < model.files.config.vocab_size) continue;
+    throw ApiError{400,
+                   fmt::format("'{}' is token {}, and the model's vocabulary has {}: leave it out",
+                               model.TokenBytes(id), id, model.files.config.vocab_size),
+                   f.Has("messages") ? "messages" : "prompt"};
+  }
+}
+
 void SetLengths(const Fields& f, const ApiLimits& limits, rl::GenerateRequest* g) {
   const auto prompt = static_cast<int64_t>(g->prompt.size());
   if (prompt == 0) throw ApiError{400, "the prompt is empty", "prompt"};
@@ -216,6 +228,7 @@ ApiRequest ParseApiRequest(bool chat, const std::string& body, const rl::LoadedM
   } else {
     g.prompt = PromptOf(f, model);
   }
+  CheckVocabulary(f, g.prompt, model);
   SetLengths(f, limits, &g);
   g.sampling.temperature = f.Number("temperature", 1, 0, 2);
   if (g.sampling.temperature < kernels::kLeastTemperature) g.sampling.temperature = 0;

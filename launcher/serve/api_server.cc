@@ -34,6 +34,7 @@ void SetError(httplib::Response& response, const ApiError& error) {
 class Server : public httplib::Server {
  public:
   void WidenBacklog() { ::listen(svr_sock_, SOMAXCONN); }
+  bool stopping() const { return svr_sock_ == INVALID_SOCKET; }
 };
 
 }  // namespace
@@ -57,6 +58,7 @@ struct ApiServer::Impl {
   void Route();
   bool Authorised(const httplib::Request& request, httplib::Response& response) const;
   void Complete(bool chat, const httplib::Request& request, httplib::Response& response);
+  void AwaitFirst(const Session& session) const;
   bool Provide(Session& session, httplib::DataSink& sink);
 
   rl::LoadedModel& model;
@@ -78,7 +80,18 @@ bool ApiServer::Impl::Authorised(const httplib::Request& request,
   return false;
 }
 
-// Writes what is new; false once the client is gone. Called again and again by the HTTP library.
+// Until something is drawn, for the status goes out before anything else. ApiError when the engine
+// failed instead.
+void ApiServer::Impl::AwaitFirst(const Session& session) const {
+  while (!session.channel->Wait(kLook)) {
+    if (server.stopping() || Clock::now() > session.deadline) return;
+  }
+  const std::string error = session.channel->error();
+  if (!error.empty()) throw ApiError{500, error, ""};
+}
+
+// Writes what is new; false once the client is gone, or to hang up: a whole response that the
+// engine cannot finish must not look like one. Called again and again by the HTTP library.
 bool ApiServer::Impl::Provide(Session& session, httplib::DataSink& sink) {
   ApiResponse& out = session.response;
   std::vector<Channel::Choice> news = session.channel->Take(kLook);
@@ -86,8 +99,8 @@ bool ApiServer::Impl::Provide(Session& session, httplib::DataSink& sink) {
   std::string events = out.Push(news);
   const std::string error = session.channel->error();
   if (!error.empty()) {
-    events = ApiError{500, error, ""}.ToJson();
-    if (session.request.stream) events = "data: " + events + "\n\n";
+    if (!session.request.stream) return false;
+    events = "data: " + ApiError{500, error, ""}.ToJson() + "\n\n";
     sink.write(events.data(), events.size());
     sink.done();
     return true;
@@ -113,6 +126,7 @@ void ApiServer::Impl::Complete(bool chat, const httplib::Request& request,
           fmt::format("{} sequences are under way already; try again later", options.max_waiting),
           ""};
     }
+    AwaitFirst(*session);
     response.set_chunked_content_provider(
         session->request.stream ? "text/event-stream" : "application/json",
         [this, session](size_t, httplib::DataSink& sink) { return Provide(*session, sink); },

@@ -1,6 +1,7 @@
 #include "launcher/serve/engine_thread.h"
 
 #include <iostream>
+#include <utility>
 
 namespace hone::launcher {
 
@@ -11,6 +12,11 @@ std::vector<Channel::Choice> Channel::Take(std::chrono::milliseconds patience) {
   std::vector<Choice> taken = choices_;
   for (Choice& choice : choices_) choice.tokens.clear();
   return taken;
+}
+
+bool Channel::Wait(std::chrono::milliseconds patience) {
+  std::unique_lock lock(mutex_);
+  return changed_.wait_for(lock, patience, [&] { return fresh_; });
 }
 
 std::string Channel::error() {
@@ -152,6 +158,7 @@ bool EngineThread::Replace(std::function<void()> replace, const std::string& fin
   next_fingerprint_ = fingerprint;
   ordered_.notify_all();
   replaced_.wait(lock, [&] { return stop_ || !replace_; });
+  if (replace_error_) std::rethrow_exception(std::exchange(replace_error_, nullptr));
   return !replace_;
 }
 
@@ -159,10 +166,28 @@ void EngineThread::ReplaceIfIdle() {
   std::unique_lock lock(mutex_);
   if (!replace_ || engine_.pending() > 0) return;
   engine_.Drain();  // no key of the old weights is used with the new
-  replace_();
+  try {
+    replace_();
+    fingerprint_ = next_fingerprint_;
+  } catch (...) {
+    replace_error_ = std::current_exception();  // of who asked for it
+  }
   replace_ = nullptr;
-  fingerprint_ = next_fingerprint_;
   replaced_.notify_all();
+}
+
+// What the engine does not take fails that request alone.
+void EngineThread::Add(rl::GenerateRequest request) {
+  const uint64_t id = request.id;
+  try {
+    engine_.Add(std::move(request));
+  } catch (const std::exception& e) {
+    const auto channel = PlaceOf(id, false).channel;
+    if (!channel) return;  // with another of its choices
+    std::cerr << "hone serve: " << e.what() << "\n";
+    channel->Fail(e.what());
+    Cancel(channel);
+  }
 }
 
 void EngineThread::Step() {
@@ -187,7 +212,7 @@ void EngineThread::Run() {
       if (stop_) break;
     }
     try {
-      for (rl::GenerateRequest& request : added) engine_.Add(std::move(request));
+      for (rl::GenerateRequest& request : added) Add(std::move(request));
       for (uint64_t id : cancelled) engine_.Cancel(id);
       if (engine_.pending() > 0) Step();
       ReplaceIfIdle();

@@ -8,6 +8,7 @@
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
+#include <exception>
 #include <functional>
 #include <map>
 #include <memory>
@@ -34,7 +35,9 @@ class Channel {
   // Waits until something is new since the last call of this function, or `patience` is over.
   // Returns what is new: the tokens since then, and whether the choice is done.
   std::vector<Choice> Take(std::chrono::milliseconds patience);
-  // Empty unless the engine failed.
+  // Waits for what Take would give, or until `patience` is over: false then.
+  bool Wait(std::chrono::milliseconds patience);
+  // Empty unless the engine failed, or could not take the request.
   std::string error();
   // Of the weights that draw it; known with its first token.
   std::string fingerprint();
@@ -71,7 +74,7 @@ class EngineThread {
 
   // Runs `replace`, which changes the model's weights, between requests: those under way end with
   // the old weights, those that come meanwhile wait. Returns when it is done, or false when the
-  // thread ends before. Not from two threads at once.
+  // thread ends before; throws what `replace` throws. Not from two threads at once.
   bool Replace(std::function<void()> replace, const std::string& fingerprint);
 
  private:
@@ -81,6 +84,7 @@ class EngineThread {
   };
   void Run();
   void TakeOrders(std::vector<rl::GenerateRequest>* added, std::vector<uint64_t>* cancelled);
+  void Add(rl::GenerateRequest request);
   void Step();
   void ReplaceIfIdle();
   Place PlaceOf(uint64_t id, bool remove);
@@ -93,6 +97,7 @@ class EngineThread {
   std::condition_variable ordered_, replaced_;
   bool stop_ = false;
   std::function<void()> replace_;  // set: new requests wait
+  std::exception_ptr replace_error_;
   std::string fingerprint_, next_fingerprint_;
   int64_t cancelled_count_ = 0;
   uint64_t next_id_ = 1;

@@ -418,6 +418,52 @@ TEST_F(ServeTest, WhatIsWrongIsSaid) {
       400);
 }
 
+// A tokenizer with tokens beyond the embedding.
+TEST_F(ServeTest, ATokenWithoutAnEmbeddingIsRefused) {
+  model_.tokenizer = data::MakeByteTokenizer({"[PAD]"});
+  for (const char* path : {"/v1/completions", "/v1/chat/completions"}) {
+    const std::string text = "one[PAD]two";
+    auto [status, body] =
+        Post(path, {{"prompt", text}, {"messages", {{{"role", "user"}, {"content", text}}}}});
+    EXPECT_EQ(status, 400) << path;
+    EXPECT_THAT(body["error"].value("message", ""), HasSubstr("'[PAD]' is token 263")) << body;
+  }
+}
+
+TEST_F(ServeTest, WhatTheEngineDoesNotTakeFailsNobodyElse) {
+  ServeOptions options;
+  options.engine.cache_pages = 9;
+  options.engine.page_size = 64;
+  Start(options);
+  model_.stop_ids.clear();
+  const json good = {{"prompt", "abc"}, {"max_tokens", 400}, {"seed", 5}};
+  for (const bool stream : {false, true}) {
+    std::atomic<bool> begun = false;
+    std::vector<json> events;
+    std::thread client([&] { events = Stream("/v1/completions", good, &begun); });
+    while (!begun) std::this_thread::sleep_for(1ms);
+    auto [status, body] =
+        Post("/v1/completions",
+             {{"prompt", "too long"}, {"max_tokens", 600}, {"n", 3}, {"stream", stream}});
+    client.join();
+    EXPECT_EQ(status, 500);
+    EXPECT_THAT(body["error"].value("message", ""), HasSubstr("pages")) << body;
+    ASSERT_FALSE(events.empty());
+    EXPECT_FALSE(events.back().contains("error")) << events.back();
+    EXPECT_EQ(events.back()["choices"][0]["finish_reason"], "length");
+  }
+  EXPECT_EQ(Post("/v1/completions", good).first, 200);
+  EXPECT_EQ(server_->under_way(), 0);
+}
+
+TEST_F(ServeTest, WeightsThatCannotBeReplacedStay) {
+  EXPECT_THROW(server_->Replace([] { throw IoError("no weights"); }, "second"), IoError);
+  auto [status, body] = Post("/v1/completions", {{"prompt", "x"}, {"max_tokens", 2}});
+  EXPECT_EQ(status, 200);
+  EXPECT_FALSE(body.contains("system_fingerprint"));
+  EXPECT_TRUE(server_->Replace([] {}, "third"));
+}
+
 TEST_F(ServeTest, LimitsHold) {
   ServeOptions options;
   options.max_waiting = 2;
