@@ -1,5 +1,6 @@
 #include "rl/rollout/coordinator.h"
 
+#include <algorithm>
 #include <condition_variable>
 #include <mutex>
 #include <thread>
@@ -311,8 +312,15 @@ struct Coordinator::Impl final : proto::RolloutPool::Service {
   void KeepHouse() {
     std::unique_lock lock(mutex);
     while (!ending) {
+      const auto due = Clock::now() + kHousekeeping;
       changed.wait_for(lock, kHousekeeping);
-      auto dead_since = Clock::now() - kMissedHeartbeats * options.heartbeat;
+      const auto now = Clock::now();
+      // While something held the lock for long, as a journal on a slow disk does, nobody was heard:
+      // that is no silence of theirs.
+      for (auto& [id, worker] : workers) {
+        if (now > due) worker.last_seen = std::min(now, worker.last_seen + (now - due));
+      }
+      auto dead_since = now - kMissedHeartbeats * options.heartbeat;
       int64_t returned = book.ExpireOld();
       for (auto it = workers.begin(); it != workers.end();) {
         if (it->second.last_seen >= dead_since) {

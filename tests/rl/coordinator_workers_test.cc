@@ -115,6 +115,35 @@ TEST_F(CoordinatorTest, TheDeadAreForgottenAndTheirWorkGoesOn) {
   EXPECT_TRUE(SameSample(FromProto(again.leases(0).partial(0)), half));
 }
 
+// A worker is not dead for what the coordinator could not hear, busy with a slow disk.
+TEST_F(CoordinatorTest, NobodyDiesWhileTheDiskIsSlow) {
+  Coordinator::Options options = Options();
+  options.heartbeat = milliseconds(200);  // silent for five of them: dead
+  std::atomic<bool> slow = false;
+  runtime::FaultyFileSystem fs(runtime::LocalFileSystem(),
+                               [&](const std::string& op, const std::string&, int64_t) {
+                                 if (op == "sync" && slow.exchange(false)) {
+                                   std::this_thread::sleep_for(6 * options.heartbeat);
+                                 }
+                                 return std::string();
+                               });
+  const RolloutPlan plan = TinyPlan(2, 2);
+  auto coordinator = Start(options, fs);
+  coordinator->Begin(plan);
+  Client worker = Registered(*coordinator);
+  proto::LeaseReply leases;
+  ASSERT_TRUE(worker.Take(4, &leases).ok());
+  slow = true;
+  ASSERT_TRUE(worker.Submit({FinishedSample(plan, 0, 0)}).ok());
+  ASSERT_FALSE(slow);
+  std::this_thread::sleep_for(milliseconds(50));  // the housekeeper looks
+  proto::HeartbeatReply beat;
+  EXPECT_TRUE(worker.Heartbeat(1, &beat).ok());
+  EXPECT_EQ(beat.cancelled_leases_size(), 0);
+  EXPECT_EQ(coordinator->stats().workers, 1);
+  EXPECT_EQ(coordinator->stats().reissued, 0);
+}
+
 // Learner and workers take turns with the memory of a device.
 TEST_F(CoordinatorTest, MemoryIsHandedToAndFro) {
   Coordinator::Options options = Options();
