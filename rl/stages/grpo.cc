@@ -273,18 +273,9 @@ class GrpoStage {
     }
   }
 
-  // Log-probabilities of the reference and, where the samples are older than the learner, of the
-  // policy as it stands now, which the step's own forward gives where there is but one step. With
-  // fresh samples the workers' own are the policy's, to the bit.
   void AddLogprobs(RolloutBatch* batch) {
     if (reference_) batch->reference_logp = ReferenceLogprobs(*batch);
-    bool stale = env_.config.rollout.lag > 0 || env_.config.rollout.max_staleness > 0;
-    if (!stale) return;
-    if (config_.minibatches == 1) {
-      batch->old_is_current = true;
-    } else {
-      batch->old_logp = LearnerLogprobs(env_, stage_, *batch, env_.learner.engine());
-    }
+    AddOldLogprobs(env_, stage_, batch);
   }
 
   std::vector<std::vector<float>> ReferenceLogprobs(const RolloutBatch& batch) {

@@ -41,6 +41,13 @@ void Distribute(const std::vector<std::string>& gathered, std::vector<std::vecto
   }
 }
 
+// Whether the workers' log-probabilities may not be the learner's to the bit.
+bool MayDiffer(const RunConfig& c) {
+  constexpr Numerics kSame = Numerics::kBatchInvariant;
+  return c.rollout.allow_logprob_gap || c.rollout.absorb || c.train.numerics != kSame ||
+         c.rollout.numerics.value_or(kSame) != kSame;
+}
+
 }  // namespace
 
 std::vector<std::vector<float>> LearnerLogprobs(Environment& env, const StageConfig& stage,
@@ -62,6 +69,18 @@ std::vector<std::vector<float>> LearnerLogprobs(Environment& env, const StageCon
   // Every rank needs its own samples in every later minibatch, so all get all.
   Distribute(env.world().AllGatherBytes(mine), &logp);
   return logp;
+}
+
+void AddOldLogprobs(Environment& env, const StageConfig& stage, RolloutBatch* batch) {
+  const RolloutConfig& rollout = env.config.rollout;
+  const bool stale = rollout.lag > 0 || rollout.max_staleness > 0;
+  const bool corrected = stage.grpo.loss.importance_cap > 0 && MayDiffer(env.config);
+  if (!stale && !corrected) return;
+  if (stage.grpo.minibatches == 1) {
+    batch->old_is_current = true;
+  } else {
+    batch->old_logp = LearnerLogprobs(env, stage, *batch, env.learner.engine());
+  }
 }
 
 }  // namespace hone::rl

@@ -14,4 +14,9 @@ std::vector<std::vector<float>> LearnerLogprobs(Environment& env, const StageCon
                                                 const RolloutBatch& batch,
                                                 parallel::TrainEngine& engine);
 
+// Those of the policy as it stands now, before the rollout's first step: where the samples are
+// older than it, or are to be corrected for workers that draw other bits. The step's own forward
+// gives them where there is but one step. Otherwise the workers' own are the policy's. Collective.
+void AddOldLogprobs(Environment& env, const StageConfig& stage, RolloutBatch* batch);
+
 }  // namespace hone::rl

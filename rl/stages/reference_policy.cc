@@ -166,10 +166,12 @@ void ReferencePolicy::DropAhead(FileSystem& fs, const std::string& checkpoints) 
 std::vector<std::vector<float>> ReferencePolicy::Logprobs(const RolloutBatch& batch,
                                                           int64_t rollout) {
   if (in_pool()) return ReadInPool(batch, rollout);
-  if (chunks_) return LearnerLogprobs(env_, stage_, batch, chunks_->engine());
+  StageConfig stage = stage_;
+  stage.grpo.replay_routing = false;  // it chooses its own experts: the recorded are the policy's
+  if (chunks_) return LearnerLogprobs(env_, stage, batch, chunks_->engine());
   Chunks visiting(env_.learner);
   runtime::CopySlabs(host_, visiting.State());
-  return LearnerLogprobs(env_, stage_, batch, visiting.engine());
+  return LearnerLogprobs(env_, stage, batch, visiting.engine());
 }
 
 std::vector<std::vector<float>> ReferencePolicy::ReadInPool(const RolloutBatch& batch,

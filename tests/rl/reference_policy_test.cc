@@ -1,10 +1,15 @@
 // emulated: ascending
 // The reference policy in the host's memory against the one on the learner's device: the bits of
-// what it reads, what the device holds, and its checkpoints.
+// what it reads, what the device holds, and its checkpoints. And what samples of workers with other
+// bits are corrected by.
 #include "rl/stages/reference_policy.h"
 
 #include <gtest/gtest.h>
 
+#include <cmath>
+#include <numeric>
+
+#include "rl/stages/logprobs.h"
 #include "tests/rl/run_testing.h"
 #include "tests/runtime/runtime_test_util.h"
 
@@ -113,6 +118,70 @@ TEST(ReferencePolicy, OfTheHostReadsTheBitsOfTheLearners) {
     EXPECT_EQ(read[0][0].size(), 6u);
     EXPECT_EQ(read[2], read[0]);
     EXPECT_EQ(read[3], read[1]);
+  });
+}
+
+// The recorded experts are the policy's. Workers, who read with the reference in the pool, choose
+// its own, and so does it everywhere else.
+TEST(ReferencePolicy, ChoosesItsOwnExperts) {
+  runtime::TemporaryFolder folder;
+  OnOneRank([&](const parallel::GroupPtr& world) {
+    RolloutBatch batch = MakeRollout();
+    for (Sample& sample : batch.samples) {
+      for (size_t i = 1; i < sample.tokens.size(); ++i) {
+        for (int32_t expert : {0, 1}) sample.routing_TLK.push_back(expert);
+      }
+    }
+    for (const char* place : {"learner", "host"}) {
+      std::vector<std::vector<std::vector<float>>> read, of_policy;
+      for (const char* replay : {"false", "true"}) {
+        LearnerRun run(place, folder / (std::string(place) + replay), world,
+                       {std::string("stages.rl.replay_routing=") + replay});
+        ReferencePolicy reference(run.env, run.stage());
+        reference.Refresh(0);
+        read.push_back(reference.Logprobs(batch, 0));
+        of_policy.push_back(LearnerLogprobs(run.env, run.stage(), batch, run.learner.engine()));
+      }
+      EXPECT_EQ(read[1], read[0]) << place;
+      EXPECT_EQ(of_policy[0], read[0]) << place;
+      EXPECT_NE(of_policy[1], of_policy[0]) << place;
+    }
+  });
+}
+
+// Samples of the policy itself whose workers' log-probabilities lie .1 above the learner's.
+TEST(OldLogprobs, CorrectForWorkersThatDrawOtherBits) {
+  runtime::TemporaryFolder folder;
+  OnOneRank([&](const parallel::GroupPtr& world) {
+    auto weight = [&](std::vector<std::string> more) {
+      more.push_back("stages.rl.loss.importance_cap=1.5");
+      LearnerRun run("learner", folder / "run", world, more);
+      RolloutBatch batch = MakeRollout();
+      const auto logp = LearnerLogprobs(run.env, run.stage(), batch, run.learner.engine());
+      for (size_t s = 0; s < batch.samples.size(); ++s) {
+        for (size_t j = 0; j < logp[s].size(); ++j) {
+          batch.samples[s].tokens[3 + j].logp = logp[s][j] + 0.1f;
+        }
+      }
+      AddOldLogprobs(run.env, run.stage(), &batch);
+      std::vector<int64_t> all(batch.samples.size());
+      std::iota(all.begin(), all.end(), 0);
+      const auto data = MakeLearnerBatches(batch, all, run.stage().grpo, run.stage().batch, 1, 0);
+      double sum = 0;
+      const PolicyLoss loss(run.stage().grpo.loss);
+      for (auto& outcome : run.learner.engine().Evaluate(data.microbatches, loss, false)) {
+        sum += outcome.metrics.at("importance_weight");
+      }
+      return sum;
+    };
+    for (const char* minibatches : {"1", "2"}) {
+      const std::string steps = std::string("stages.rl.minibatches=") + minibatches;
+      EXPECT_NEAR(weight({steps}), 1, 1e-6) << "no gap is allowed: nothing to correct for";
+      for (const char* apart : {"rollout.allow_logprob_gap=true", "rollout.numerics=fast",
+                                "train.numerics=fast", "rollout.absorb=true"}) {
+        EXPECT_NEAR(weight({steps, apart}), std::exp(-0.1), 1e-3) << apart;
+      }
+    }
   });
 }
 
