@@ -8,7 +8,15 @@ namespace {
 using std::chrono::milliseconds;
 
 constexpr auto kCallDeadline = std::chrono::seconds(20);
+constexpr auto kBetweenTries = milliseconds(100);
 constexpr size_t kSubmitBytes = 16 << 20;  // of one message, unless a sample alone is larger
+
+// All of the coordinator's threads hold calls, as while its disk is slow: it took this one up not
+// at all. Messages that are too large have the same code, and would be again.
+bool NotTakenUp(const grpc::Status& status) {
+  return status.error_code() == grpc::StatusCode::RESOURCE_EXHAUSTED &&
+         status.error_message() == "Server Threadpool Exhausted";
+}
 
 }  // namespace
 
@@ -21,9 +29,15 @@ Session::Session(std::string worker_name, Security security, const std::string& 
 
 template <class Fn>
 void Session::Call(const char* what, Fn fn) {
-  grpc::ClientContext context;
-  Prepare(context, security_, std::chrono::duration_cast<milliseconds>(kCallDeadline));
-  grpc::Status status = fn(&context);
+  const auto until = std::chrono::steady_clock::now() + kCallDeadline;
+  grpc::Status status;
+  for (;;) {
+    grpc::ClientContext context;
+    Prepare(context, security_, std::chrono::duration_cast<milliseconds>(kCallDeadline));
+    status = fn(&context);
+    if (!NotTakenUp(status) || std::chrono::steady_clock::now() > until) break;
+    std::this_thread::sleep_for(kBetweenTries);
+  }
   if (status.ok()) return;
   std::string message = fmt::format("[worker] {}: {}", what, status.error_message());
   switch (status.error_code()) {

@@ -4,6 +4,7 @@
 #include <thread>
 
 #include "rl/rollout/coordinator.h"
+#include "rl/rollout/worker_session.h"
 #include "runtime/error.h"
 #include "tests/rl/coordinator_testing.h"
 
@@ -142,6 +143,38 @@ TEST_F(CoordinatorTest, NobodyDiesWhileTheDiskIsSlow) {
   EXPECT_EQ(beat.cancelled_leases_size(), 0);
   EXPECT_EQ(coordinator->stats().workers, 1);
   EXPECT_EQ(coordinator->stats().reissued, 0);
+}
+
+// More workers than the coordinator has threads call meanwhile: none of them is lost.
+TEST_F(CoordinatorTest, ACrowdOutlastsASlowDisk) {
+  std::atomic<bool> slow = false, asleep = false;
+  runtime::FaultyFileSystem fs(runtime::LocalFileSystem(),
+                               [&](const std::string& op, const std::string&, int64_t) {
+                                 if (op == "sync" && slow.exchange(false)) {
+                                   asleep = true;
+                                   std::this_thread::sleep_for(milliseconds(700));
+                                 }
+                                 return std::string();
+                               });
+  const RolloutPlan plan = TinyPlan(2, 2);
+  auto coordinator = Start(Options(), fs);
+  coordinator->Begin(plan);
+  Client worker = Registered(*coordinator);
+  std::vector<std::unique_ptr<Session>> crowd;
+  for (int i = 0; i < 100; ++i) {
+    crowd.push_back(std::make_unique<Session>("one of many", Security{kSecret, "", "", ""},
+                                              coordinator->address(), Device::Cpu()));
+    crowd.back()->Register("m");
+  }
+  slow = true;
+  std::vector<std::thread> threads;
+  threads.emplace_back([&] { EXPECT_TRUE(worker.Submit({FinishedSample(plan, 0, 0)}).ok()); });
+  while (!asleep) std::this_thread::yield();
+  for (auto& session : crowd) {
+    threads.emplace_back([s = session.get()] { EXPECT_NO_THROW(s->TakeLeases(0, 0, 0, false)); });
+  }
+  for (std::thread& t : threads) t.join();
+  EXPECT_EQ(coordinator->stats().workers, 101);
 }
 
 // Learner and workers take turns with the memory of a device.
